@@ -1,0 +1,135 @@
+//! Certificates of certificate authorities: the root that clients trust and
+//! the intermediate that signs every day, bound to its zone.
+
+use std::time::Duration;
+
+use crate::crypto::Signer;
+use crate::der;
+use crate::dns_name::DnsName;
+use crate::issue::{
+    CRL_SIGN, DNS_NAME, Fields, IP_ADDRESS, IssueError, Issuer, KEY_CERT_SIGN, SerialNumber, ToBeSigned,
+    key_identifier, write_authority_key_identifier, write_extension, write_key_usage, write_subject_key_identifier,
+};
+use crate::lint::lint;
+use crate::name::Subject;
+use crate::oid;
+use crate::time::Time;
+
+/// A self-signed certificate for `signer`'s own key.
+///
+/// It may have one level of authorities below it (pathLenConstraint 1).
+///
+/// # Errors
+///
+/// [`IssueError::Lint`], for example for an empty validity.
+pub fn root(
+    subject: &Subject,
+    signer: &dyn Signer,
+    validity: Duration,
+    serial: SerialNumber,
+    now: Time,
+) -> Result<ToBeSigned, IssueError> {
+    let name = {
+        let mut writer = der::Writer::default();
+        subject.write(&mut writer);
+        writer.finish()
+    };
+    let fields = Fields {
+        serial,
+        algorithm: signer.algorithm(),
+        issuer: &name,
+        not_before: now,
+        not_after: now.plus(validity.saturating_sub(Duration::from_secs(1))),
+        subject,
+        spki: signer.spki(),
+    };
+    assemble(&fields, &key_identifier(signer.spki()), 1, None)
+}
+
+impl Issuer {
+    /// An intermediate for `subject` with the key of `spki`, which may sign
+    /// hosts within `zone` only.
+    ///
+    /// nameConstraints permit the zone and exclude every IP address, since a
+    /// constraint on one kind of name does not touch the others (RFC 5280
+    /// section 4.2.1.10). No authority may stand below it (pathLenConstraint 0).
+    ///
+    /// # Errors
+    ///
+    /// [`IssueError::OutlivesIssuer`] and [`IssueError::Lint`].
+    pub fn intermediate(
+        &self,
+        subject: &Subject,
+        spki: &[u8],
+        zone: &DnsName,
+        validity: Duration,
+        serial: SerialNumber,
+        now: Time,
+    ) -> Result<ToBeSigned, IssueError> {
+        let not_after = now.plus(validity.saturating_sub(Duration::from_secs(1)));
+        if not_after > self.not_after() {
+            return Err(IssueError::OutlivesIssuer { not_after, issuer_not_after: self.not_after() });
+        }
+        let fields = Fields {
+            serial,
+            algorithm: self.algorithm(),
+            issuer: self.name(),
+            not_before: now,
+            not_after,
+            subject,
+            spki,
+        };
+        let authority_key = self.key_identifier().map_or_else(Vec::new, <[u8]>::to_vec);
+        assemble(&fields, &authority_key, 0, Some(zone))
+    }
+}
+
+fn assemble(
+    fields: &Fields<'_>,
+    authority_key: &[u8],
+    path_length: u8,
+    zone: Option<&DnsName>,
+) -> Result<ToBeSigned, IssueError> {
+    let tbs = fields.write(|extensions| {
+        write_authority_key_identifier(extensions, Some(authority_key));
+        write_subject_key_identifier(extensions, fields.spki);
+        write_extension(extensions, oid::BASIC_CONSTRAINTS, true, |value| {
+            value.nested(der::SEQUENCE, |constraints| {
+                constraints.element(der::BOOLEAN, &[0xff]);
+                constraints.element(der::INTEGER, &[path_length]);
+            });
+        });
+        write_key_usage(extensions, KEY_CERT_SIGN | CRL_SIGN);
+        if let Some(zone) = zone {
+            write_name_constraints(extensions, zone);
+        }
+    });
+    if let Some(finding) = lint(&tbs).into_iter().next() {
+        return Err(IssueError::Lint(finding));
+    }
+    Ok(ToBeSigned {
+        tbs,
+        algorithm: fields.algorithm,
+        serial: fields.serial,
+        not_before: fields.not_before,
+        not_after: fields.not_after,
+    })
+}
+
+fn write_name_constraints(extensions: &mut der::Writer, zone: &DnsName) {
+    /// Address and mask of all of IPv4 and of all of IPv6.
+    const EVERY_ADDRESS: [&[u8]; 2] = [&[0; 8], &[0; 32]];
+
+    write_extension(extensions, oid::NAME_CONSTRAINTS, true, |value| {
+        value.nested(der::SEQUENCE, |constraints| {
+            constraints.nested(der::context(0), |permitted| {
+                permitted.nested(der::SEQUENCE, |subtree| subtree.element(DNS_NAME, zone.as_str().as_bytes()));
+            });
+            constraints.nested(der::context(1), |excluded| {
+                for address in EVERY_ADDRESS {
+                    excluded.nested(der::SEQUENCE, |subtree| subtree.element(IP_ADDRESS, address));
+                }
+            });
+        });
+    });
+}

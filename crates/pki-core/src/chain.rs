@@ -1,0 +1,367 @@
+//! Chain verification: from a leaf through its intermediates to an anchor
+//! (RFC 5280 section 6), for chains that come in order.
+//!
+//! Not checked: revocation, certificate policies, transparency. A chain in
+//! the wrong order is refused, not sorted.
+
+use crate::certificate::{Certificate, CertificateError};
+use crate::crypto::Verifier;
+use crate::dns_name::DnsName;
+use crate::extension::{BasicConstraints, GeneralName, NameConstraints};
+use crate::issue::{KEY_CERT_SIGN, Usage};
+use crate::key::PublicKey;
+use crate::oid::{self, ObjectIdentifier};
+use crate::time::Time;
+
+/// What a chain must be good for.
+#[derive(Clone, Debug)]
+pub struct Expectation<'a> {
+    /// The host that the leaf's subjectAltName must name, if any.
+    pub host: Option<&'a DnsName>,
+    /// What the leaf's extended key usage must allow, if anything.
+    pub usage: Option<Usage>,
+    /// The time at which every certificate must be valid.
+    pub at: Time,
+}
+
+/// Which check failed. `depth` counts from the leaf, which is 0.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// The list of certificates is empty.
+    #[error("there is no certificate to verify")]
+    Empty,
+    /// Its time is over.
+    #[error("certificate {depth} expired on {not_after}, and the time is {at}")]
+    Expired {
+        /// Which certificate.
+        depth: usize,
+        /// Its last second.
+        not_after: Time,
+        /// The time of the check.
+        at: Time,
+    },
+    /// The leaf does not name the host.
+    #[error("the certificate is for {found:?}, not for \"{expected}\"")]
+    Host {
+        /// The host that was asked for.
+        expected: DnsName,
+        /// The dNSNames of the leaf.
+        found: Vec<String>,
+    },
+    /// The next certificate is not its issuer.
+    #[error("certificate {depth} was issued by another name than the next one's subject: send the chain leaf first")]
+    IssuerMismatch {
+        /// Which certificate.
+        depth: usize,
+    },
+    /// Bytes that are no certificate.
+    #[error("certificate {depth}: {error}")]
+    Malformed {
+        /// Which certificate.
+        depth: usize,
+        /// What is wrong with it.
+        error: CertificateError,
+    },
+    /// A name outside of an authority's nameConstraints.
+    #[error("certificate {depth} has a name that the authority at {authority} may not sign")]
+    NameConstraints {
+        /// Which certificate has the name.
+        depth: usize,
+        /// Whose constraints forbid it; one past the last is the anchor.
+        authority: usize,
+    },
+    /// It signs, but is no authority.
+    #[error("certificate {depth} is not one of a certificate authority")]
+    NotAnAuthority {
+        /// Which certificate.
+        depth: usize,
+    },
+    /// Its time has not come.
+    #[error("certificate {depth} is valid from {not_before}, and the time is {at}")]
+    NotYetValid {
+        /// Which certificate.
+        depth: usize,
+        /// Its first second.
+        not_before: Time,
+        /// The time of the check.
+        at: Time,
+    },
+    /// More authorities below it than its pathLenConstraint allows.
+    #[error("certificate {depth} has more authorities below it than it may")]
+    PathLength {
+        /// Which certificate.
+        depth: usize,
+    },
+    /// The signature does not match the issuer's key.
+    #[error("the signature of certificate {depth} does not match its issuer's key")]
+    Signature {
+        /// Which certificate.
+        depth: usize,
+    },
+    /// More certificates than are walked.
+    #[error("the chain has {length} certificates, more than the {limit} that are walked")]
+    TooLong {
+        /// How many were given.
+        length: usize,
+        /// How many are walked.
+        limit: usize,
+    },
+    /// A critical extension that is not understood here.
+    #[error("certificate {depth} has a critical extension {extension} that is not understood")]
+    UnknownCritical {
+        /// Which certificate.
+        depth: usize,
+        /// The extension.
+        extension: ObjectIdentifier,
+    },
+    /// No anchor has the last certificate's issuer as its subject.
+    #[error("no trust anchor issued certificate {depth}: the issuer's certificate is missing or not trusted")]
+    UnknownIssuer {
+        /// The last certificate.
+        depth: usize,
+    },
+    /// The extended key usage does not allow it.
+    #[error("certificate {depth} may not be used for {usage:?}")]
+    Usage {
+        /// Which certificate.
+        depth: usize,
+        /// What it was to be used for.
+        usage: Usage,
+    },
+}
+
+/// A chain is a leaf and a handful of intermediates; whoever sends more wants
+/// our time for signature checks.
+const MAX_CHAIN: usize = 8;
+
+/// Verifies a chain, leaf first, up to one of the anchors.
+///
+/// The anchor itself may be left out or stand last. Of an anchor, name, key
+/// and nameConstraints count, and its validity.
+///
+/// # Errors
+///
+/// The first [`ChainError`] from the leaf upwards.
+pub fn verify_chain(
+    chain: &[&[u8]],
+    anchors: &[&[u8]],
+    expectation: &Expectation<'_>,
+    verifier: &dyn Verifier,
+) -> Result<(), ChainError> {
+    if chain.len() > MAX_CHAIN {
+        return Err(ChainError::TooLong { length: chain.len(), limit: MAX_CHAIN });
+    }
+    let mut path = Vec::with_capacity(chain.len() + 1);
+    for (depth, der) in chain.iter().enumerate() {
+        path.push(Certificate::from_der(der).map_err(|error| ChainError::Malformed { depth, error })?);
+    }
+    let Some(last) = path.last() else { return Err(ChainError::Empty) };
+    if !anchors.contains(&last.der) {
+        let depth = path.len() - 1;
+        path.push(find_anchor(last, depth, anchors, verifier)?);
+    }
+    for (depth, certificate) in path.iter().enumerate() {
+        check_time(certificate, depth, expectation.at)?;
+        check_critical(certificate, depth)?;
+        if depth > 0 {
+            check_authority(certificate, depth, path.len() - 1)?;
+        }
+    }
+    for (depth, pair) in path.windows(2).enumerate() {
+        if pair[0].tbs.issuer != pair[1].tbs.subject {
+            return Err(ChainError::IssuerMismatch { depth });
+        }
+        if !is_signed_by(&pair[0], &pair[1], verifier) {
+            return Err(ChainError::Signature { depth });
+        }
+    }
+    check_name_constraints(&path)?;
+    check_leaf(&path, expectation)
+}
+
+fn find_anchor<'a>(
+    last: &Certificate<'_>,
+    depth: usize,
+    anchors: &[&'a [u8]],
+    verifier: &dyn Verifier,
+) -> Result<Certificate<'a>, ChainError> {
+    let named = anchors
+        .iter()
+        .filter_map(|anchor| Certificate::from_der(anchor).ok())
+        .filter(|anchor| anchor.tbs.subject == last.tbs.issuer);
+    let mut found = ChainError::UnknownIssuer { depth };
+    for anchor in named {
+        if is_signed_by(last, &anchor, verifier) {
+            return Ok(anchor);
+        }
+        found = ChainError::Signature { depth };
+    }
+    Err(found)
+}
+
+fn is_signed_by(certificate: &Certificate<'_>, issuer: &Certificate<'_>, verifier: &dyn Verifier) -> bool {
+    // RFC 5280 section 4.1.1.2: the algorithm stands twice and must be the same.
+    if certificate.signature_algorithm.whole != certificate.tbs.signature_algorithm.whole {
+        return false;
+    }
+    let (Some(algorithm), Ok(key)) = (certificate.signature_algorithm(), PublicKey::from_der(issuer.spki())) else {
+        return false;
+    };
+    verifier.verify(&key, algorithm, certificate.tbs_der, certificate.signature).is_ok()
+}
+
+fn check_time(certificate: &Certificate<'_>, depth: usize, at: Time) -> Result<(), ChainError> {
+    let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
+    if at < not_before {
+        return Err(ChainError::NotYetValid { depth, not_before, at });
+    }
+    if at > not_after {
+        return Err(ChainError::Expired { depth, not_after, at });
+    }
+    Ok(())
+}
+
+fn check_critical(certificate: &Certificate<'_>, depth: usize) -> Result<(), ChainError> {
+    const UNDERSTOOD: [&[u8]; 5] = [
+        oid::BASIC_CONSTRAINTS,
+        oid::EXTENDED_KEY_USAGE,
+        oid::KEY_USAGE,
+        oid::NAME_CONSTRAINTS,
+        oid::SUBJECT_ALT_NAME,
+    ];
+    let unknown =
+        certificate.tbs.extensions.iter().find(|extension| extension.critical && !UNDERSTOOD.contains(&extension.id));
+    match unknown {
+        Some(extension) => Err(ChainError::UnknownCritical { depth, extension: ObjectIdentifier::new(extension.id) }),
+        None => Ok(()),
+    }
+}
+
+fn check_authority(certificate: &Certificate<'_>, depth: usize, anchor: usize) -> Result<(), ChainError> {
+    let constraints = certificate
+        .tbs
+        .extension(oid::BASIC_CONSTRAINTS)
+        .map(|extension| extension.basic_constraints().unwrap_or_default());
+    // A version 1 anchor has no extensions and is trusted by configuration.
+    let constraints = match constraints {
+        None if depth == anchor && certificate.tbs.version == 1 => BasicConstraints { ca: true, path_length: None },
+        constraints => constraints.unwrap_or_default(),
+    };
+    let usage = certificate.tbs.extension(oid::KEY_USAGE).map(|extension| extension.key_usage());
+    let may_sign = usage.is_none_or(|usage| usage.is_ok_and(|usage| usage & KEY_CERT_SIGN != 0));
+    if !constraints.ca || !may_sign {
+        return Err(ChainError::NotAnAuthority { depth });
+    }
+    // The leaf does not count as an authority below.
+    let below = u64::try_from(depth - 1).unwrap_or(u64::MAX);
+    if constraints.path_length.is_some_and(|limit| below > limit) {
+        return Err(ChainError::PathLength { depth });
+    }
+    Ok(())
+}
+
+fn check_name_constraints(path: &[Certificate<'_>]) -> Result<(), ChainError> {
+    for (authority, certificate) in path.iter().enumerate().skip(1) {
+        let Some(extension) = certificate.tbs.extension(oid::NAME_CONSTRAINTS) else { continue };
+        let constraints = extension.name_constraints().unwrap_or_else(|_| NameConstraints {
+            // Unreadable constraints permit nothing.
+            permitted: vec![GeneralName::Other(0, &[])],
+            excluded: vec![GeneralName::Dns(&[])],
+        });
+        for (depth, below) in path[..authority].iter().enumerate() {
+            // RFC 5280 section 4.2.1.10: self-issued intermediates are exempt.
+            if depth > 0 && below.is_self_issued() {
+                continue;
+            }
+            if !names(below).iter().all(|name| is_permitted(name, &constraints)) {
+                return Err(ChainError::NameConstraints { depth, authority });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every name that constraints may speak of.
+fn names<'a>(certificate: &Certificate<'a>) -> Vec<GeneralName<'a>> {
+    let alt_name = certificate.tbs.extension(oid::SUBJECT_ALT_NAME);
+    let mut names = match alt_name.map(|extension| extension.general_names()) {
+        None => Vec::new(),
+        Some(Ok(names)) => names,
+        Some(Err(_)) => vec![GeneralName::Other(0, &[])],
+    };
+    const EMPTY_NAME: &[u8] = &[0x30, 0x00];
+    if certificate.tbs.subject != EMPTY_NAME {
+        names.push(GeneralName::Directory(certificate.tbs.subject));
+    }
+    names
+}
+
+fn is_permitted(name: &GeneralName<'_>, constraints: &NameConstraints<'_>) -> bool {
+    let of_kind = |base: &&GeneralName<'_>| base.kind() == name.kind();
+    let mut permitted = constraints.permitted.iter().filter(of_kind).peekable();
+    let is_unlimited = permitted.peek().is_none();
+    let is_inside = is_unlimited || permitted.any(|base| is_within(name, base).unwrap_or(false));
+    // A kind of name that we cannot compare counts as excluded.
+    is_inside && !constraints.excluded.iter().filter(of_kind).any(|base| is_within(name, base).unwrap_or(true))
+}
+
+/// Is a name inside a subtree? `None` for kinds that are not compared here.
+pub(crate) fn is_within(name: &GeneralName<'_>, base: &GeneralName<'_>) -> Option<bool> {
+    match (name, base) {
+        (GeneralName::Dns(name), GeneralName::Dns(base)) => {
+            let base = base.strip_prefix(b".").unwrap_or(base);
+            let Some(start) = name.len().checked_sub(base.len()) else { return Some(false) };
+            let (front, end) = name.split_at(start);
+            let is_whole_label = base.is_empty() || front.is_empty() || front.ends_with(b".");
+            Some(is_whole_label && end.eq_ignore_ascii_case(base))
+        }
+        (GeneralName::Ip(address), GeneralName::Ip(range)) => {
+            if range.len() != address.len() * 2 {
+                return Some(false);
+            }
+            let (network, mask) = range.split_at(address.len());
+            let mut octets = address.iter().zip(network).zip(mask);
+            Some(octets.all(|((address, network), mask)| address & mask == network & mask))
+        }
+        _ => None,
+    }
+}
+
+fn check_leaf(path: &[Certificate<'_>], expectation: &Expectation<'_>) -> Result<(), ChainError> {
+    if let Some(usage) = expectation.usage {
+        let wanted = match usage {
+            Usage::ClientAuth => oid::CLIENT_AUTH,
+            Usage::ServerAuth => oid::SERVER_AUTH,
+        };
+        // An intermediate's extended key usage limits what is below it, as browsers hold it.
+        for (depth, certificate) in path.iter().enumerate() {
+            let purposes = certificate.tbs.extension(oid::EXTENDED_KEY_USAGE).map(|ext| ext.extended_key_usage());
+            let allows = purposes.is_none_or(|purposes| purposes.is_ok_and(|purposes| purposes.contains(&wanted)));
+            if !allows {
+                return Err(ChainError::Usage { depth, usage });
+            }
+        }
+    }
+    let (Some(expected), Some(leaf)) = (expectation.host, path.first()) else { return Ok(()) };
+    let dns_names: Vec<_> = names(leaf)
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::Dns(name) => Some(String::from_utf8_lossy(name).into_owned()),
+            _ => None,
+        })
+        .collect();
+    if dns_names.iter().any(|name| matches_host(name, expected)) {
+        Ok(())
+    } else {
+        Err(ChainError::Host { expected: expected.clone(), found: dns_names })
+    }
+}
+
+/// RFC 9525 section 6.3: a wildcard is the whole left-most label.
+fn matches_host(pattern: &str, host: &DnsName) -> bool {
+    match pattern.strip_prefix("*.") {
+        Some(rest) => host.as_str().split_once('.').is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(rest)),
+        None => pattern.eq_ignore_ascii_case(host.as_str()),
+    }
+}

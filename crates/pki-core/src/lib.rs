@@ -1,0 +1,86 @@
+//! X.509 policy of a certificate authority: read a certificate signing
+//! request, prove it, decide what may be signed, assemble, lint, sign.
+//!
+//! No I/O, no clock and no randomness: time, serial octets and signatures come
+//! in as values, so every function gives the same answer for the same input.
+//!
+//! ```
+//! use std::time::Duration;
+//! use pki_core::crypto::rustcrypto::{PrivateKey, RustCrypto};
+//! use pki_core::{Csr, Issuer, KeyPolicy, Profile, ProfileConfig, SerialNumber, Subject, Time, Usage};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let now = Time::from_unix(1_795_354_200);
+//! // A root for this example; a server loads one from its directory.
+//! # let pem = rcgen::KeyPair::generate()?.serialize_pem();
+//! let key = PrivateKey::from_pkcs8_pem(pem.as_bytes())?;
+//! let serial = SerialNumber::from_random([7; 20]);
+//! let root = pki_core::root(&Subject::new("Example Root")?, &key, Duration::from_secs(86_400), serial, now)?.sign(&key)?;
+//! let issuer = Issuer::new(root.der(), &key)?;
+//! let profile = Profile::try_from(ProfileConfig {
+//!     usage: Usage::ServerAuth,
+//!     validity_seconds: 3600,
+//!     backdate_seconds: 0,
+//!     crl_distribution_point: None,
+//!     ca_issuers: None,
+//! })?;
+//!
+//! # let requester = rcgen::KeyPair::generate()?;
+//! # let mut params = rcgen::CertificateParams::new(vec!["app.example".to_owned()])?;
+//! # params.distinguished_name = rcgen::DistinguishedName::new();
+//! # params.distinguished_name.push(rcgen::DnType::CommonName, "app.example");
+//! # let sent = params.serialize_request(&requester)?.pem()?;
+//! // Somebody sends a request for app.example.
+//! let leaf = Csr::from_pem(sent.as_bytes())?
+//!     .verify(&RustCrypto, &KeyPolicy::new())?
+//!     .approve_host(&"app.example".parse()?)?
+//!     .to_be_signed(&issuer, &profile, SerialNumber::from_random([9; 20]), now)?
+//!     .sign(&key)?;
+//! assert_eq!(leaf.not_after().unix() - leaf.not_before().unix(), 3599);
+//! assert_eq!(leaf.fingerprint().to_string().len(), 64);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod crypto;
+
+mod algorithm;
+mod authority;
+mod certificate;
+mod chain;
+mod csr;
+mod csr_error;
+mod der;
+mod dns_name;
+mod extension;
+mod fingerprint;
+mod inspect;
+mod issue;
+mod key;
+mod lint;
+mod name;
+mod oid;
+mod pem;
+mod time;
+mod weak_rsa;
+
+pub use algorithm::{AlgorithmError, KeyKind, SignatureAlgorithm};
+pub use authority::root;
+pub use certificate::{Certificate, CertificateError, MAX_CERTIFICATE_OCTETS, certificates_from_file, certificates_from_pem};
+pub use chain::{ChainError, Expectation, verify_chain};
+pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr};
+pub use csr_error::CsrError;
+pub use der::DerError;
+pub use dns_name::{DnsName, DnsNameError};
+pub use fingerprint::{Fingerprint, FingerprintError};
+pub use inspect::{CertificateSummary, CsrSummary, inspect_certificate, inspect_csr};
+pub use issue::{
+    IssueError, Issuer, IssuerError, Leaf, Profile, ProfileConfig, ProfileError, SerialNumber, ToBeSigned, Usage,
+    certificate_to_pem,
+};
+pub use key::{KeyError, KeyPolicy, PublicKey};
+pub use lint::{Lint, lint};
+pub use name::{Subject, SubjectError};
+pub use oid::ObjectIdentifier;
+pub use pem::PemError;
+pub use time::Time;

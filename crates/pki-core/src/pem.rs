@@ -1,0 +1,158 @@
+//! PEM as people and JSON clients send it, read within bounds.
+//!
+//! RFC 7468 asks parsers to be lax about white space and text around the
+//! block. `pem-rfc7468` refuses a trailing blank line, so a front end finds
+//! the one block, drops the white space in its body and hands over a body of
+//! base64 characters only. What lies inside the block is not interpreted here.
+
+use std::fmt;
+
+use base64ct::{Base64, Encoding as _};
+use pem_rfc7468::LineEnding;
+
+/// Why a text is not one PEM block with the wanted label.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PemError {
+    /// No `-----BEGIN` line.
+    #[error("no PEM block: a line \"-----BEGIN {expected}-----\" is missing")]
+    NoBlock {
+        /// The label that the caller asked for.
+        expected: &'static str,
+    },
+    /// The block is something else, often a private key or a certificate.
+    #[error("the PEM block is a {found}, not a {expected}")]
+    WrongLabel {
+        /// The label that the caller asked for.
+        expected: &'static str,
+        /// The label that was sent, shortened to 64 characters.
+        found: String,
+    },
+    /// Text after the block holds another `-----BEGIN`.
+    #[error("more than one PEM block: send exactly one")]
+    SeveralBlocks,
+    /// The `-----END` line is missing or has another label.
+    #[error("the PEM block does not end with \"-----END {label}-----\"")]
+    NoEnd {
+        /// The label of the block's first line, shortened to 64 characters.
+        label: String,
+    },
+    /// The body holds something that is not base64, or has wrong padding.
+    #[error("the PEM body is not base64")]
+    Base64,
+    /// Text other than white space follows the block.
+    #[error("text follows the PEM block: remove everything after the END line")]
+    TrailingText,
+}
+
+const BEGIN: &str = "-----BEGIN ";
+const DASHES: &str = "-----";
+
+/// Reads the one block of a text whose label is one of `labels`.
+///
+/// Text before the block, any line ending, any line length and blank lines
+/// are accepted. The caller bounds the size of `text`.
+pub(crate) fn decode(text: &[u8], labels: &[&'static str]) -> Result<Vec<u8>, PemError> {
+    let (der, rest) = decode_first(text, labels)?;
+    if find(rest, BEGIN.as_bytes()).is_some() {
+        return Err(PemError::SeveralBlocks);
+    }
+    if !rest.iter().all(u8::is_ascii_whitespace) {
+        return Err(PemError::TrailingText);
+    }
+    Ok(der)
+}
+
+/// Reads every block of a text; each must have one of `labels`.
+pub(crate) fn decode_all(text: &[u8], labels: &[&'static str]) -> Result<Vec<Vec<u8>>, PemError> {
+    let (first, mut rest) = decode_first(text, labels)?;
+    let mut blocks = vec![first];
+    while find(rest, BEGIN.as_bytes()).is_some() {
+        let (der, after) = decode_first(rest, labels)?;
+        blocks.push(der);
+        rest = after;
+    }
+    Ok(blocks)
+}
+
+/// One block with 64-column lines and a final newline.
+pub(crate) fn encode(label: &'static str, der: &[u8]) -> String {
+    pem_rfc7468::encode_string(label, LineEnding::LF, der).unwrap_or_else(|error| {
+        // Only a bad label or more than isize::MAX octets end here; both are ours.
+        unreachable!("PEM encoding of a {label}: {error}")
+    })
+}
+
+fn decode_first<'a>(text: &'a [u8], labels: &[&'static str]) -> Result<(Vec<u8>, &'a [u8]), PemError> {
+    let expected = labels[0];
+    let start = block_start(text).ok_or(PemError::NoBlock { expected })?;
+    let after_begin = &text[start + BEGIN.len()..];
+    let label_length = find(after_begin, DASHES.as_bytes()).ok_or(PemError::NoBlock { expected })?;
+    let label = &after_begin[..label_length];
+    if !labels.iter().any(|wanted| wanted.as_bytes() == label) {
+        return Err(PemError::WrongLabel { expected, found: shortened(label) });
+    }
+    let body = &after_begin[label_length + DASHES.len()..];
+    let no_end = || PemError::NoEnd { label: shortened(label) };
+    let body_length = find(body, DASHES.as_bytes()).ok_or_else(no_end)?;
+    let (body, end) = body.split_at(body_length);
+    let end = end
+        .strip_prefix(b"-----END ")
+        .and_then(|end| end.strip_prefix(label))
+        .and_then(|end| end.strip_prefix(DASHES.as_bytes()))
+        .ok_or_else(no_end)?;
+    Ok((decode_body(body)?, end))
+}
+
+/// A block starts at the beginning of a line, so that dashes in the text
+/// before it do not count.
+fn block_start(text: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let start = from + find(&text[from..], BEGIN.as_bytes())?;
+        if start == 0 || matches!(text[start - 1], b'\n' | b'\r' | b' ' | b'\t') {
+            return Some(start);
+        }
+        from = start + BEGIN.len();
+    }
+}
+
+fn decode_body(body: &[u8]) -> Result<Vec<u8>, PemError> {
+    // The decoder wants one line length throughout; white space carries no meaning here.
+    let compact: Vec<u8> = body.iter().copied().filter(|octet| !octet.is_ascii_whitespace()).collect();
+    let padding = compact.iter().rev().take_while(|octet| **octet == b'=').count();
+    let length = (compact.len() / 4 * 3).checked_sub(padding).ok_or(PemError::Base64)?;
+    if length == 0 {
+        return Err(PemError::Base64);
+    }
+    let mut der = vec![0; length];
+    Base64::decode(&compact, &mut der).map_err(|_| PemError::Base64)?;
+    Ok(der)
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    let first = needle[0];
+    let mut from = 0;
+    while let Some(at) = haystack[from..].iter().position(|octet| *octet == first) {
+        if haystack[from + at..].starts_with(needle) {
+            return Some(from + at);
+        }
+        from += at + 1;
+    }
+    None
+}
+
+fn shortened(label: &[u8]) -> String {
+    Shown(label).to_string()
+}
+
+/// Untrusted octets in an error text: escaped, at most 64 of them.
+pub(crate) struct Shown<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LIMIT: usize = 64;
+        write!(f, "{}", self.0[..self.0.len().min(LIMIT)].escape_ascii())?;
+        if self.0.len() > LIMIT { f.write_str("...") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,268 @@
+//! What is issued, judged by rustls-webpki and by our own reading of it.
+//! `ADIT_JUDGED_CERTS` names a directory that gets a certificate of every
+//! key type and profile, for OpenSSL, pyca/cryptography and pkilint.
+
+use std::time::Duration;
+
+use pki_core::crypto::rustcrypto::RustCrypto;
+use pki_core::{
+    Certificate, ChainError, Csr, DnsName, Expectation, IssueError, KeyPolicy, Leaf, Profile, ProfileConfig,
+    ProfileError, SerialNumber, Subject, Time, Usage, certificate_to_pem, inspect_certificate, lint, verify_chain,
+};
+
+use crate::authority::{Authority, NOW, profile, serial};
+
+const HOST: &str = "my-agent.adit.localhost";
+
+fn host() -> DnsName {
+    HOST.parse().expect("a host")
+}
+
+fn request(key: &rcgen::KeyPair, common_name: &str) -> Csr {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "Requester's own words");
+    params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::Any];
+    Csr::from_der(params.serialize_request(key).expect("a request").der()).expect("our parser reads rcgen")
+}
+
+fn issue(authority: &Authority, key: &rcgen::KeyPair, profile: &Profile) -> Leaf {
+    let verified = request(key, HOST).verify(&RustCrypto, &KeyPolicy::new()).expect("proof of possession");
+    let approved = match profile.usage() {
+        Usage::ServerAuth => verified.approve_host(&host()).expect("the right name"),
+        _ => verified
+            .approve_subject(Subject::with_organization("agent:laptop", "Adit").expect("a subject"))
+            .expect("no extension to refuse"),
+    };
+    let to_be_signed = approved.to_be_signed(&authority.issuer, profile, serial(3), NOW).expect("lint passes");
+    to_be_signed.sign(authority.signer.as_ref()).expect("the key signs")
+}
+
+fn key_pairs() -> Vec<(&'static str, rcgen::KeyPair)> {
+    use rcgen::{KeyPair, RsaKeySize};
+
+    let generate = |algorithm| KeyPair::generate_for(algorithm).expect("a key");
+    let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size).expect("a key");
+    vec![
+        ("p256", generate(&rcgen::PKCS_ECDSA_P256_SHA256)),
+        ("p384", generate(&rcgen::PKCS_ECDSA_P384_SHA384)),
+        ("p521", generate(&rcgen::PKCS_ECDSA_P521_SHA512)),
+        ("ed25519", generate(&rcgen::PKCS_ED25519)),
+        ("rsa2048", rsa(RsaKeySize::_2048)),
+        ("rsa3072", rsa(RsaKeySize::_3072)),
+        ("rsa4096", rsa(RsaKeySize::_4096)),
+    ]
+}
+
+#[test]
+fn every_key_type_and_profile_satisfies_webpki_and_ourselves() {
+    let authority = Authority::new();
+    let judged = std::env::var_os("ADIT_JUDGED_CERTS").map(std::path::PathBuf::from);
+    let save = |name: &str, der: &[u8]| {
+        if let Some(directory) = &judged {
+            std::fs::write(directory.join(name), certificate_to_pem(der)).expect("a writable directory");
+        }
+    };
+    save("root.crt", &authority.root);
+    save("issuing.crt", authority.issuer.certificate());
+    for (name, key) in key_pairs() {
+        for usage in [Usage::ServerAuth, Usage::ClientAuth] {
+            let leaf = issue(&authority, &key, &profile(usage));
+            save(&format!("{name}-{usage:?}.crt").to_lowercase(), leaf.der());
+            webpki_accepts(&authority, &leaf, usage);
+            let expected_host = host();
+            let expectation = Expectation {
+                host: (usage == Usage::ServerAuth).then_some(&expected_host),
+                usage: Some(usage),
+                at: NOW,
+            };
+            let chain = [leaf.der(), authority.issuer.certificate()];
+            assert_eq!(verify_chain(&chain, &[&authority.root], &expectation, &RustCrypto), Ok(()), "{name}");
+        }
+    }
+}
+
+fn webpki_accepts(authority: &Authority, leaf: &Leaf, usage: Usage) {
+    use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+    let leaf_der = CertificateDer::from(leaf.der());
+    let intermediate = CertificateDer::from(authority.issuer.certificate());
+    let root = CertificateDer::from(authority.root.as_slice());
+    let anchor = webpki::anchor_from_trusted_cert(&root).expect("a trust anchor");
+    let certificate = webpki::EndEntityCert::try_from(&leaf_der).expect("webpki parses it");
+    let purpose = match usage {
+        Usage::ServerAuth => webpki::KeyUsage::server_auth(),
+        _ => webpki::KeyUsage::client_auth(),
+    };
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW.unix().unsigned_abs()));
+    certificate
+        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[anchor], &[intermediate], now, purpose, None, None)
+        .expect("webpki accepts the chain");
+    if usage == Usage::ServerAuth {
+        let name = ServerName::try_from(HOST).expect("a host");
+        certificate.verify_is_valid_for_subject_name(&name).expect("webpki finds the host");
+    }
+}
+
+#[test]
+fn only_the_key_comes_from_the_request() {
+    let authority = Authority::new();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let leaf = issue(&authority, &key, &profile(Usage::ServerAuth));
+    let summary = inspect_certificate(leaf.der()).expect("a certificate");
+    assert_eq!(summary.subject, format!("CN={HOST}"));
+    assert_eq!(summary.subject_alt_names, [format!("DNS:{HOST}")]);
+    assert!(!summary.is_ca);
+    assert_eq!(summary.key_usage, ["digitalSignature"]);
+    assert_eq!(summary.extended_key_usage, ["serverAuth"]);
+    let needle = b"Requester's own words";
+    assert!(!leaf.der().windows(needle.len()).any(|window| window == needle));
+    let certificate = Certificate::from_der(leaf.der()).expect("a certificate");
+    assert_eq!(certificate.spki(), request(&key, HOST).spki());
+    assert_eq!(summary.issuer, inspect_certificate(authority.issuer.certificate()).expect("a certificate").subject);
+}
+
+#[test]
+fn the_validity_is_exact_to_the_second() {
+    let authority = Authority::new();
+    let leaf = issue(&authority, &rcgen::KeyPair::generate().expect("a key"), &profile(Usage::ServerAuth));
+    assert_eq!(leaf.not_before(), NOW.minus(Duration::from_secs(60)));
+    assert_eq!(leaf.not_after().unix() - leaf.not_before().unix() + 1, 90 * 86_400);
+    let certificate = Certificate::from_der(leaf.der()).expect("a certificate");
+    assert_eq!((certificate.not_before(), certificate.not_after()), (leaf.not_before(), leaf.not_after()));
+}
+
+#[test]
+fn serials_are_positive_and_of_constant_length() {
+    for octet in [0x00, 0x3f, 0x40, 0x7f, 0x80, 0xff] {
+        let serial = SerialNumber::from_random([octet; 20]);
+        assert_eq!(serial.as_bytes()[0] & 0xc0, 0x40);
+    }
+}
+
+#[test]
+fn hosts_outside_of_the_zone_are_not_signed() {
+    let authority = Authority::new();
+    let other: DnsName = "my-agent.example".parse().expect("a host");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let approved = request(&key, other.as_str())
+        .verify(&RustCrypto, &KeyPolicy::new())
+        .and_then(|csr| csr.approve_host(&other))
+        .expect("a good request");
+    let refused = approved.to_be_signed(&authority.issuer, &profile(Usage::ServerAuth), serial(4), NOW);
+    assert_eq!(refused, Err(IssueError::NotPermitted { host: other }));
+}
+
+#[test]
+fn nothing_outlives_its_issuer() {
+    let authority = Authority::new();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let approved = request(&key, HOST).verify(&RustCrypto, &KeyPolicy::new()).expect("proof").approve_host(&host());
+    let approved = approved.expect("a good request");
+    let late = authority.issuer.not_after().minus(Duration::from_secs(86_400));
+    let refused = approved.to_be_signed(&authority.issuer, &profile(Usage::ServerAuth), serial(5), late);
+    assert!(matches!(refused, Err(IssueError::OutlivesIssuer { .. })), "{refused:?}");
+    let early = NOW.minus(Duration::from_secs(3601));
+    let refused = approved.to_be_signed(&authority.issuer, &profile(Usage::ServerAuth), serial(5), early);
+    assert!(matches!(refused, Err(IssueError::NotYetValid { .. })), "{refused:?}");
+}
+
+#[test]
+fn profiles_are_checked_before_they_are_trusted() {
+    let config = |validity_seconds, backdate_seconds, crl: Option<&str>| {
+        Profile::try_from(ProfileConfig {
+            usage: Usage::ServerAuth,
+            validity_seconds,
+            backdate_seconds,
+            crl_distribution_point: crl.map(str::to_owned),
+            ca_issuers: None,
+        })
+    };
+    assert_eq!(config(0, 0, None), Err(ProfileError::Validity(0)));
+    assert_eq!(config(86_400, 301, None), Err(ProfileError::Backdate(301)));
+    assert!(matches!(config(86_400, 0, Some("ftp://x/")), Err(ProfileError::Uri { .. })));
+    assert!(config(86_400, 0, Some("http://pki.example/issuing.crl")).is_ok());
+}
+
+#[test]
+fn the_lint_finds_what_it_is_told_about() {
+    let authority = Authority::new();
+    let leaf = issue(&authority, &rcgen::KeyPair::generate().expect("a key"), &profile(Usage::ServerAuth));
+    // The TBSCertificate starts after the outer header and has a long-form length.
+    let tbs = &leaf.der()[4..];
+    let length = 4 + usize::from(tbs[2]) * 256 + usize::from(tbs[3]);
+    let tbs = &tbs[..length];
+    assert_eq!(lint(tbs), []);
+    // Any changed octet either breaks a rule, or leaves a certificate that says something else.
+    let flagged = (0..tbs.len()).filter(|at| {
+        let mut changed = tbs.to_vec();
+        changed[*at] ^= 0x80;
+        !lint(&changed).is_empty()
+    });
+    assert!(flagged.count() > tbs.len() / 2);
+    assert!(!lint(b"").is_empty());
+}
+
+#[test]
+fn a_broken_chain_is_told_by_its_reason() {
+    let authority = Authority::new();
+    let stranger = Authority::new();
+    let leaf = issue(&authority, &rcgen::KeyPair::generate().expect("a key"), &profile(Usage::ServerAuth));
+    let issuing = authority.issuer.certificate();
+    let expected = host();
+    let at = |at: Time| Expectation { host: Some(&expected), usage: Some(Usage::ServerAuth), at };
+    let verify = |chain: &[&[u8]], root: &[u8], expectation: &Expectation<'_>| {
+        verify_chain(chain, &[root], expectation, &RustCrypto)
+    };
+    let root = authority.root.as_slice();
+    assert_eq!(verify(&[], root, &at(NOW)), Err(ChainError::Empty));
+    assert_eq!(verify(&[leaf.der()], root, &at(NOW)), Err(ChainError::UnknownIssuer { depth: 0 }));
+    assert_eq!(verify(&[leaf.der(), issuing], &stranger.root, &at(NOW)), Err(ChainError::Signature { depth: 1 }));
+    assert_eq!(verify(&[leaf.der(), issuing, root], root, &at(NOW)), Ok(()));
+    let late = leaf.not_after().plus(Duration::from_secs(1));
+    assert!(matches!(verify(&[leaf.der(), issuing], root, &at(late)), Err(ChainError::Expired { depth: 0, .. })));
+    assert_eq!(verify(&[leaf.der(), issuing], root, &at(leaf.not_after())), Ok(()));
+    let early = leaf.not_before().minus(Duration::from_secs(1));
+    assert!(matches!(verify(&[leaf.der(), issuing], root, &at(early)), Err(ChainError::NotYetValid { .. })));
+    let other: DnsName = "other.adit.localhost".parse().expect("a host");
+    let expectation = Expectation { host: Some(&other), ..at(NOW) };
+    assert!(matches!(verify(&[leaf.der(), issuing], root, &expectation), Err(ChainError::Host { .. })));
+    let expectation = Expectation { host: None, usage: Some(Usage::ClientAuth), at: NOW };
+    assert!(matches!(verify(&[leaf.der(), issuing], root, &expectation), Err(ChainError::Usage { depth: 0, .. })));
+    let mut forged = leaf.der().to_vec();
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    assert_eq!(verify(&[&forged, issuing], root, &at(NOW)), Err(ChainError::Signature { depth: 0 }));
+    // A leaf in an authority's place.
+    let refused = verify(&[leaf.der(), leaf.der()], root, &at(NOW));
+    assert_eq!(refused, Err(ChainError::UnknownIssuer { depth: 1 }));
+    let refused = verify_chain(&[leaf.der(), leaf.der()], &[issuing], &at(NOW), &RustCrypto);
+    assert_eq!(refused, Err(ChainError::NotAnAuthority { depth: 1 }));
+}
+
+#[test]
+fn hosts_too_long_for_a_common_name_go_into_the_alt_name_alone() {
+    let authority = Authority::new();
+    let long: DnsName = format!("{}.{HOST}", "a".repeat(60)).parse().expect("a host");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(vec![long.to_string()]).expect("a name");
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let csr = params.serialize_request(&key).expect("a request");
+    let leaf = Csr::from_der(csr.der())
+        .and_then(|csr| csr.verify(&RustCrypto, &KeyPolicy::new()))
+        .and_then(|csr| csr.approve_host(&long))
+        .expect("a good request")
+        .to_be_signed(&authority.issuer, &profile(Usage::ServerAuth), serial(6), NOW)
+        .expect("lint passes")
+        .sign(authority.signer.as_ref())
+        .expect("the key signs");
+    let summary = inspect_certificate(leaf.der()).expect("a certificate");
+    assert_eq!(summary.subject, "");
+    assert_eq!(summary.subject_alt_names, [format!("DNS:{long}")]);
+    let expectation = Expectation { host: Some(&long), usage: None, at: NOW };
+    let chain = [leaf.der(), authority.issuer.certificate()];
+    assert_eq!(verify_chain(&chain, &[&authority.root], &expectation, &RustCrypto), Ok(()));
+}

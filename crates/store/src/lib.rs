@@ -1,0 +1,195 @@
+//! Where tunnels, identities and API keys are kept.
+//!
+//! [`Store`] is what callers see: look-ups, and [`Store::execute`], which takes
+//! a command of the model, decides it on facts of the same transaction and
+//! answers when the events are durable. Backends know rows and transactions;
+//! what may happen is the model's to say.
+
+mod memory;
+mod sqlite;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tunnel_model::{
+    ApiKey, Caller, Command, Event, Facts, Identity, IdentityId, IdentityKey, KeyId, OrganizationId, Refusal, Rules,
+    Scope, Timestamp, Tunnel, TunnelId, TunnelName, Usage, Wants, decide,
+};
+
+pub use memory::MemoryStore;
+pub use sqlite::{OpenError, SCHEMA_VERSION, SqliteStore};
+
+/// A place to keep the records of the model.
+///
+/// Every look-up is one by an index. Nothing is filtered by who asks: that is
+/// the caller's, see [`Caller::sees_tunnel`].
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Decides a command and stores its events, all or none.
+    ///
+    /// Answers after the events are durable. Commands that run at once end as
+    /// if one had come after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecuteError::Refused`] changes nothing. After [`ExecuteError::Store`]
+    /// nothing was acknowledged; the events are stored or not, never in part.
+    async fn execute(
+        &self,
+        caller: Caller,
+        command: Command,
+        rules: &Arc<Rules>,
+        now: Timestamp,
+    ) -> Result<Vec<Event>, ExecuteError>;
+
+    /// One tunnel, also one whose restore window is over.
+    async fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError>;
+
+    /// The tunnel that holds a name.
+    async fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError>;
+
+    /// The tunnels of an organization, oldest first.
+    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError>;
+
+    /// One identity with its tunnel.
+    async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError>;
+
+    /// The identities of an organization with their tunnels, oldest first.
+    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError>;
+
+    /// One API key, also a revoked one.
+    async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
+
+    /// The API keys of an organization, oldest first.
+    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError>;
+
+    /// Remembers when a key was last used; may be lost in a crash.
+    async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Tunnels whose restore window is over at `now`, at most `limit`.
+    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError>;
+
+    /// Forgets successes that no quota counts any more: those before `before`.
+    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError>;
+
+    /// Can it be read and written?
+    async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// The model says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The backend failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A backend that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store was shut down.
+    #[error("the store is closed")]
+    Closed,
+    /// A row that no version of this program wrote.
+    #[error("a stored {0} cannot be read")]
+    Corrupt(&'static str),
+    /// No room is left to write.
+    #[error("there is no space left for the database")]
+    Full,
+    /// SQLite, disk or memory.
+    #[error("the database failed")]
+    Sqlite(#[source] rusqlite::Error),
+    /// The group that a command was written in was not committed.
+    #[error("the database could not commit: {0}")]
+    Uncommitted(String),
+}
+
+/// What a backend offers inside one transaction.
+trait Transaction {
+    fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError>;
+    fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError>;
+    fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError>;
+    fn active_keys(&self, identity: IdentityId) -> Result<Vec<ApiKey>, StoreError>;
+    fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
+    /// When the use that is `nth` uses back happened, 1 being the last one.
+    fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError>;
+
+    fn insert_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
+    fn update_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
+    fn delete_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
+    fn insert_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
+    fn update_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
+    fn delete_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
+    fn put_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError>;
+    fn record_use(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError>;
+    /// Every certificate that was ever signed, for revocation and audit.
+    fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError>;
+}
+
+/// Load, decide, apply: the same on every backend.
+fn run(
+    transaction: &mut impl Transaction,
+    caller: &Caller,
+    command: Command,
+    rules: &Rules,
+    now: Timestamp,
+) -> Result<Vec<Event>, ExecuteError> {
+    let facts = load(transaction, &command.wants(caller, rules))?;
+    let events = decide(caller, command, facts, rules, now)?;
+    for event in &events {
+        apply(transaction, event, now)?;
+    }
+    Ok(events)
+}
+
+fn load(transaction: &impl Transaction, wants: &Wants<'_>) -> Result<Facts, StoreError> {
+    let mut facts = Facts::default();
+    if let Some(id) = wants.tunnel {
+        facts.tunnel = transaction.tunnel(id)?;
+    }
+    if let Some(key) = wants.identity
+        && let Some(identity) = transaction.identity(key)?
+    {
+        facts.tunnel = transaction.tunnel(identity.tunnel)?;
+        facts.keys = transaction.active_keys(identity.id)?;
+        facts.identity = Some(identity);
+    }
+    if let Some(name) = wants.name {
+        facts.holder = transaction.tunnel_by_name(name)?;
+    }
+    if let Some(id) = wants.key {
+        facts.key = transaction.api_key(id)?;
+    }
+    if let Some((usage, nth)) = &wants.usage {
+        facts.nth_use = transaction.nth_use(usage, *nth)?;
+    }
+    Ok(facts)
+}
+
+fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> Result<(), StoreError> {
+    match event {
+        Event::CertificateIssued(tunnel) => {
+            transaction.update_tunnel(tunnel)?;
+            transaction.record_issuance(tunnel, now)?;
+            transaction.record_use(&Usage::Sign(tunnel.id), now)
+        }
+        Event::IdentityCreated(identity) => transaction.insert_identity(identity),
+        Event::IdentityDeleted(identity) => transaction.delete_identity(identity),
+        Event::IdentityUpdated(identity) => transaction.update_identity(identity),
+        Event::KeyCreated(key) | Event::KeyRevoked(key) => transaction.put_api_key(key),
+        Event::TunnelCreated(tunnel) => {
+            transaction.insert_tunnel(tunnel)?;
+            transaction.record_use(&Usage::Create(tunnel.organization.clone()), now)
+        }
+        Event::TunnelFinalized(tunnel) => transaction.delete_tunnel(tunnel),
+        Event::SecretRotated(tunnel)
+        | Event::TunnelDeleted(tunnel)
+        | Event::TunnelRenamed(tunnel)
+        | Event::TunnelRestored(tunnel)
+        | Event::TunnelUpdated(tunnel) => transaction.update_tunnel(tunnel),
+    }
+}

@@ -1,0 +1,205 @@
+//! Records in memory, for tests and for trying things out. Nothing survives.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::*;
+
+/// A store without a disk.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tunnels: BTreeMap<TunnelId, Tunnel>,
+    names: BTreeMap<TunnelName, TunnelId>,
+    identities: BTreeMap<IdentityId, Identity>,
+    api_keys: BTreeMap<KeyId, ApiKey>,
+    uses: BTreeMap<Usage, Vec<Timestamp>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while holding the lock would have been in the model, before any change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn execute(
+        &self,
+        caller: Caller,
+        command: Command,
+        rules: &Arc<Rules>,
+        now: Timestamp,
+    ) -> Result<Vec<Event>, ExecuteError> {
+        run(&mut *self.state(), &caller, command, rules, now)
+    }
+
+    async fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {
+        Transaction::tunnel(&*self.state(), id)
+    }
+
+    async fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError> {
+        Transaction::tunnel_by_name(&*self.state(), name)
+    }
+
+    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
+        let state = self.state();
+        let mut tunnels: Vec<_> =
+            state.tunnels.values().filter(|tunnel| tunnel.organization == *organization).cloned().collect();
+        tunnels.sort_by_key(|tunnel| (tunnel.created_at, tunnel.id));
+        Ok(tunnels)
+    }
+
+    async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
+        let state = self.state();
+        let identity = Transaction::identity(&*state, key)?;
+        Ok(identity.and_then(|identity| state.tunnels.get(&identity.tunnel).cloned().map(|tunnel| (identity, tunnel))))
+    }
+
+    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
+        let state = self.state();
+        let mut identities: Vec<_> = state
+            .identities
+            .values()
+            .filter(|identity| identity.organization == *organization)
+            .filter_map(|identity| Some((identity.clone(), state.tunnels.get(&identity.tunnel)?.clone())))
+            .collect();
+        identities.sort_by_key(|(identity, _)| (identity.created_at, identity.id));
+        Ok(identities)
+    }
+
+    async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
+        Transaction::api_key(&*self.state(), id)
+    }
+
+    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
+        let state = self.state();
+        let mut keys: Vec<_> = state.api_keys.values().filter(|key| key.organization == *organization).cloned().collect();
+        keys.sort_by_key(|key| (key.created_at, key.id));
+        Ok(keys)
+    }
+
+    async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
+        if let Some(key) = self.state().api_keys.get_mut(&id) {
+            key.last_used_at = Some(now);
+        }
+        Ok(())
+    }
+
+    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        let state = self.state();
+        let expired = state.tunnels.values().filter(|tunnel| tunnel.is_expired(now)).map(|tunnel| tunnel.id);
+        Ok(expired.take(limit as usize).collect())
+    }
+
+    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.state().uses.retain(|_, times| {
+            times.retain(|time| *time >= before);
+            !times.is_empty()
+        });
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// No step below can fail, so a transaction needs no way back.
+impl Transaction for State {
+    fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {
+        Ok(self.tunnels.get(&id).cloned())
+    }
+
+    fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError> {
+        Ok(self.names.get(name).and_then(|id| self.tunnels.get(id)).cloned())
+    }
+
+    fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError> {
+        Ok(match key {
+            IdentityKey::Handle(handle) => {
+                self.identities.values().find(|identity| identity.handle == *handle).cloned()
+            }
+            IdentityKey::Id(id) => self.identities.get(&id).cloned(),
+        })
+    }
+
+    fn active_keys(&self, identity: IdentityId) -> Result<Vec<ApiKey>, StoreError> {
+        let is_active = |key: &&ApiKey| key.scope == Scope::Identity(identity) && key.revoked_at.is_none();
+        Ok(self.api_keys.values().filter(is_active).cloned().collect())
+    }
+
+    fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
+        Ok(self.api_keys.get(&id).cloned())
+    }
+
+    fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {
+        let times = self.uses.get(usage).map_or(&[][..], Vec::as_slice);
+        let at = times.len().checked_sub(nth as usize);
+        Ok(at.and_then(|at| times.get(at)).copied())
+    }
+
+    fn insert_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        self.names.insert(tunnel.name.clone(), tunnel.id);
+        self.tunnels.insert(tunnel.id, tunnel.clone());
+        Ok(())
+    }
+
+    fn update_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        if let Some(before) = self.tunnels.insert(tunnel.id, tunnel.clone()) {
+            self.names.remove(&before.name);
+        }
+        self.names.insert(tunnel.name.clone(), tunnel.id);
+        Ok(())
+    }
+
+    fn delete_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        self.tunnels.remove(&tunnel.id);
+        self.names.remove(&tunnel.name);
+        self.uses.remove(&Usage::Sign(tunnel.id));
+        Ok(())
+    }
+
+    fn insert_identity(&mut self, identity: &Identity) -> Result<(), StoreError> {
+        self.update_identity(identity)
+    }
+
+    fn update_identity(&mut self, identity: &Identity) -> Result<(), StoreError> {
+        self.identities.insert(identity.id, identity.clone());
+        Ok(())
+    }
+
+    fn delete_identity(&mut self, identity: &Identity) -> Result<(), StoreError> {
+        self.identities.remove(&identity.id);
+        Ok(())
+    }
+
+    fn put_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+        self.api_keys.insert(key.id, key.clone());
+        Ok(())
+    }
+
+    fn record_use(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {
+        let times = self.uses.entry(usage.clone()).or_default();
+        // Clocks may step back; the list stays in order.
+        let at = times.partition_point(|time| *time <= now);
+        times.insert(at, now);
+        Ok(())
+    }
+
+    fn record_issuance(&mut self, _tunnel: &Tunnel, _now: Timestamp) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,440 @@
+//! SQLite in one directory, opened by one process at a time.
+//!
+//! One thread writes. It takes every command that is waiting, runs each in a
+//! savepoint of one transaction and commits once: concurrent writers share a
+//! flush of the disk, and each is answered after it. Look-ups have connections
+//! of their own (WAL), so that they never wait for a commit.
+
+mod rows;
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+
+/// The version of the tables that this program reads and writes.
+pub const SCHEMA_VERSION: i64 = 1;
+
+const DATABASE: &str = "adit.db";
+const LOCK: &str = "lock";
+/// "ADIT": tells our files from other SQLite databases.
+const APPLICATION_ID: i64 = 0x4144_4954;
+/// Commands that wait for the writer before callers wait for a place.
+const QUEUE: usize = 1024;
+/// Commands that share one commit; bounds how long the first one waits.
+const GROUP: usize = 256;
+/// Look-up connections that are kept open when idle.
+const IDLE_READERS: usize = 8;
+
+/// A store in a directory.
+#[derive(Debug)]
+pub struct SqliteStore {
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+    readers: Mutex<Vec<Connection>>,
+    database: PathBuf,
+    /// Held until the store is dropped.
+    _lock: File,
+}
+
+/// Why a directory's store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The directory or a file in it cannot be used.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another process has the directory open.
+    #[error("another server is using {}: stop it, or use another data directory", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A database of another program.
+    #[error("{} is a database of another program", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Tables of a version that this program does not know.
+    #[error("{} has schema version {found}, and this program knows {SCHEMA_VERSION}: use the program that wrote it", path.display())]
+    SchemaVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// SQLite.
+    #[error("cannot open the database {}", path.display())]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: rusqlite::Error,
+    },
+}
+
+impl SqliteStore {
+    /// Opens the store of a directory, which must exist; an empty one gets a
+    /// new database.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Locked`] when another process, or another store of this
+    /// one, has it; the others say what is wrong with which file.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        let lock = lock(directory)?;
+        let database = directory.join(DATABASE);
+        let sqlite = |source| OpenError::Sqlite { path: database.clone(), source };
+        let mut connection = Connection::open(&database).map_err(sqlite)?;
+        restrict_to_owner(&database)?;
+        migrate(&mut connection, &database)?;
+        configure(&connection, 4096).map_err(sqlite)?;
+        sync_directory(directory)?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let writer = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || Writer { connection }.run(queue))
+            .map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers: Mutex::default(), database, _lock: lock })
+    }
+
+    /// Runs a look-up in place. Point queries by an index take microseconds
+    /// out of the page cache, less than handing them to another thread.
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.open_reader().map_err(store_error)?,
+        };
+        let answer = query(&connection).map_err(store_error);
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < IDLE_READERS {
+            readers.push(connection);
+        }
+        answer
+    }
+
+    fn open_reader(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.database, flags)?;
+        connection.pragma_update(None, "cache_size", -1024)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        Ok(connection)
+    }
+
+    async fn write(&self, work: Work) -> Result<Vec<Event>, ExecuteError> {
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        jobs.send(Job { work, reply }).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn write_only(&self, work: Work) -> Result<(), StoreError> {
+        match self.write(work).await {
+            Ok(_) => Ok(()),
+            Err(ExecuteError::Store(error)) => Err(error),
+            // Only commands of the model are refused.
+            Err(ExecuteError::Refused(_)) => Ok(()),
+        }
+    }
+}
+
+impl Drop for SqliteStore {
+    /// Waits until what was accepted is written.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn execute(
+        &self,
+        caller: Caller,
+        command: Command,
+        rules: &Arc<Rules>,
+        now: Timestamp,
+    ) -> Result<Vec<Event>, ExecuteError> {
+        self.write(Work::Execute { caller, command: Box::new(command), rules: Arc::clone(rules), now }).await
+    }
+
+    async fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {
+        self.read(|connection| rows::tunnel(connection, id))
+    }
+
+    async fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError> {
+        self.read(|connection| rows::tunnel_by_name(connection, name))
+    }
+
+    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
+        self.read(|connection| rows::tunnels(connection, organization))
+    }
+
+    async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
+        self.read(|connection| {
+            let Some(identity) = rows::identity(connection, key)? else { return Ok(None) };
+            // Between the two queries the identity may go, and its tunnel with it.
+            Ok(rows::tunnel(connection, identity.tunnel)?.map(|tunnel| (identity, tunnel)))
+        })
+    }
+
+    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
+        self.read(|connection| rows::identities(connection, organization))
+    }
+
+    async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
+        self.read(|connection| rows::api_key(connection, id))
+    }
+
+    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
+        self.read(|connection| rows::api_keys(connection, organization))
+    }
+
+    async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::Touch { id, now }).await
+    }
+
+    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        self.read(|connection| rows::expired_tunnels(connection, now, limit))
+    }
+
+    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::Prune { before }).await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.write_only(Work::Check).await?;
+        self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
+    }
+}
+
+struct Job {
+    work: Work,
+    reply: oneshot::Sender<Result<Vec<Event>, ExecuteError>>,
+}
+
+enum Work {
+    Execute { caller: Caller, command: Box<Command>, rules: Arc<Rules>, now: Timestamp },
+    Touch { id: KeyId, now: Timestamp },
+    Prune { before: Timestamp },
+    Check,
+}
+
+struct Writer {
+    connection: Connection,
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut group = Vec::with_capacity(GROUP);
+        while let Some(job) = queue.blocking_recv() {
+            group.push(job);
+            while group.len() < GROUP {
+                let Ok(job) = queue.try_recv() else { break };
+                group.push(job);
+            }
+            self.commit(group.drain(..));
+        }
+    }
+
+    /// Runs a group in one transaction and answers each after the commit.
+    ///
+    /// A refusal may rest on what an earlier command of the group wrote, so
+    /// refusals too are answered after the commit only.
+    fn commit(&mut self, group: impl Iterator<Item = Job>) {
+        let (works, replies): (Vec<_>, Vec<_>) = group.map(|job| (job.work, job.reply)).unzip();
+        let answers = match self.run_group(works) {
+            Ok(answers) => answers,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, commands = replies.len(), "commit failed");
+                let failed = |_: &_| Err(ExecuteError::Store(same_error(&error)));
+                replies.iter().map(failed).collect()
+            }
+        };
+        for (reply, answer) in replies.into_iter().zip(answers) {
+            // Whoever asked may be gone; what was decided stands.
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn run_group(&mut self, works: Vec<Work>) -> Result<Vec<Result<Vec<Event>, ExecuteError>>, StoreError> {
+        let mut transaction =
+            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(store_error)?;
+        let mut answers = Vec::with_capacity(works.len());
+        for work in works {
+            let mut savepoint = transaction.savepoint().map_err(store_error)?;
+            let answer = run_work(&mut Rows(&savepoint), work);
+            if answer.is_err() {
+                savepoint.rollback().map_err(store_error)?;
+            }
+            savepoint.commit().map_err(store_error)?;
+            answers.push(answer);
+        }
+        transaction.commit().map_err(store_error)?;
+        Ok(answers)
+    }
+}
+
+fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError> {
+    match work {
+        Work::Execute { caller, command, rules, now } => run(rows, &caller, *command, &rules, now),
+        Work::Touch { id, now } => Ok(rows::touch_api_key(rows.0, id, now).map(|()| Vec::new()).map_err(store_error)?),
+        Work::Prune { before } => Ok(rows::prune_uses(rows.0, before).map(|()| Vec::new()).map_err(store_error)?),
+        Work::Check => Ok(Vec::new()),
+    }
+}
+
+/// One transaction's view of the tables.
+struct Rows<'a>(&'a Connection);
+
+impl Transaction for Rows<'_> {
+    fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {
+        rows::tunnel(self.0, id).map_err(store_error)
+    }
+
+    fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError> {
+        rows::tunnel_by_name(self.0, name).map_err(store_error)
+    }
+
+    fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError> {
+        rows::identity(self.0, key).map_err(store_error)
+    }
+
+    fn active_keys(&self, identity: IdentityId) -> Result<Vec<ApiKey>, StoreError> {
+        rows::active_keys(self.0, identity).map_err(store_error)
+    }
+
+    fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
+        rows::api_key(self.0, id).map_err(store_error)
+    }
+
+    fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {
+        rows::nth_use(self.0, usage, nth).optional().map_err(store_error)
+    }
+
+    fn insert_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        rows::insert_tunnel(self.0, tunnel).map_err(store_error)
+    }
+
+    fn update_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        rows::update_tunnel(self.0, tunnel).map_err(store_error)
+    }
+
+    fn delete_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        rows::delete_tunnel(self.0, tunnel).map_err(store_error)
+    }
+
+    fn insert_identity(&mut self, identity: &Identity) -> Result<(), StoreError> {
+        rows::insert_identity(self.0, identity).map_err(store_error)
+    }
+
+    fn update_identity(&mut self, identity: &Identity) -> Result<(), StoreError> {
+        rows::update_identity(self.0, identity).map_err(store_error)
+    }
+
+    fn delete_identity(&mut self, identity: &Identity) -> Result<(), StoreError> {
+        rows::delete_identity(self.0, identity).map_err(store_error)
+    }
+
+    fn put_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+        rows::put_api_key(self.0, key).map_err(store_error)
+    }
+
+    fn record_use(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {
+        rows::record_use(self.0, usage, now).map_err(store_error)
+    }
+
+    fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError> {
+        rows::record_issuance(self.0, tunnel, now).map_err(store_error)
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, OpenError> {
+    let path = directory.join(LOCK);
+    let io = |source| OpenError::Io { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked { path: directory.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+fn restrict_to_owner(path: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|source| OpenError::Io { path: path.to_owned(), source })
+}
+
+fn sync_directory(directory: &Path) -> Result<(), OpenError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| OpenError::Io { path: directory.to_owned(), source })
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(sqlite);
+    let (application, found) = (pragma("application_id")?, pragma("user_version")?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
+    match (application, found, tables) {
+        (0, 0, 0) => create(connection).map_err(sqlite),
+        (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(()),
+        (APPLICATION_ID, found, _) => Err(OpenError::SchemaVersion { path: path.to_owned(), found }),
+        _ => Err(OpenError::Foreign { path: path.to_owned() }),
+    }
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(include_str!("schema.sql"))?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
+}
+
+fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // In WAL mode NORMAL would leave the last commits to the kernel's mercy.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.busy_timeout(std::time::Duration::from_secs(5))
+}
+
+fn store_error(error: rusqlite::Error) -> StoreError {
+    match error {
+        rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
+            StoreError::Corrupt("record")
+        }
+        error if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => StoreError::Full,
+        error => StoreError::Sqlite(error),
+    }
+}
+
+/// The same failure for another command of the group.
+fn same_error(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Full => StoreError::Full,
+        StoreError::Sqlite(error) => StoreError::Uncommitted(error.to_string()),
+        error => StoreError::Uncommitted(error.to_string()),
+    }
+}

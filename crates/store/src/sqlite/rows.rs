@@ -1,0 +1,376 @@
+//! Statements and rows: each record to its table and back.
+
+use std::str::FromStr;
+
+use rusqlite::types::{FromSqlError, Type};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use tunnel_model::{
+    ApiKey, Certificate, Identity, IdentityId, IdentityKey, KeyId, Metadata, OrganizationId, Scope, SecretHash, Status,
+    Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
+};
+
+type Result<T> = rusqlite::Result<T>;
+
+macro_rules! tunnel_columns {
+    ($prefix:literal) => {
+        concat!(
+            $prefix, "id, ", $prefix, "organization, ", $prefix, "name, ", $prefix, "identity, ", $prefix, "tls_mode, ",
+            $prefix, "status, ", $prefix, "description, ", $prefix, "metadata, ", $prefix, "cert_pem, ", $prefix,
+            "cert_fingerprint, ", $prefix, "cert_serial, ", $prefix, "cert_expires_at, ", $prefix, "secret_hash, ",
+            $prefix, "last_connected_at, ", $prefix, "last_connected_ip, ", $prefix, "last_disconnected_at, ", $prefix,
+            "restore_deadline, ", $prefix, "created_at, ", $prefix, "updated_at"
+        )
+    };
+}
+const TUNNEL_WIDTH: usize = 19;
+
+pub(super) fn tunnel(connection: &Connection, id: TunnelId) -> Result<Option<Tunnel>> {
+    connection
+        .prepare_cached(concat!("SELECT ", tunnel_columns!(""), " FROM tunnels WHERE id = ?1"))?
+        .query_row([id.as_bytes()], |row| read_tunnel(row, 0))
+        .optional()
+}
+
+pub(super) fn tunnel_by_name(connection: &Connection, name: &TunnelName) -> Result<Option<Tunnel>> {
+    connection
+        .prepare_cached(concat!("SELECT ", tunnel_columns!(""), " FROM tunnels WHERE name = ?1"))?
+        .query_row([name.as_str()], |row| read_tunnel(row, 0))
+        .optional()
+}
+
+pub(super) fn tunnels(connection: &Connection, organization: &OrganizationId) -> Result<Vec<Tunnel>> {
+    connection
+        .prepare_cached(concat!(
+            "SELECT ",
+            tunnel_columns!(""),
+            " FROM tunnels WHERE organization = ?1 ORDER BY created_at, id"
+        ))?
+        .query_map([organization.as_str()], |row| read_tunnel(row, 0))?
+        .collect()
+}
+
+pub(super) fn expired_tunnels(connection: &Connection, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>> {
+    connection
+        .prepare_cached("SELECT id FROM tunnels WHERE restore_deadline <= ?1 ORDER BY restore_deadline LIMIT ?2")?
+        .query_map(params![now.micros(), limit], |row| Ok(TunnelId::from_bytes(row.get(0)?)))?
+        .collect()
+}
+
+pub(super) fn insert_tunnel(connection: &Connection, tunnel: &Tunnel) -> Result<()> {
+    write_tunnel(
+        connection,
+        concat!(
+            "INSERT INTO tunnels (",
+            tunnel_columns!(""),
+            ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)"
+        ),
+        tunnel,
+    )
+}
+
+pub(super) fn update_tunnel(connection: &Connection, tunnel: &Tunnel) -> Result<()> {
+    write_tunnel(
+        connection,
+        "UPDATE tunnels SET organization = ?2, name = ?3, identity = ?4, tls_mode = ?5, status = ?6, description = ?7,
+         metadata = ?8, cert_pem = ?9, cert_fingerprint = ?10, cert_serial = ?11, cert_expires_at = ?12,
+         secret_hash = ?13, last_connected_at = ?14, last_connected_ip = ?15, last_disconnected_at = ?16,
+         restore_deadline = ?17, created_at = ?18, updated_at = ?19 WHERE id = ?1",
+        tunnel,
+    )
+}
+
+pub(super) fn delete_tunnel(connection: &Connection, tunnel: &Tunnel) -> Result<()> {
+    connection.prepare_cached("DELETE FROM tunnels WHERE id = ?1")?.execute([tunnel.id.as_bytes()])?;
+    connection.prepare_cached("DELETE FROM uses WHERE subject = ?1")?.execute([subject(&Usage::Sign(tunnel.id))])?;
+    Ok(())
+}
+
+pub(super) fn identity(connection: &Connection, key: IdentityKey<'_>) -> Result<Option<Identity>> {
+    const BY_HANDLE: &str = "SELECT id, organization, handle, display_name, description, tunnel, created_at, updated_at
+                             FROM identities WHERE handle = ?1";
+    const BY_ID: &str = "SELECT id, organization, handle, display_name, description, tunnel, created_at, updated_at
+                         FROM identities WHERE id = ?1";
+    match key {
+        IdentityKey::Handle(handle) => {
+            connection.prepare_cached(BY_HANDLE)?.query_row([handle.as_str()], |row| read_identity(row))
+        }
+        IdentityKey::Id(id) => connection.prepare_cached(BY_ID)?.query_row([id.as_bytes()], |row| read_identity(row)),
+    }
+    .optional()
+}
+
+pub(super) fn identities(connection: &Connection, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>> {
+    connection
+        .prepare_cached(concat!(
+            "SELECT ",
+            tunnel_columns!("t."),
+            ", i.id, i.organization, i.handle, i.display_name, i.description, i.tunnel, i.created_at, i.updated_at
+             FROM identities i JOIN tunnels t ON t.id = i.tunnel WHERE i.organization = ?1
+             ORDER BY i.created_at, i.id"
+        ))?
+        .query_map([organization.as_str()], |row| Ok((read_identity_at(row, TUNNEL_WIDTH)?, read_tunnel(row, 0)?)))?
+        .collect()
+}
+
+pub(super) fn insert_identity(connection: &Connection, identity: &Identity) -> Result<()> {
+    write_identity(connection, "INSERT INTO identities VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)", identity)
+}
+
+pub(super) fn update_identity(connection: &Connection, identity: &Identity) -> Result<()> {
+    write_identity(
+        connection,
+        "UPDATE identities SET organization = ?2, handle = ?3, display_name = ?4, description = ?5, tunnel = ?6,
+         created_at = ?7, updated_at = ?8 WHERE id = ?1",
+        identity,
+    )
+}
+
+pub(super) fn delete_identity(connection: &Connection, identity: &Identity) -> Result<()> {
+    connection.prepare_cached("DELETE FROM identities WHERE id = ?1")?.execute([identity.id.as_bytes()]).map(drop)
+}
+
+pub(super) fn api_key(connection: &Connection, id: KeyId) -> Result<Option<ApiKey>> {
+    connection
+        .prepare_cached("SELECT * FROM api_keys WHERE id = ?1")?
+        .query_row([id.as_bytes()], |row| read_api_key(row))
+        .optional()
+}
+
+pub(super) fn api_keys(connection: &Connection, organization: &OrganizationId) -> Result<Vec<ApiKey>> {
+    connection
+        .prepare_cached("SELECT * FROM api_keys WHERE organization = ?1 ORDER BY created_at, id")?
+        .query_map([organization.as_str()], |row| read_api_key(row))?
+        .collect()
+}
+
+pub(super) fn active_keys(connection: &Connection, identity: IdentityId) -> Result<Vec<ApiKey>> {
+    connection
+        .prepare_cached("SELECT * FROM api_keys WHERE identity = ?1 AND revoked_at IS NULL")?
+        .query_map([identity.as_bytes()], |row| read_api_key(row))?
+        .collect()
+}
+
+pub(super) fn put_api_key(connection: &Connection, key: &ApiKey) -> Result<()> {
+    let identity = match &key.scope {
+        Scope::Admin => None,
+        Scope::Identity(identity) => Some(identity.as_bytes()),
+    };
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO api_keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
+        .execute(params![
+            key.id.as_bytes(),
+            key.organization.as_str(),
+            identity,
+            key.label.as_str(),
+            key.description.as_ref().map(|description| description.as_str()),
+            key.hash.as_bytes(),
+            key.last4,
+            key.created_by.as_ref().map(KeyId::as_bytes),
+            key.created_at.micros(),
+            key.updated_at.micros(),
+            key.last_used_at.map(Timestamp::micros),
+            key.revoked_at.map(Timestamp::micros),
+        ])
+        .map(drop)
+}
+
+pub(super) fn touch_api_key(connection: &Connection, id: KeyId, now: Timestamp) -> Result<()> {
+    connection
+        .prepare_cached("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1")?
+        .execute(params![id.as_bytes(), now.micros()])
+        .map(drop)
+}
+
+pub(super) fn nth_use(connection: &Connection, usage: &Usage, nth: u32) -> Result<Timestamp> {
+    connection
+        .prepare_cached("SELECT at FROM uses WHERE subject = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2")?
+        .query_row(params![subject(usage), nth.saturating_sub(1)], |row| Ok(Timestamp::from_micros(row.get(0)?)))
+}
+
+pub(super) fn record_use(connection: &Connection, usage: &Usage, now: Timestamp) -> Result<()> {
+    connection
+        .prepare_cached("INSERT INTO uses VALUES (?1, ?2)")?
+        .execute(params![subject(usage), now.micros()])
+        .map(drop)
+}
+
+pub(super) fn prune_uses(connection: &Connection, before: Timestamp) -> Result<()> {
+    connection.prepare_cached("DELETE FROM uses WHERE at < ?1")?.execute([before.micros()]).map(drop)
+}
+
+pub(super) fn record_issuance(connection: &Connection, tunnel: &Tunnel, now: Timestamp) -> Result<()> {
+    let Some(certificate) = &tunnel.certificate else { return Ok(()) };
+    connection
+        .prepare_cached("INSERT INTO certificates VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            certificate.serial,
+            tunnel.id.as_bytes(),
+            tunnel.name.as_str(),
+            certificate.fingerprint,
+            certificate.expires_at.micros(),
+            now.micros(),
+        ])
+        .map(drop)
+}
+
+fn subject(usage: &Usage) -> String {
+    match usage {
+        Usage::Create(organization) => format!("create:{organization}"),
+        Usage::Sign(tunnel) => format!("sign:{tunnel}"),
+    }
+}
+
+fn write_tunnel(connection: &Connection, statement: &str, tunnel: &Tunnel) -> Result<()> {
+    let certificate = tunnel.certificate.as_ref();
+    connection
+        .prepare_cached(statement)?
+        .execute(params![
+            tunnel.id.as_bytes(),
+            tunnel.organization.as_str(),
+            tunnel.name.as_str(),
+            tunnel.identity.as_ref().map(IdentityId::as_bytes),
+            match tunnel.tls_mode {
+                TlsMode::Edge => "edge",
+                TlsMode::Passthrough => "passthrough",
+            },
+            match tunnel.status {
+                Status::AwaitingCert => "awaiting_cert",
+                Status::Active => "active",
+                Status::DeletePending => "delete_pending",
+                // The table's CHECK refuses it: deleted tunnels have no row.
+                Status::Deleted => "deleted",
+            },
+            tunnel.description.as_ref().map(|description| description.as_str()),
+            tunnel.metadata.to_string(),
+            certificate.map(|certificate| &certificate.pem),
+            certificate.map(|certificate| certificate.fingerprint),
+            certificate.map(|certificate| &certificate.serial),
+            certificate.map(|certificate| certificate.expires_at.micros()),
+            tunnel.secret_hash.as_ref().map(SecretHash::as_bytes),
+            tunnel.last_connected_at.map(Timestamp::micros),
+            tunnel.last_connected_ip.map(|address| address.to_string()),
+            tunnel.last_disconnected_at.map(Timestamp::micros),
+            tunnel.restore_deadline.map(Timestamp::micros),
+            tunnel.created_at.micros(),
+            tunnel.updated_at.micros(),
+        ])
+        .map(drop)
+}
+
+fn read_tunnel(row: &Row<'_>, first: usize) -> Result<Tunnel> {
+    let pem: Option<String> = row.get(first + 8)?;
+    let certificate = match pem {
+        None => None,
+        Some(pem) => Some(Certificate {
+            pem,
+            fingerprint: row.get(first + 9)?,
+            serial: row.get(first + 10)?,
+            expires_at: Timestamp::from_micros(row.get(first + 11)?),
+        }),
+    };
+    let metadata: serde_json::Map<_, _> =
+        serde_json::from_str(row.get_ref(first + 7)?.as_str()?).map_err(|error| unreadable(first + 7, error))?;
+    let tls_mode = match row.get_ref(first + 4)?.as_str()? {
+        "edge" => TlsMode::Edge,
+        "passthrough" => TlsMode::Passthrough,
+        _ => return Err(unreadable(first + 4, FromSqlError::InvalidType)),
+    };
+    let status = match row.get_ref(first + 5)?.as_str()? {
+        "awaiting_cert" => Status::AwaitingCert,
+        "active" => Status::Active,
+        "delete_pending" => Status::DeletePending,
+        _ => return Err(unreadable(first + 5, FromSqlError::InvalidType)),
+    };
+    Ok(Tunnel {
+        id: TunnelId::from_bytes(row.get(first)?),
+        organization: OrganizationId::new(row.get::<_, String>(first + 1)?),
+        name: parse(row, first + 2)?,
+        identity: row.get::<_, Option<[u8; 16]>>(first + 3)?.map(IdentityId::from_bytes),
+        tls_mode,
+        status,
+        description: parse_optional(row, first + 6)?,
+        metadata: Metadata::try_from(metadata).map_err(|error| unreadable(first + 7, error))?,
+        certificate,
+        secret_hash: row.get::<_, Option<[u8; 32]>>(first + 12)?.map(SecretHash::from_sha256),
+        last_connected_at: timestamp(row, first + 13)?,
+        last_connected_ip: parse_optional(row, first + 14)?,
+        last_disconnected_at: timestamp(row, first + 15)?,
+        restore_deadline: timestamp(row, first + 16)?,
+        created_at: Timestamp::from_micros(row.get(first + 17)?),
+        updated_at: Timestamp::from_micros(row.get(first + 18)?),
+    })
+}
+
+fn write_identity(connection: &Connection, statement: &str, identity: &Identity) -> Result<()> {
+    connection
+        .prepare_cached(statement)?
+        .execute(params![
+            identity.id.as_bytes(),
+            identity.organization.as_str(),
+            identity.handle.as_str(),
+            identity.display_name,
+            identity.description,
+            identity.tunnel.as_bytes(),
+            identity.created_at.micros(),
+            identity.updated_at.micros(),
+        ])
+        .map(drop)
+}
+
+fn read_identity(row: &Row<'_>) -> Result<Identity> {
+    read_identity_at(row, 0)
+}
+
+fn read_identity_at(row: &Row<'_>, first: usize) -> Result<Identity> {
+    Ok(Identity {
+        id: IdentityId::from_bytes(row.get(first)?),
+        organization: OrganizationId::new(row.get::<_, String>(first + 1)?),
+        handle: parse(row, first + 2)?,
+        display_name: row.get(first + 3)?,
+        description: row.get(first + 4)?,
+        tunnel: TunnelId::from_bytes(row.get(first + 5)?),
+        created_at: Timestamp::from_micros(row.get(first + 6)?),
+        updated_at: Timestamp::from_micros(row.get(first + 7)?),
+    })
+}
+
+fn read_api_key(row: &Row<'_>) -> Result<ApiKey> {
+    let identity = row.get::<_, Option<[u8; 16]>>(2)?.map(IdentityId::from_bytes);
+    Ok(ApiKey {
+        id: KeyId::from_bytes(row.get(0)?),
+        organization: OrganizationId::new(row.get::<_, String>(1)?),
+        scope: identity.map_or(Scope::Admin, Scope::Identity),
+        label: parse(row, 3)?,
+        description: parse_optional(row, 4)?,
+        hash: SecretHash::from_sha256(row.get(5)?),
+        last4: row.get(6)?,
+        created_by: row.get::<_, Option<[u8; 16]>>(7)?.map(KeyId::from_bytes),
+        created_at: Timestamp::from_micros(row.get(8)?),
+        updated_at: Timestamp::from_micros(row.get(9)?),
+        last_used_at: timestamp(row, 10)?,
+        revoked_at: timestamp(row, 11)?,
+    })
+}
+
+fn timestamp(row: &Row<'_>, column: usize) -> Result<Option<Timestamp>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp::from_micros))
+}
+
+fn parse<T>(row: &Row<'_>, column: usize) -> Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| unreadable(column, error))
+}
+
+fn parse_optional<T>(row: &Row<'_>, column: usize) -> Result<Option<T>>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    let text = row.get_ref(column)?.as_str_or_null()?;
+    text.map(|text| text.parse().map_err(|error| unreadable(column, error))).transpose()
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+}

@@ -1,0 +1,24 @@
+//! What a tunnel may do: names, states, quotas and scopes.
+//!
+//! No I/O, no clock and no randomness: time, identifiers and hashes come in as
+//! values. [`decide`] takes a [`Command`] with the [`Facts`] it needs and gives
+//! [`Event`]s or a [`Refusal`]; storing the events is the caller's work.
+
+mod decide;
+mod id;
+mod name;
+mod quota;
+mod record;
+mod time;
+
+pub use decide::{
+    Caller, Command, Event, Facts, IdentityKey, Kind, Refusal, Rules, Wants, check_signable, decide,
+};
+pub use id::{IdError, IdentityId, KeyId, OrganizationId, SecretHash, TunnelId};
+pub use name::{NameError, NamePolicy, PublicHost, TunnelName, Unavailable, Zone, ZoneError};
+pub use quota::{Quota, Usage};
+pub use record::{
+    ApiKey, Certificate, Description, DescriptionError, Identity, Label, LabelError, Metadata, MetadataError, Scope,
+    Status, TlsMode, Tunnel,
+};
+pub use time::Timestamp;

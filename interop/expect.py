@@ -1,0 +1,80 @@
+"""Expectations: each one that holds is counted, the first that does not ends the script.
+
+A script hands its main function to `run`, which prints `N passed, 0 failed`
+and exits 0, or prints what was expected and what came and exits 1.
+"""
+
+import sys
+
+_passed = []
+
+
+class Failed(Exception):
+    """An expectation that did not hold; the text says what was expected and what came."""
+
+
+def that(what, holds, came=""):
+    """`what` is a sentence that must be true; `came` is shown when it is not."""
+    if not holds:
+        raise Failed(f"{what}\n  came: {_shown(came)}")
+    _passed.append(True)
+
+
+def equal(what, came, wanted):
+    that(f"{what}\n  expected: {_shown(wanted)}", came == wanted, came)
+
+
+def one_of(what, came, *wanted):
+    that(f"{what}\n  expected one of: {_shown(wanted)}", came in wanted, came)
+
+
+def status(what, answer, *wanted):
+    """The answer has one of the wanted statuses; its body is shown when it has not."""
+    that(f"{what}\n  expected status: {_shown(wanted)}", answer.status in wanted, answer)
+
+
+def problem(what, answer, *wanted):
+    """The answer is an RFC 9457 problem document with one of the wanted statuses."""
+    status(what, answer, *wanted)
+    kind = answer.headers.get("content-type", "")
+    that(
+        f"{what}: the content type is application/problem+json", kind.split(";")[0] == "application/problem+json", kind
+    )
+    try:
+        document = answer.json
+    except ValueError:
+        document = None
+    that(f"{what}: the body is a JSON object", isinstance(document, dict), answer)
+    equal(f"{what}: `status` repeats the status", document.get("status"), answer.status)
+    for member in ("type", "title"):
+        that(f"{what}: `{member}` is a text", isinstance(document.get(member), str), document)
+    # A handle conflict carries an object here, because the clients read one.
+    that(f"{what}: `detail` is a text or an object", isinstance(document.get("detail"), (str, dict)), document)
+
+
+def raises(what, error_class, call, *values, **named):
+    """The call raises exactly `error_class`, not a class derived from it. Returns the error."""
+    try:
+        result = call(*values, **named)
+    except Exception as error:
+        that(
+            f"{what}\n  expected: {error_class.__name__}",
+            type(error) is error_class,
+            f"{type(error).__name__}: {error}",
+        )
+        return error
+    raise Failed(f"{what}\n  expected: {error_class.__name__}\n  came: {_shown(result)}")
+
+
+def run(main):
+    try:
+        main()
+    except Failed as failure:
+        print(f"FAILED: {failure}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{len(_passed)} passed, 0 failed")
+
+
+def _shown(value):
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 1000 else f"{text[:1000]}... ({len(text)} characters)"
