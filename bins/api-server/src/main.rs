@@ -1,2 +1,81 @@
-//! x
-fn main(){}
+//! The server: flags, configuration, wiring, signals.
+
+mod listeners;
+mod logging;
+mod settings;
+mod start;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use settings::{Options, Settings};
+
+/// A self-hosted tunnel service with its own certificate authority.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Every setting is taken from the flag, else from the environment, else from the TOML file \
+                  (its keys are the long flags with `_` for `-`), else from the default.\n\n\
+                  Examples:\n  \
+                  api-server                                  serve from ./adit-data on 127.0.0.1:8080\n  \
+                  api-server init --data-dir /var/lib/adit    make CA, database and admin key, and stop\n  \
+                  api-server --config /etc/adit.toml          serve as the file says\n  \
+                  api-server show-config                      what would be used, as TOML\n  \
+                  api-server openapi > openapi.json           the API's description\n\n\
+                  Exit status: 0 stopped as told, 1 could not start or failed, 2 wrong flags."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT (the default)
+    Serve,
+    /// Make the data directory, the certificate authority and the first admin key, and stop
+    Init,
+    /// Print the settings that would be used, as TOML
+    ShowConfig,
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("api-server: error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  caused by: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let command = cli.command.unwrap_or(Command::Serve);
+    if let Command::Openapi = command {
+        print!("{}", api::openapi());
+        return Ok(());
+    }
+    let settings = Settings::resolve(cli.options)?;
+    if let Command::ShowConfig = command {
+        print!("{}", settings.to_toml()?);
+        return Ok(());
+    }
+    logging::init(&settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(async {
+        let started = start::start(&settings).await?;
+        match command {
+            Command::Init => Ok(()),
+            _ => listeners::serve(started, &settings).await,
+        }
+    })
+}

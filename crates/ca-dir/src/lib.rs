@@ -1,1 +1,291 @@
-//! x
+//! A certificate authority on disk: a directory with a root and an issuing
+//! intermediate.
+//!
+//! ```text
+//! root.crt      what clients trust            issuing.crt   signs every day, for one zone
+//! root.key      may move to a safe place      issuing.key   0600
+//! ```
+//!
+//! `api-server` and `ca-cli` read and make the same layout. A directory is made
+//! beside its place and moved there whole, so a crash leaves none or all of it.
+
+mod key;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pki_core::crypto::aws_lc::PrivateKey;
+use pki_core::crypto::{SignError, Signer as _};
+use pki_core::{
+    CertificateError, DnsName, IssueError, Issuer, IssuerError, PemError, ProfileConfig, SerialNumber, Subject,
+    SubjectError, Time, Usage, certificate_to_pem, certificates_from_pem,
+};
+
+pub use key::{KeyAlgorithm, KeyFileError, Passphrase, generate_key, read_private_key, write_private_key};
+
+/// The root's certificate.
+pub const ROOT_CERTIFICATE: &str = "root.crt";
+/// The root's private key.
+pub const ROOT_KEY: &str = "root.key";
+/// The issuing intermediate's certificate.
+pub const ISSUING_CERTIFICATE: &str = "issuing.crt";
+/// The issuing intermediate's private key.
+pub const ISSUING_KEY: &str = "issuing.key";
+
+const DAY: Duration = Duration::from_secs(86_400);
+const ROOT_VALIDITY: Duration = Duration::from_secs(20 * 365 * 86_400);
+const ISSUING_VALIDITY: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Clocks of clients may be late by as much.
+const BACKDATE: Duration = Duration::from_secs(300);
+
+/// An issuing authority that was read from a directory.
+#[derive(Debug)]
+pub struct CaDir {
+    /// The root's certificate in DER.
+    pub root: Vec<u8>,
+    /// The intermediate's certificate in DER.
+    pub issuing: Vec<u8>,
+    /// The intermediate's key.
+    pub key: PrivateKey,
+}
+
+/// Why a directory could not be made or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaDirError {
+    /// Something is there already.
+    #[error("{} exists: nothing is overwritten", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file or directory that cannot be used.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// `read`, `write` or `create`.
+        doing: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file that is no certificate.
+    #[error("{} is not a certificate", path.display())]
+    Certificate {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: CertificateError,
+    },
+    /// Certificate and key do not belong together, or the certificate may not sign.
+    #[error("{} cannot sign", path.display())]
+    Issuer {
+        /// The certificate's path.
+        path: PathBuf,
+        /// Why not.
+        source: IssuerError,
+    },
+    /// A private key that cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// A certificate that could not be made.
+    #[error("cannot make a certificate")]
+    Issue(#[from] IssueError),
+    /// A certificate that could not be signed.
+    #[error("cannot sign a certificate")]
+    Sign(#[from] SignError),
+    /// A name that X.509 has no room for.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// The operating system gave no random octets.
+    #[error("the operating system gives no random octets")]
+    Random,
+}
+
+impl CaDir {
+    /// Makes a new authority for `zone` at `path`, which must not exist.
+    ///
+    /// Keys are P-256, encrypted if there is a passphrase. The root lives for
+    /// 20 years, the intermediate for 10 and signs below `zone` only.
+    ///
+    /// # Errors
+    ///
+    /// [`CaDirError`]; nothing is left at `path` then.
+    pub fn create(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>, now: Time) -> Result<Self, CaDirError> {
+        if path.exists() {
+            return Err(CaDirError::Exists { path: path.to_owned() });
+        }
+        let made = now.minus(BACKDATE);
+        let (root_key, issuing_key) = (generate_key(KeyAlgorithm::P256)?, generate_key(KeyAlgorithm::P256)?);
+        let (root_signer, signer) = (key::signer(&root_key)?, key::signer(&issuing_key)?);
+        // Two authorities for one zone must not have one name: clients look issuers up by it.
+        let tag = random_tag()?;
+        let root_subject = Subject::with_organization(&format!("Adit Root CA {tag}"), "Adit")?;
+        let issuing_subject = Subject::with_organization(&format!("Adit Issuing CA {tag}"), "Adit")?;
+
+        let root = pki_core::root(&root_subject, &root_signer, ROOT_VALIDITY, random_serial()?, made)?;
+        let root = root.sign(&root_signer)?.der().to_vec();
+        let issuer = Issuer::new(&root, &root_signer)
+            .map_err(|source| CaDirError::Issuer { path: path.join(ROOT_CERTIFICATE), source })?;
+        let spki = signer.spki();
+        let issuing = issuer.intermediate(&issuing_subject, spki, zone, ISSUING_VALIDITY, random_serial()?, made)?;
+        let issuing = issuing.sign(&root_signer)?.der().to_vec();
+
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut building = path.as_os_str().to_owned();
+        building.push(format!(".new-{tag}"));
+        let building = Building(PathBuf::from(building));
+        DirBuilder::new().mode(0o700).create(&building.0).map_err(io_error("create", &building.0))?;
+        write_new(&building.0.join(ROOT_CERTIFICATE), certificate_to_pem(&root).as_bytes(), 0o644)?;
+        write_private_key(&building.0.join(ROOT_KEY), &root_key, passphrase)?;
+        write_new(&building.0.join(ISSUING_CERTIFICATE), certificate_to_pem(&issuing).as_bytes(), 0o644)?;
+        write_private_key(&building.0.join(ISSUING_KEY), &issuing_key, passphrase)?;
+        sync(&building.0)?;
+        fs::rename(&building.0, path).map_err(io_error("create", path))?;
+        sync(parent)?;
+        Ok(Self { root, issuing, key: signer })
+    }
+
+    /// Reads the intermediate and its key; the root's key is not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`CaDirError`] names the file that is missing or wrong.
+    pub fn open(path: &Path, passphrase: Option<&Passphrase>) -> Result<Self, CaDirError> {
+        let root = read_certificate(&path.join(ROOT_CERTIFICATE))?;
+        let issuing = read_certificate(&path.join(ISSUING_CERTIFICATE))?;
+        let key = read_private_key(&path.join(ISSUING_KEY), passphrase)?;
+        Issuer::new(&issuing, &key)
+            .map_err(|source| CaDirError::Issuer { path: path.join(ISSUING_CERTIFICATE), source })?;
+        Ok(Self { root, issuing, key })
+    }
+}
+
+/// The profile of leafs that this layout is for: `days` of validity, and
+/// notBefore five minutes back.
+pub fn leaf_profile(usage: Usage, days: u32) -> ProfileConfig {
+    ProfileConfig {
+        usage,
+        validity_seconds: u64::from(days) * DAY.as_secs(),
+        backdate_seconds: BACKDATE.as_secs(),
+        crl_distribution_point: None,
+        ca_issuers: None,
+    }
+}
+
+/// A serial number from the operating system's generator.
+///
+/// # Errors
+///
+/// [`CaDirError::Random`].
+pub fn random_serial() -> Result<SerialNumber, CaDirError> {
+    let mut octets = [0; 20];
+    getrandom::fill(&mut octets).map_err(|_| CaDirError::Random)?;
+    Ok(SerialNumber::from_random(octets))
+}
+
+/// Writes a file that must not exist, durably, with this mode.
+///
+/// # Errors
+///
+/// [`CaDirError::Exists`] or [`CaDirError::Io`].
+pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), CaDirError> {
+    let open = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let mut file = open.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => CaDirError::Exists { path: path.to_owned() },
+        _ => CaDirError::Io { doing: "create", path: path.to_owned(), source },
+    })?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io_error("write", path))
+}
+
+/// A directory in the making; goes away unless it was moved to its place.
+struct Building(PathBuf);
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // Gone already when all went well.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn read_certificate(path: &Path) -> Result<Vec<u8>, CaDirError> {
+    let pem = fs::read(path).map_err(io_error("read", path))?;
+    let malformed = |source| CaDirError::Certificate { path: path.to_owned(), source };
+    let mut certificates = certificates_from_pem(&pem).map_err(malformed)?;
+    if certificates.len() != 1 {
+        return Err(malformed(CertificateError::Pem(PemError::SeveralBlocks)));
+    }
+    Ok(certificates.remove(0))
+}
+
+fn random_tag() -> Result<String, CaDirError> {
+    let mut octets = [0; 4];
+    getrandom::fill(&mut octets).map_err(|_| CaDirError::Random)?;
+    Ok(format!("{:08x}", u32::from_be_bytes(octets)))
+}
+
+fn sync(directory: &Path) -> Result<(), CaDirError> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("write", directory))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> CaDirError {
+    move |source| CaDirError::Io { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const NOW: Time = Time::from_unix(1_795_354_200);
+
+    fn zone() -> DnsName {
+        "adit.localhost".parse().expect("a zone")
+    }
+
+    #[test]
+    fn what_is_made_can_be_opened() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ca");
+        let made = CaDir::create(&path, &zone(), None, NOW).expect("made");
+        let opened = CaDir::open(&path, None).expect("opened");
+        assert_eq!((made.root, made.issuing), (opened.root, opened.issuing));
+        for (file, mode) in [(ROOT_KEY, 0o600), (ISSUING_KEY, 0o600), (ROOT_CERTIFICATE, 0o644)] {
+            let metadata = fs::metadata(path.join(file)).expect("a file");
+            assert_eq!(metadata.permissions().mode() & 0o777, mode, "{file}");
+        }
+        assert!(matches!(CaDir::create(&path, &zone(), None, NOW), Err(CaDirError::Exists { .. })));
+        let left: Vec<_> = fs::read_dir(directory.path()).expect("a directory").collect();
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn keys_can_be_encrypted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ca");
+        let passphrase = Passphrase::new("correct horse".to_owned());
+        CaDir::create(&path, &zone(), Some(&passphrase), NOW).expect("made");
+        let pem = fs::read_to_string(path.join(ISSUING_KEY)).expect("a key");
+        assert!(pem.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"), "{pem}");
+        assert!(CaDir::open(&path, Some(&passphrase)).is_ok());
+        let wrong = Passphrase::new("wrong".to_owned());
+        let refused = CaDir::open(&path, Some(&wrong)).expect_err("refused");
+        assert!(matches!(refused, CaDirError::Key(KeyFileError::Passphrase { .. })), "{refused}");
+        let refused = CaDir::open(&path, None).expect_err("refused");
+        assert!(matches!(refused, CaDirError::Key(KeyFileError::PassphraseMissing { .. })), "{refused}");
+    }
+
+    #[test]
+    fn a_key_of_another_authority_is_found_out() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (ours, other) = (directory.path().join("ours"), directory.path().join("other"));
+        CaDir::create(&ours, &zone(), None, NOW).expect("made");
+        CaDir::create(&other, &zone(), None, NOW).expect("made");
+        fs::copy(other.join(ISSUING_KEY), ours.join(ISSUING_KEY)).expect("copied");
+        assert!(matches!(CaDir::open(&ours, None), Err(CaDirError::Issuer { .. })));
+    }
+}

@@ -262,7 +262,8 @@ impl Issuer {
         &self.name
     }
 
-    fn permits(&self, host: &DnsName) -> bool {
+    /// Do the issuer's nameConstraints allow certificates for this host?
+    pub fn permits(&self, host: &DnsName) -> bool {
         let host = GeneralName::Dns(host.as_str().as_bytes());
         let is_inside = |base: &Vec<u8>| is_within(&host, &GeneralName::Dns(base)) == Some(true);
         self.permitted.as_ref().is_none_or(|bases| bases.iter().any(is_inside))

@@ -99,9 +99,9 @@ pub enum Command {
         /// Handle and tunnel name.
         handle: TunnelName,
         /// A name for people.
-        display_name: Option<String>,
+        display_name: Option<Label>,
         /// The owner's words.
-        description: Option<String>,
+        description: Option<Description>,
         /// Who terminates TLS.
         tls_mode: TlsMode,
     },
@@ -112,9 +112,9 @@ pub enum Command {
         /// A new handle, which renames the tunnel.
         rename: Option<TunnelName>,
         /// `Some(None)` clears it.
-        display_name: Option<Option<String>>,
+        display_name: Option<Option<Label>>,
         /// `Some(None)` clears it.
-        description: Option<Option<String>>,
+        description: Option<Option<Description>>,
     },
     /// Deletes an identity, its tunnel and its keys at once.
     DeleteIdentity {
@@ -511,8 +511,8 @@ impl Decision<'_> {
     fn create_identity(
         self,
         id: IdentityId,
-        display_name: Option<String>,
-        description: Option<String>,
+        display_name: Option<Label>,
+        description: Option<Description>,
         new: NewTunnel,
     ) -> Result<Vec<Event>, Refusal> {
         let identity = Identity {
@@ -625,8 +625,8 @@ impl Decision<'_> {
     fn update_identity(
         mut self,
         rename: Option<TunnelName>,
-        display_name: Option<Option<String>>,
-        description: Option<Option<String>>,
+        display_name: Option<Option<Label>>,
+        description: Option<Option<Description>>,
     ) -> Result<Vec<Event>, Refusal> {
         let mut identity = self.identity()?;
         let rename = rename.filter(|handle| *handle != identity.handle);

@@ -111,9 +111,9 @@ pub struct Identity {
     /// The handle, which is its tunnel's name.
     pub handle: TunnelName,
     /// A name for people.
-    pub display_name: Option<String>,
+    pub display_name: Option<Label>,
     /// The owner's words.
-    pub description: Option<String>,
+    pub description: Option<Description>,
     /// The tunnel of the same name.
     pub tunnel: TunnelId,
     /// When it was created.

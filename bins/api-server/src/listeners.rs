@@ -1,0 +1,107 @@
+//! The ports, the background work, and the end of both.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use api::{App, Metrics};
+use axum::Router;
+use axum::http::StatusCode;
+use axum::http::header;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::settings::Settings;
+use crate::start::Started;
+
+/// Serves until SIGTERM or SIGINT, then finishes what is in flight.
+pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Result<()> {
+    // Each connection takes a descriptor; what the system allows is what we take.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot raise the limit of open files");
+    }
+    let metrics = Arc::new(Metrics::new());
+    metrics.set_issuer_expiry(started.issuer_not_after.unix());
+    let limits = settings.limits();
+    let api = bind("api_listen", settings.api_listen).await?;
+    let side = bind("metrics_listen", settings.metrics_listen).await?;
+    tracing::info!(api = %api.local_addr()?, metrics = %side.local_addr()?, zone = %settings.zone.0, "serving");
+    tracing::info!(
+        edge = %settings.edge_listen, panel = %settings.panel_listen,
+        "edge and panel serve nothing yet in this version and are not bound"
+    );
+
+    let (stop, stopped) = watch::channel(false);
+    let wait = |mut stopped: watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is a reason to stop too.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.sweep_interval.0.0, stopped.clone()));
+    let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
+    let side_routes = side_routes(Arc::clone(&started.app), Arc::clone(&metrics));
+    let api = api::serve(api, routes, &limits, Arc::clone(&metrics), wait(stopped.clone()));
+    let side = api::serve(side, side_routes, &limits, metrics, wait(stopped));
+    let signals = async {
+        let name = stop_signal().await?;
+        tracing::info!(signal = name, "stopping: finishing what is in flight");
+        stop.send_replace(true);
+        anyhow::Ok(())
+    };
+    let (api, side, signals) = tokio::join!(api, side, signals);
+    api.context("the API listener failed")?;
+    side.context("the metrics listener failed")?;
+    signals?;
+    sweeper.await.context("the sweep failed")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Deletes for good what nobody restored in time.
+async fn sweep(app: Arc<App>, interval: std::time::Duration, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep(interval) => {}
+        }
+        match app.sweep().await {
+            Ok(0) => {}
+            Ok(tunnels) => tracing::info!(tunnels, "deleted tunnels whose restore window was over"),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot sweep; trying again later");
+            }
+        }
+    }
+}
+
+fn side_routes(app: Arc<App>, metrics: Arc<Metrics>) -> Router {
+    const TEXT: [(header::HeaderName, &str); 1] =
+        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    let ready = move || async move {
+        match app.check().await {
+            Ok(()) => (StatusCode::OK, "ready\n"),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "not ready");
+                (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+            }
+        }
+    };
+    Router::new()
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(move || async move { (TEXT, metrics.encode()) }))
+}
+
+async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({setting})"))
+}
+
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

@@ -1,0 +1,438 @@
+//! Settings: flag, else environment, else TOML file, else default.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use tunnel_model::{NamePolicy, Quota, Rules, TunnelName, Zone};
+
+/// What flags, environment and file may say. One struct is all three: clap
+/// reads flags and environment into one value, serde the file into another.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Options {
+    /// TOML file with settings
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_CONFIG")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+
+    /// All that must survive: database, certificate authority, secrets [default: ./adit-data]
+    #[arg(long, global = true, value_name = "DIR", env = "ADIT_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Suffix of every public host, and the host that agents dial [default: adit.localhost]
+    #[arg(long, global = true, value_name = "ZONE", env = "ADIT_ZONE")]
+    zone: Option<Text<Zone>>,
+
+    /// REST in plain HTTP [default: 127.0.0.1:8080]
+    #[arg(long, global = true, value_name = "ADDR", env = "ADIT_API_LISTEN")]
+    api_listen: Option<SocketAddr>,
+
+    /// Allow --api-listen on an address that others reach: keys cross the network unprotected
+    #[arg(long, global = true, env = "ADIT_API_ALLOW_PLAINTEXT", num_args = 0..=1, default_missing_value = "true")]
+    api_allow_plaintext: Option<bool>,
+
+    /// Agents and visitors over TLS; serves nothing yet in this version [default: 127.0.0.1:4443]
+    #[arg(long, global = true, value_name = "ADDR", env = "ADIT_EDGE_LISTEN")]
+    edge_listen: Option<SocketAddr>,
+
+    /// Certificates API over mutual TLS; serves nothing yet in this version [default: 127.0.0.1:9292]
+    #[arg(long, global = true, value_name = "ADDR", env = "ADIT_PANEL_LISTEN")]
+    panel_listen: Option<SocketAddr>,
+
+    /// /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
+    #[arg(long, global = true, value_name = "ADDR", env = "ADIT_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
+
+    /// Directory of the certificates API; not read yet in this version [default: DATA/pki]
+    #[arg(long, global = true, value_name = "DIR", env = "ADIT_PKI_DIR")]
+    pki_dir: Option<PathBuf>,
+
+    /// panel.json of the certificates API; not read yet in this version [default: DATA/panel.json]
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_CONFIG")]
+    panel_config: Option<PathBuf>,
+
+    /// Server certificate of the panel port; not read yet in this version
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_TLS_CERT")]
+    panel_tls_cert: Option<PathBuf>,
+
+    /// Private key of the panel port; not read yet in this version
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_TLS_KEY")]
+    panel_tls_key: Option<PathBuf>,
+
+    /// Owner of everything that the first admin key makes [default: org_adit]
+    #[arg(long, global = true, value_name = "ORG", env = "ADIT_ORGANIZATION")]
+    organization: Option<String>,
+
+    /// Days that a tunnel's certificate is valid, 1 to 825 [default: 90]
+    #[arg(long, global = true, value_name = "DAYS", env = "ADIT_CERT_DAYS")]
+    cert_days: Option<u32>,
+
+    /// Tunnels that an organization may create within 24 hours [default: 10]
+    #[arg(long, global = true, value_name = "N", env = "ADIT_CREATES_PER_DAY")]
+    creates_per_day: Option<u32>,
+
+    /// Certificates that are signed for a tunnel within 24 hours [default: 10]
+    #[arg(long, global = true, value_name = "N", env = "ADIT_SIGNINGS_PER_DAY")]
+    signings_per_day: Option<u32>,
+
+    /// How long a deletion can be taken back [default: 24h]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_RESTORE_WINDOW")]
+    restore_window: Option<Text<Span>>,
+
+    /// How often expired deletions are swept up [default: 1m]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_SWEEP_INTERVAL")]
+    sweep_interval: Option<Text<Span>>,
+
+    /// More names that nobody gets, as if reserved for the zone
+    #[arg(long, global = true, value_name = "NAME,..", env = "ADIT_RESERVED_NAMES", value_delimiter = ',')]
+    reserved_names: Option<Vec<Text<TunnelName>>>,
+
+    /// Names that nobody gets because you say so
+    #[arg(long, global = true, value_name = "NAME,..", env = "ADIT_DENIED_NAMES", value_delimiter = ',')]
+    denied_names: Option<Vec<Text<TunnelName>>>,
+
+    /// Octets of a request's body that are read, 24 KiB or more [default: 65536]
+    #[arg(long, global = true, value_name = "OCTETS", env = "ADIT_MAX_BODY")]
+    max_body: Option<usize>,
+
+    /// HTTP connections at once; more wait in the kernel [default: 16384]
+    #[arg(long, global = true, value_name = "N", env = "ADIT_MAX_CONNECTIONS")]
+    max_connections: Option<usize>,
+
+    /// How long a client may take for a request's headers, and idle between requests [default: 15s]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_HEADER_TIMEOUT")]
+    header_timeout: Option<Text<Span>>,
+
+    /// How long a request may take from its headers to its answer [default: 30s]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_REQUEST_TIMEOUT")]
+    request_timeout: Option<Text<Span>>,
+
+    /// How long requests in flight may take after SIGTERM [default: 30s]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_GRACE_PERIOD")]
+    grace_period: Option<Text<Span>>,
+
+    /// What is logged: error, warn, info, debug (every request), or directives as in RUST_LOG [default: info]
+    #[arg(long, global = true, value_name = "FILTER", env = "ADIT_LOG")]
+    log: Option<String>,
+
+    /// How it is logged [default: text]
+    #[arg(long, global = true, value_name = "FORMAT", env = "ADIT_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// How the log looks.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// For people; coloured on a terminal
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Settings that are complete and in range.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Settings {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) zone: Text<Zone>,
+    pub(crate) api_listen: SocketAddr,
+    pub(crate) api_allow_plaintext: bool,
+    pub(crate) edge_listen: SocketAddr,
+    pub(crate) panel_listen: SocketAddr,
+    pub(crate) metrics_listen: SocketAddr,
+    pub(crate) pki_dir: PathBuf,
+    pub(crate) panel_config: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) panel_tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) panel_tls_key: Option<PathBuf>,
+    pub(crate) organization: String,
+    pub(crate) cert_days: u32,
+    pub(crate) creates_per_day: u32,
+    pub(crate) signings_per_day: u32,
+    pub(crate) restore_window: Text<Span>,
+    pub(crate) sweep_interval: Text<Span>,
+    pub(crate) reserved_names: Vec<Text<TunnelName>>,
+    pub(crate) denied_names: Vec<Text<TunnelName>>,
+    pub(crate) max_body: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) header_timeout: Text<Span>,
+    pub(crate) request_timeout: Text<Span>,
+    pub(crate) grace_period: Text<Span>,
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+}
+
+impl Settings {
+    /// Joins the sources and checks the result.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting, its value and what would be right.
+    pub(crate) fn resolve(options: Options) -> anyhow::Result<Self> {
+        let file = match &options.config {
+            Some(path) => {
+                let text = fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+                toml::from_str(&text).with_context(|| format!("cannot use the configuration {}", path.display()))?
+            }
+            None => Options::default(),
+        };
+        let given = options.or(file);
+        let data_dir = given.data_dir.unwrap_or_else(|| "./adit-data".into());
+        let settings = Self {
+            zone: given.zone.map_or_else(|| default("adit.localhost"), Ok)?,
+            api_listen: given.api_listen.unwrap_or_else(|| loopback(8080)),
+            api_allow_plaintext: given.api_allow_plaintext.unwrap_or(false),
+            edge_listen: given.edge_listen.unwrap_or_else(|| loopback(4443)),
+            panel_listen: given.panel_listen.unwrap_or_else(|| loopback(9292)),
+            metrics_listen: given.metrics_listen.unwrap_or_else(|| loopback(9464)),
+            pki_dir: given.pki_dir.unwrap_or_else(|| data_dir.join("pki")),
+            panel_config: given.panel_config.unwrap_or_else(|| data_dir.join("panel.json")),
+            panel_tls_cert: given.panel_tls_cert,
+            panel_tls_key: given.panel_tls_key,
+            organization: given.organization.unwrap_or_else(|| "org_adit".to_owned()),
+            cert_days: given.cert_days.unwrap_or(90),
+            creates_per_day: given.creates_per_day.unwrap_or(10),
+            signings_per_day: given.signings_per_day.unwrap_or(10),
+            restore_window: given.restore_window.map_or_else(|| default("24h"), Ok)?,
+            sweep_interval: given.sweep_interval.map_or_else(|| default("1m"), Ok)?,
+            reserved_names: given.reserved_names.unwrap_or_default(),
+            denied_names: given.denied_names.unwrap_or_default(),
+            max_body: given.max_body.unwrap_or(64 * 1024),
+            max_connections: given.max_connections.unwrap_or(16 * 1024),
+            header_timeout: given.header_timeout.map_or_else(|| default("15s"), Ok)?,
+            request_timeout: given.request_timeout.map_or_else(|| default("30s"), Ok)?,
+            grace_period: given.grace_period.map_or_else(|| default("30s"), Ok)?,
+            log: given.log.unwrap_or_else(|| "info".to_owned()),
+            log_format: given.log_format.unwrap_or_default(),
+            data_dir,
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if !self.api_listen.ip().is_loopback() && !self.api_allow_plaintext {
+            bail!(
+                "api_listen is {}, which others reach in plain HTTP: use a loopback address behind a proxy, \
+                 or say --api-allow-plaintext",
+                self.api_listen
+            );
+        }
+        let is_word = |text: &str| text.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"_-".contains(&octet));
+        if self.organization.is_empty() || self.organization.len() > 64 || !is_word(&self.organization) {
+            bail!("organization is {:?}: use 1 to 64 letters, digits, `_` and `-`", self.organization);
+        }
+        if !(1..=825).contains(&self.cert_days) {
+            bail!("cert_days is {}: use 1 to 825", self.cert_days);
+        }
+        // A request of the largest size, escaped as JSON, must fit.
+        if self.max_body < 24 * 1024 || self.max_body > 16 * 1024 * 1024 {
+            bail!("max_body is {}: use 24576 to 16777216 octets", self.max_body);
+        }
+        if self.max_connections == 0 {
+            bail!("max_connections is 0: use 1 or more");
+        }
+        Ok(())
+    }
+
+    /// As a configuration file.
+    pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
+        toml::to_string(self).context("cannot write the settings as TOML")
+    }
+
+    /// The model's part of the settings.
+    pub(crate) fn rules(&self) -> Rules {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let names = |names: &[Text<TunnelName>]| names.iter().map(|name| name.0.clone()).collect::<Vec<_>>();
+        Rules {
+            names: NamePolicy::new().reserve(names(&self.reserved_names)).deny(names(&self.denied_names)),
+            creates: Quota { limit: self.creates_per_day, window: DAY },
+            signings: Quota { limit: self.signings_per_day, window: DAY },
+            restore_window: self.restore_window.0.0,
+        }
+    }
+
+    /// The listeners' part of the settings.
+    pub(crate) fn limits(&self) -> api::Limits {
+        api::Limits {
+            body: self.max_body,
+            connections: self.max_connections,
+            headers: self.header_timeout.0.0,
+            request: self.request_timeout.0.0,
+            grace: self.grace_period.0.0,
+        }
+    }
+}
+
+impl Options {
+    /// What is said here, and for the rest what `file` says.
+    fn or(self, file: Self) -> Self {
+        // Spelled out, so that a new setting cannot be forgotten here.
+        let Self {
+            config,
+            data_dir,
+            zone,
+            api_listen,
+            api_allow_plaintext,
+            edge_listen,
+            panel_listen,
+            metrics_listen,
+            pki_dir,
+            panel_config,
+            panel_tls_cert,
+            panel_tls_key,
+            organization,
+            cert_days,
+            creates_per_day,
+            signings_per_day,
+            restore_window,
+            sweep_interval,
+            reserved_names,
+            denied_names,
+            max_body,
+            max_connections,
+            header_timeout,
+            request_timeout,
+            grace_period,
+            log,
+            log_format,
+        } = self;
+        Self {
+            config,
+            data_dir: data_dir.or(file.data_dir),
+            zone: zone.or(file.zone),
+            api_listen: api_listen.or(file.api_listen),
+            api_allow_plaintext: api_allow_plaintext.or(file.api_allow_plaintext),
+            edge_listen: edge_listen.or(file.edge_listen),
+            panel_listen: panel_listen.or(file.panel_listen),
+            metrics_listen: metrics_listen.or(file.metrics_listen),
+            pki_dir: pki_dir.or_else(|| std::env::var_os("PORTLAMA_PKI_DIR").map(PathBuf::from)).or(file.pki_dir),
+            panel_config: panel_config
+                .or_else(|| std::env::var_os("PORTLAMA_CONFIG").map(PathBuf::from))
+                .or(file.panel_config),
+            panel_tls_cert: panel_tls_cert.or(file.panel_tls_cert),
+            panel_tls_key: panel_tls_key.or(file.panel_tls_key),
+            organization: organization.or(file.organization),
+            cert_days: cert_days.or(file.cert_days),
+            creates_per_day: creates_per_day.or(file.creates_per_day),
+            signings_per_day: signings_per_day.or(file.signings_per_day),
+            restore_window: restore_window.or(file.restore_window),
+            sweep_interval: sweep_interval.or(file.sweep_interval),
+            reserved_names: reserved_names.or(file.reserved_names),
+            denied_names: denied_names.or(file.denied_names),
+            max_body: max_body.or(file.max_body),
+            max_connections: max_connections.or(file.max_connections),
+            header_timeout: header_timeout.or(file.header_timeout),
+            request_timeout: request_timeout.or(file.request_timeout),
+            grace_period: grace_period.or(file.grace_period),
+            log: log.or(file.log),
+            log_format: log_format.or(file.log_format),
+        }
+    }
+}
+
+/// A value whose text has a rule, the same for flags and file.
+#[derive(Clone, Debug)]
+pub(crate) struct Text<T>(pub(crate) T);
+
+impl<T: FromStr> FromStr for Text<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl<'de, T: FromStr<Err: std::fmt::Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|error| serde::de::Error::custom(format!("{text:?}: {error}")))
+    }
+}
+
+impl<T: std::fmt::Display> Serialize for Text<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// A length of time as people write it: `24h`, `90s`, `1h 30m`, `200ms`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = || "use a positive length of time such as 24h, 90s or 200ms".to_owned();
+        let span: jiff::SignedDuration = text.parse().map_err(|_| usage())?;
+        let duration = Duration::try_from(span).map_err(|_| usage())?;
+        if duration.is_zero() { Err(usage()) } else { Ok(Self(duration)) }
+    }
+}
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let span = jiff::SignedDuration::try_from(self.0).unwrap_or(jiff::SignedDuration::MAX);
+        write!(f, "{span:#}")
+    }
+}
+
+fn default<T: FromStr<Err: std::fmt::Display>>(text: &str) -> anyhow::Result<Text<T>> {
+    text.parse().map_err(|error| anyhow::anyhow!("{text:?}: {error}"))
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(toml: &str) -> anyhow::Result<Settings> {
+        let file = toml::from_str(toml)?;
+        Settings::resolve(Options::default().or(file))
+    }
+
+    #[test]
+    fn defaults_are_printed_as_a_file_that_reads_back() {
+        let settings = resolve("").expect("defaults");
+        let printed = settings.to_toml().expect("TOML");
+        let again = resolve(&printed).expect("what is printed can be used").to_toml().expect("TOML");
+        assert_eq!(printed, again);
+        assert!(printed.contains("restore_window = \"24h\""), "{printed}");
+    }
+
+    #[test]
+    fn the_sample_of_the_documentation_can_be_used() {
+        let sample = include_str!("../../../docs/samples/adit.toml");
+        resolve(sample).expect("docs/samples/adit.toml");
+    }
+
+    #[test]
+    fn bad_settings_say_what_would_be_right() {
+        for (toml, words) in [
+            ("zone = \"not a zone\"", "not a zone"),
+            ("zonee = \"adit.localhost\"", "unknown field `zonee`"),
+            ("api_listen = \"0.0.0.0:80\"", "--api-allow-plaintext"),
+            ("restore_window = \"soon\"", "24h"),
+            ("cert_days = 0", "use 1 to 825"),
+            ("max_body = 1", "use 24576"),
+            ("reserved_names = [\"UPPER\"]", "lower-case"),
+            ("organization = \"a b\"", "letters, digits"),
+        ] {
+            let error = format!("{:#}", resolve(toml).expect_err(toml));
+            assert!(error.contains(words), "{toml}: {error}");
+        }
+    }
+}

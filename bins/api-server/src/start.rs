@@ -1,0 +1,126 @@
+//! What happens before a port is bound: the data directory with its lock,
+//! database, certificate authority and first admin key.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use api::{ApiKeySecret, App, Authority, Clock as _, SystemClock, SystemRandom};
+use ca_dir::{CaDir, Passphrase, leaf_profile};
+use pki_core::crypto::aws_lc::AwsLc;
+use pki_core::{DnsName, KeyPolicy, Profile, Time, Usage};
+use store::SqliteStore;
+use tunnel_model::OrganizationId;
+
+use crate::settings::Settings;
+
+/// The control plane, ready to be served.
+pub(crate) struct Started {
+    pub(crate) app: Arc<App>,
+    pub(crate) issuer_not_after: Time,
+}
+
+const ADMIN_KEY_FILE: &str = "admin-api-key";
+
+/// Opens the data directory, making what is missing.
+pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
+    let data = &settings.data_dir;
+    let (passphrase, chosen_key) = (passphrase()?, chosen_key()?);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("cannot create the data directory {}", data.display()))?;
+    // The lock comes first: nothing below may be done by two servers at once.
+    let store = SqliteStore::open(data)?;
+    let zone: DnsName = settings.zone.0.as_str().parse().context("the zone is no host name")?;
+    let ca = open_ca(&data.join("ca"), &zone, passphrase.as_ref())?;
+    let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.cert_days))?;
+    let authority =
+        Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
+    if !authority.permits(&zone) {
+        bail!(
+            "the certificate authority in {} may not sign for the zone {zone}: \
+             use the zone that it was made for, or another data directory",
+            data.join("ca").display()
+        );
+    }
+    let issuer_not_after = authority.not_after();
+    let app = App::new(
+        Arc::new(store),
+        Arc::new(SystemClock),
+        Arc::new(SystemRandom),
+        authority,
+        settings.rules(),
+        settings.zone.0.clone(),
+    );
+    let organization = OrganizationId::new(settings.organization.as_str());
+    if let Some(key) = app.bootstrap(&organization, chosen_key).await? {
+        hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
+    }
+    Ok(Started { app: Arc::new(app), issuer_not_after })
+}
+
+fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyhow::Result<CaDir> {
+    if path.exists() {
+        return CaDir::open(path, passphrase).context("cannot use the certificate authority");
+    }
+    let now = Time::from_unix(SystemClock.now().micros() / 1_000_000);
+    let ca = CaDir::create(path, zone, passphrase, now).context("cannot make the certificate authority")?;
+    tracing::info!(root = %path.join(ca_dir::ROOT_CERTIFICATE).display(), "made a certificate authority; clients must trust its root");
+    Ok(ca)
+}
+
+/// `ADIT_CA_PASSPHRASE`, or the first line of the file that
+/// `ADIT_CA_PASSPHRASE_FILE` names.
+fn passphrase() -> anyhow::Result<Option<Passphrase>> {
+    match (secret_variable("ADIT_CA_PASSPHRASE")?, std::env::var_os("ADIT_CA_PASSPHRASE_FILE")) {
+        (Some(_), Some(_)) => bail!("ADIT_CA_PASSPHRASE and ADIT_CA_PASSPHRASE_FILE are both set: set one"),
+        (Some(text), None) => Ok(Some(Passphrase::new(text))),
+        (None, Some(path)) => {
+            let path = Path::new(&path);
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("ADIT_CA_PASSPHRASE_FILE: cannot read {}", path.display()))?;
+            Ok(Some(Passphrase::new(text.lines().next().unwrap_or_default().to_owned())))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn chosen_key() -> anyhow::Result<Option<ApiKeySecret>> {
+    let Some(text) = secret_variable("ADIT_BOOTSTRAP_API_KEY")? else { return Ok(None) };
+    text.parse().map(Some).context("ADIT_BOOTSTRAP_API_KEY")
+}
+
+/// Its value is never part of an error.
+fn secret_variable(name: &str) -> anyhow::Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) if value.is_empty() => bail!("{name} is empty: unset it, or set a value"),
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => bail!("{name} is not UTF-8"),
+    }
+}
+
+/// Writes the first admin key where only the owner reads it, and shows it
+/// once to whoever sits at the terminal.
+fn hand_over(key: &ApiKeySecret, path: &Path) -> anyhow::Result<()> {
+    let written = || -> std::io::Result<()> {
+        let temporary = path.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        writeln!(file, "{}", key.expose())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    };
+    written().with_context(|| format!("cannot write the admin API key to {}", path.display()))?;
+    tracing::info!(file = %path.display(), "the first admin API key is in this file");
+    // A log collector is no place for a secret; a person's terminal is.
+    if std::io::stdout().is_terminal() {
+        println!("admin API key (shown once): {}", key.expose());
+    }
+    Ok(())
+}

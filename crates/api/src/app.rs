@@ -1,0 +1,447 @@
+//! The use cases. No HTTP here: a test, or another front end, calls them as
+//! the handlers do.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use pki_core::{DnsName, SerialNumber, Time};
+use store::Store;
+use tunnel_model::{
+    ApiKey, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId, Kind, Label,
+    Metadata, OrganizationId, Refusal, Rules, Scope, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Zone,
+    check_signable,
+};
+
+use crate::authority::Authority;
+use crate::error::Error;
+use crate::secret::{self, ApiKeySecret};
+
+/// Tells the time.
+pub trait Clock: Send + Sync {
+    /// Now, in microseconds since the Unix epoch.
+    fn now(&self) -> Timestamp;
+}
+
+/// Fills octets from a cryptographically secure generator.
+pub trait Random: Send + Sync {
+    /// Fills all of `octets`.
+    ///
+    /// # Errors
+    ///
+    /// When the generator fails; nothing may be made of `octets` then.
+    fn fill(&self, octets: &mut [u8]) -> Result<(), Error>;
+}
+
+/// The operating system's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
+    }
+}
+
+/// The operating system's generator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemRandom;
+
+impl Random for SystemRandom {
+    fn fill(&self, octets: &mut [u8]) -> Result<(), Error> {
+        getrandom::fill(octets).map_err(Error::internal)
+    }
+}
+
+/// The control plane of one deployment.
+pub struct App {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    authority: Authority,
+    rules: Arc<Rules>,
+    zone: Zone,
+    /// When each key's `last_used_at` was last written.
+    touched: Mutex<HashMap<KeyId, Timestamp>>,
+}
+
+/// A tunnel that was just created, with the secret that is shown once.
+#[derive(Debug)]
+pub struct NewTunnel {
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    /// The secret that its agent presents.
+    pub connect_secret: String,
+}
+
+/// A certificate that is stored and may be handed out.
+#[derive(Debug)]
+pub struct SignedCertificate {
+    /// The certificate as the tunnel remembers it.
+    pub certificate: Certificate,
+    /// The certificates between it and the root, as PEM.
+    pub chain_pem: String,
+}
+
+/// How stale `last_used_at` of a key may be: a write a minute at most.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
+/// Expired deletions that one sweep takes at once.
+const SWEEP: u32 = 256;
+
+impl App {
+    /// Joins the parts.
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        authority: Authority,
+        rules: Rules,
+        zone: Zone,
+    ) -> Self {
+        Self { store, clock, random, authority, rules: Arc::new(rules), zone, touched: Mutex::default() }
+    }
+
+    /// The suffix of every public host.
+    pub fn zone(&self) -> &Zone {
+        &self.zone
+    }
+
+    /// Who presents this API key?
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unauthorized`] for keys that are unknown or revoked.
+    pub async fn authenticate(&self, presented: &str) -> Result<(Caller, ApiKey), Error> {
+        let presented: ApiKeySecret = presented.parse().map_err(|_| Error::Unauthorized)?;
+        let key = self.store.api_key(presented.id()).await?.ok_or(Error::Unauthorized)?;
+        if !secret::is_same(&presented.hash(), &key.hash) || key.revoked_at.is_some() {
+            return Err(Error::Unauthorized);
+        }
+        self.touch(&key);
+        let caller = Caller::Key { id: key.id, organization: key.organization.clone(), scope: key.scope };
+        Ok((caller, key))
+    }
+
+    /// The first admin key: `chosen`, or a new one if no admin key of the
+    /// organization is active. Answers the key if one was made now.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn bootstrap(
+        &self,
+        organization: &OrganizationId,
+        chosen: Option<ApiKeySecret>,
+    ) -> Result<Option<ApiKeySecret>, Error> {
+        let keys = self.store.api_keys(organization).await?;
+        let secret = match chosen {
+            Some(chosen) if keys.iter().any(|key| secret::is_same(&key.hash, &chosen.hash())) => return Ok(None),
+            Some(chosen) => chosen,
+            None if keys.iter().any(|key| key.scope == Scope::Admin && key.revoked_at.is_none()) => return Ok(None),
+            None => self.generate_key()?,
+        };
+        let label = "bootstrap".parse().map_err(Error::internal)?;
+        self.store_key(Caller::System, organization.clone(), &secret, None, label, None).await?;
+        Ok(Some(secret))
+    }
+
+    /// Every tunnel that the caller sees, oldest first.
+    pub async fn tunnels(&self, caller: &Caller) -> Result<Vec<Tunnel>, Error> {
+        let now = self.clock.now();
+        let mut tunnels = match caller {
+            Caller::Key { scope: Scope::Identity(id), .. } => {
+                let identity = self.store.identity(IdentityKey::Id(*id)).await?;
+                identity.into_iter().map(|(_, tunnel)| tunnel).collect()
+            }
+            Caller::Key { organization, .. } => self.store.tunnels(organization).await?,
+            Caller::System => Vec::new(),
+        };
+        tunnels.retain(|tunnel| caller.sees_tunnel(tunnel) && !tunnel.is_expired(now));
+        Ok(tunnels)
+    }
+
+    /// One tunnel.
+    pub async fn tunnel(&self, caller: &Caller, id: TunnelId) -> Result<Tunnel, Error> {
+        let now = self.clock.now();
+        let tunnel = self.store.tunnel(id).await?;
+        let tunnel = tunnel.filter(|tunnel| caller.sees_tunnel(tunnel) && !tunnel.is_expired(now));
+        tunnel.ok_or(Error::Refused(Refusal::NotFound(Kind::Tunnel)))
+    }
+
+    /// A tunnel by itself, with a connect secret.
+    pub async fn create_tunnel(
+        &self,
+        caller: Caller,
+        name: TunnelName,
+        tls_mode: TlsMode,
+        description: Option<Description>,
+    ) -> Result<NewTunnel, Error> {
+        let id = TunnelId::from_random(self.random()?);
+        let connect_secret = secret::connect_secret(&self.random()?);
+        let secret_hash = secret::hash(&connect_secret);
+        let command = Command::CreateTunnel { id, name, tls_mode, description, secret_hash };
+        let events = self.execute(caller, command).await?;
+        let created = events.into_iter().find_map(|event| match event {
+            Event::TunnelCreated(tunnel) => Some(*tunnel),
+            _ => None,
+        });
+        let tunnel = created.ok_or_else(Error::unexpected)?;
+        Ok(NewTunnel { tunnel, connect_secret })
+    }
+
+    /// New words or data; what is `None` stays.
+    pub async fn update_tunnel(
+        &self,
+        caller: Caller,
+        id: TunnelId,
+        description: Option<Option<Description>>,
+        metadata: Option<Metadata>,
+    ) -> Result<Tunnel, Error> {
+        self.change_tunnel(caller, id, Command::UpdateTunnel { id, description, metadata }).await
+    }
+
+    /// Deletion with a restore window; deleting again changes nothing.
+    pub async fn delete_tunnel(&self, caller: Caller, id: TunnelId) -> Result<Tunnel, Error> {
+        self.change_tunnel(caller, id, Command::DeleteTunnel { id }).await
+    }
+
+    /// Takes a deletion back.
+    pub async fn restore_tunnel(&self, caller: Caller, id: TunnelId) -> Result<Tunnel, Error> {
+        self.change_tunnel(caller, id, Command::RestoreTunnel { id }).await
+    }
+
+    /// Ends the restore window now.
+    pub async fn force_delete_tunnel(&self, caller: Caller, id: TunnelId) -> Result<Tunnel, Error> {
+        self.change_tunnel(caller, id, Command::ForceDeleteTunnel { id }).await
+    }
+
+    /// A new connect secret, which counts from the next hello on.
+    pub async fn rotate_secret(&self, caller: Caller, id: TunnelId) -> Result<String, Error> {
+        let connect_secret = secret::connect_secret(&self.random()?);
+        let secret_hash = secret::hash(&connect_secret);
+        self.execute(caller, Command::RotateSecret { id, secret_hash }).await?;
+        Ok(connect_secret)
+    }
+
+    /// Checks a certificate signing request for the tunnel's public host,
+    /// signs it and stores the certificate.
+    pub async fn sign_csr(&self, caller: Caller, id: TunnelId, csr_pem: &str) -> Result<SignedCertificate, Error> {
+        let tunnel = self.tunnel(&caller, id).await?;
+        check_signable(&tunnel, self.clock.now())?;
+        let host: DnsName = self.zone.host(&tunnel.name).as_str().parse().map_err(Error::internal)?;
+        let serial = SerialNumber::from_random(self.random()?);
+        let now = Time::from_unix(self.clock.now().micros().div_euclid(1_000_000));
+        let leaf = self.authority.issue(csr_pem.as_bytes(), &host, serial, now)?;
+        let certificate = Certificate {
+            pem: leaf.to_pem(),
+            fingerprint: *leaf.fingerprint().as_bytes(),
+            serial: leaf.serial().as_bytes().to_vec(),
+            expires_at: Timestamp::from_micros(leaf.not_after().unix().saturating_mul(1_000_000)),
+        };
+        let command = Command::RecordCertificate { id, name: tunnel.name, certificate: certificate.clone() };
+        self.execute(caller, command).await?;
+        Ok(SignedCertificate { certificate, chain_pem: self.authority.chain_pem().to_owned() })
+    }
+
+    /// Every identity that the caller sees, oldest first.
+    pub async fn identities(&self, caller: &Caller) -> Result<Vec<(Identity, Tunnel)>, Error> {
+        Ok(match caller {
+            Caller::Key { scope: Scope::Identity(id), .. } => {
+                self.store.identity(IdentityKey::Id(*id)).await?.into_iter().collect()
+            }
+            Caller::Key { organization, .. } => self.store.identities(organization).await?,
+            Caller::System => Vec::new(),
+        })
+    }
+
+    /// One identity with its tunnel.
+    pub async fn identity(&self, caller: &Caller, handle: &TunnelName) -> Result<(Identity, Tunnel), Error> {
+        let found = self.store.identity(IdentityKey::Handle(handle)).await?;
+        let found = found.filter(|(identity, _)| caller.sees_identity(identity));
+        found.ok_or(Error::Refused(Refusal::NotFound(Kind::Identity)))
+    }
+
+    /// An identity and its tunnel, at once.
+    pub async fn create_identity(
+        &self,
+        caller: Caller,
+        handle: TunnelName,
+        display_name: Option<Label>,
+        description: Option<Description>,
+        tls_mode: TlsMode,
+    ) -> Result<(Identity, Tunnel), Error> {
+        let command = Command::CreateIdentity {
+            id: IdentityId::from_random(self.random()?),
+            tunnel: TunnelId::from_random(self.random()?),
+            handle,
+            display_name,
+            description,
+            tls_mode,
+        };
+        let (mut tunnel, mut identity) = (None, None);
+        for event in self.execute(caller, command).await? {
+            match event {
+                Event::TunnelCreated(created) => tunnel = Some(*created),
+                Event::IdentityCreated(created) => identity = Some(created),
+                _ => {}
+            }
+        }
+        identity.zip(tunnel).ok_or_else(Error::unexpected)
+    }
+
+    /// New names or words; what is `None` stays.
+    pub async fn update_identity(
+        &self,
+        caller: Caller,
+        handle: TunnelName,
+        rename: Option<TunnelName>,
+        display_name: Option<Option<Label>>,
+        description: Option<Option<Description>>,
+    ) -> Result<(Identity, Tunnel), Error> {
+        let now_called = rename.clone().unwrap_or_else(|| handle.clone());
+        let command = Command::UpdateIdentity { handle, rename, display_name, description };
+        self.execute(caller.clone(), command).await?;
+        self.identity(&caller, &now_called).await
+    }
+
+    /// Deletes an identity, its tunnel and its keys.
+    pub async fn delete_identity(&self, caller: Caller, handle: TunnelName) -> Result<(), Error> {
+        self.execute(caller, Command::DeleteIdentity { handle }).await.map(drop)
+    }
+
+    /// A key that is bound to an identity; the key itself is shown once.
+    pub async fn create_api_key(
+        &self,
+        caller: Caller,
+        identity: Option<IdentityId>,
+        label: Label,
+        description: Option<Description>,
+    ) -> Result<(ApiKeySecret, ApiKey), Error> {
+        let organization = caller.organization().ok_or_else(Error::unexpected)?.clone();
+        let secret = self.generate_key()?;
+        let key = self.store_key(caller, organization, &secret, identity, label, description).await?;
+        Ok((secret, key))
+    }
+
+    /// Every key of the organization, oldest first; for admins.
+    pub async fn api_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>, Error> {
+        match caller {
+            Caller::Key { organization, scope: Scope::Admin, .. } => Ok(self.store.api_keys(organization).await?),
+            _ => Err(Error::Refused(Refusal::Forbidden)),
+        }
+    }
+
+    /// Ends a key for good; revoking again changes nothing.
+    pub async fn revoke_api_key(&self, caller: Caller, id: KeyId) -> Result<ApiKey, Error> {
+        self.execute(caller, Command::RevokeKey { id }).await?;
+        let key = self.store.api_key(id).await?;
+        key.ok_or(Error::Refused(Refusal::NotFound(Kind::ApiKey)))
+    }
+
+    /// Deletes tunnels whose restore window is over, and forgets successes
+    /// that no quota counts any more. Answers how many tunnels went.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store; what was deleted before stays deleted.
+    pub async fn sweep(&self) -> Result<usize, Error> {
+        let now = self.clock.now();
+        let mut deleted = 0;
+        for id in self.store.expired_tunnels(now, SWEEP).await? {
+            match self.execute(Caller::System, Command::FinalizeTunnel { id }).await {
+                Ok(_) => deleted += 1,
+                // Somebody was faster.
+                Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let longest = self.rules.creates.window.max(self.rules.signings.window);
+        self.store.prune_uses(now.minus(longest)).await?;
+        Ok(deleted)
+    }
+
+    /// Is the store in order, and can certificates still be signed?
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub async fn check(&self) -> Result<(), Error> {
+        Ok(self.store.check().await?)
+    }
+
+    async fn execute(&self, caller: Caller, command: Command) -> Result<Vec<Event>, Error> {
+        Ok(self.store.execute(caller, command, &self.rules, self.clock.now()).await?)
+    }
+
+    /// The tunnel after a command, or as it is if the command changed nothing.
+    async fn change_tunnel(&self, caller: Caller, id: TunnelId, command: Command) -> Result<Tunnel, Error> {
+        let events = self.execute(caller.clone(), command).await?;
+        let changed = events.into_iter().find_map(|event| match event {
+            Event::TunnelDeleted(tunnel)
+            | Event::TunnelFinalized(tunnel)
+            | Event::TunnelRestored(tunnel)
+            | Event::TunnelUpdated(tunnel) => Some(*tunnel),
+            _ => None,
+        });
+        match changed {
+            Some(tunnel) => Ok(tunnel),
+            None => self.tunnel(&caller, id).await,
+        }
+    }
+
+    fn generate_key(&self) -> Result<ApiKeySecret, Error> {
+        Ok(ApiKeySecret::generate(KeyId::from_random(self.random()?), &self.random()?))
+    }
+
+    async fn store_key(
+        &self,
+        caller: Caller,
+        organization: OrganizationId,
+        secret: &ApiKeySecret,
+        identity: Option<IdentityId>,
+        label: Label,
+        description: Option<Description>,
+    ) -> Result<ApiKey, Error> {
+        let command = Command::CreateKey {
+            id: secret.id(),
+            organization,
+            identity,
+            label,
+            description,
+            hash: secret.hash(),
+            last4: secret.last4().to_owned(),
+        };
+        let events = self.execute(caller, command).await?;
+        let created = events.into_iter().find_map(|event| match event {
+            Event::KeyCreated(key) => Some(*key),
+            _ => None,
+        });
+        created.ok_or_else(Error::unexpected)
+    }
+
+    /// Writes down that a key is in use, without making the caller wait.
+    fn touch(&self, key: &ApiKey) {
+        let now = self.clock.now();
+        {
+            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = touched.get(&key.id).copied().or(key.last_used_at);
+            if last.is_some_and(|last| now.since(last) < TOUCH_INTERVAL) {
+                return;
+            }
+            touched.insert(key.id, now);
+        }
+        let (store, id) = (Arc::clone(&self.store), key.id);
+        tokio::spawn(async move {
+            if let Err(error) = store.touch_api_key(id, now).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot record the use of an API key");
+            }
+        });
+    }
+
+    fn random<const N: usize>(&self) -> Result<[u8; N], Error> {
+        let mut octets = [0; N];
+        self.random.fill(&mut octets)?;
+        Ok(octets)
+    }
+}

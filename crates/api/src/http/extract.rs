@@ -1,0 +1,119 @@
+//! What a handler takes from a request, or the answer that the request gets
+//! instead.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+use tunnel_model::{ApiKey, KeyId, Kind, Refusal, TunnelId, TunnelName};
+
+use super::Shared;
+use crate::error::Error;
+use crate::secret::parse_key_id;
+
+/// Who calls, by the `X-API-Key` header.
+pub(super) struct Caller(pub(super) tunnel_model::Caller);
+
+impl FromRequestParts<Shared> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Error> {
+        authenticate(parts, shared).await.map(|(caller, _)| Self(caller))
+    }
+}
+
+/// The key itself, for those who ask who they are.
+pub(super) struct PresentedKey(pub(super) ApiKey);
+
+impl FromRequestParts<Shared> for PresentedKey {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Error> {
+        authenticate(parts, shared).await.map(|(_, key)| Self(key))
+    }
+}
+
+async fn authenticate(parts: &Parts, shared: &Shared) -> Result<(tunnel_model::Caller, ApiKey), Error> {
+    let mut presented = parts.headers.get_all("x-api-key").iter();
+    let (Some(presented), None) = (presented.next(), presented.next()) else { return Err(Error::Unauthorized) };
+    let presented = presented.to_str().map_err(|_| Error::Unauthorized)?;
+    shared.app.authenticate(presented).await
+}
+
+/// The tunnel of the path; what is no UUID names no tunnel.
+pub(super) struct TunnelPath(pub(super) TunnelId);
+
+impl<S: Send + Sync> FromRequestParts<S> for TunnelPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let segment = segment(parts, state).await?;
+        segment.parse().map(Self).map_err(|_| Refusal::NotFound(Kind::Tunnel).into())
+    }
+}
+
+/// The identity of the path, with or without `@`.
+pub(super) struct HandlePath(pub(super) TunnelName);
+
+impl<S: Send + Sync> FromRequestParts<S> for HandlePath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let segment = segment(parts, state).await?;
+        TunnelName::from_handle(&segment).map(Self).map_err(|_| Refusal::NotFound(Kind::Identity).into())
+    }
+}
+
+/// The API key of the path.
+pub(super) struct KeyPath(pub(super) KeyId);
+
+impl<S: Send + Sync> FromRequestParts<S> for KeyPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let segment = segment(parts, state).await?;
+        parse_key_id(&segment).map(Self).ok_or(Refusal::NotFound(Kind::ApiKey).into())
+    }
+}
+
+async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Error> {
+    // Percent-encoding that is no UTF-8 names nothing that exists.
+    let Path(segment) = Path::from_request_parts(parts, state).await.map_err(|_| Error::UnknownPath)?;
+    Ok(segment)
+}
+
+/// A JSON body.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Error> {
+        let media_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+        // A body without a type is taken for JSON; one that says it is something else is not.
+        if media_type.is_some_and(|media_type| !is_json(media_type)) {
+            return Err(Error::UnsupportedMediaType);
+        }
+        let body = body(request, shared).await?;
+        serde_json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => Error::WrongShape(error.to_string()),
+            _ => Error::Malformed(error.to_string()),
+        })
+    }
+}
+
+async fn body(request: Request, shared: &Shared) -> Result<Bytes, Error> {
+    Bytes::from_request(request, shared).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(error) if error.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE => {
+            Error::BodyTooLarge { limit: shared.limits.body }
+        }
+        rejection => Error::Malformed(rejection.body_text()),
+    })
+}
+
+fn is_json(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}

@@ -1,0 +1,102 @@
+//! What the control plane counts, in the Prometheus text format.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Counters of requests, signings and connections.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    latency: Histogram,
+    signed: Counter,
+    connections: Gauge,
+    issuer_expiry: Gauge<f64, AtomicU64>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RequestLabels {
+    method: &'static str,
+    route: String,
+    status: u16,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        // From a point look-up to a commit on a slow disk.
+        let seconds = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+        let mut metrics = Self {
+            registry: Registry::with_prefix("adit"),
+            requests: Family::default(),
+            latency: Histogram::new(seconds),
+            signed: Counter::default(),
+            connections: Gauge::default(),
+            issuer_expiry: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("api_requests", "Requests answered", metrics.requests.clone());
+        registry.register_with_unit("api_latency", "Time to the answer", Unit::Seconds, metrics.latency.clone());
+        registry.register("certificates_signed", "Certificates signed and stored", metrics.signed.clone());
+        registry.register("connections", "Open HTTP connections", metrics.connections.clone());
+        registry.register(
+            "issuer_expiry_timestamp_seconds",
+            "When the issuing certificate ends, seconds since the Unix epoch",
+            metrics.issuer_expiry.clone(),
+        );
+        metrics
+    }
+
+    /// Everything in the text format of Prometheus.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+
+    /// When the issuing certificate ends, in seconds since the Unix epoch.
+    pub fn set_issuer_expiry(&self, seconds: i64) {
+        #[expect(clippy::cast_precision_loss, reason = "seconds of the next millennia fit 52 bits")]
+        self.issuer_expiry.set(seconds as f64);
+    }
+
+    pub(crate) fn observe(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
+        // Labels must have few values, whatever a client sends.
+        let method = match *method {
+            Method::DELETE => "DELETE",
+            Method::GET => "GET",
+            Method::PATCH => "PATCH",
+            Method::POST => "POST",
+            _ => "other",
+        };
+        let labels = RequestLabels { method, route: route.to_owned(), status: status.as_u16() };
+        self.requests.get_or_create(&labels).inc();
+        self.latency.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn certificate_signed(&self) {
+        self.signed.inc();
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections.dec();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
