@@ -32,6 +32,20 @@ pub struct Limits {
     pub grace: Duration,
 }
 
+impl Default for Limits {
+    /// For a server that many clients reach through a proxy: 64 KiB bodies,
+    /// 16384 connections, 15 s for headers, 30 s for a request, 30 s to stop.
+    fn default() -> Self {
+        Self {
+            body: 64 * 1024,
+            connections: 16 * 1024,
+            headers: Duration::from_secs(15),
+            request: Duration::from_secs(30),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
 /// Header fields of a request; the clients send about ten.
 const MAX_HEADERS: usize = 64;
 /// Octets of a request's headers, and of a body that waits to be read.

@@ -15,6 +15,7 @@ use crate::der::Tlv;
 use crate::extension::{Extension, GeneralName};
 use crate::fingerprint::{Fingerprint, hex};
 use crate::key::PublicKey;
+use crate::name::attributes;
 use crate::oid::{self, ObjectIdentifier};
 use crate::time::Time;
 
@@ -68,7 +69,9 @@ pub struct CertificateSummary {
 pub struct CsrSummary {
     /// RFC 4514, most specific part first; empty for an empty Name.
     pub subject: String,
-    /// For example `P-256` or `RSA 2048`; the algorithm's identifier if unknown.
+    /// The common names among it.
+    pub common_names: Vec<String>,
+    /// For example `P-256` or `RSA 2048`; why it is not accepted otherwise.
     pub public_key: String,
     /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex.
     pub spki_sha256: String,
@@ -138,6 +141,11 @@ pub fn inspect_csr(csr: &Csr) -> Result<CsrSummary, CsrError> {
     let alt_name = extensions.iter().find(|extension| extension.id == oid::SUBJECT_ALT_NAME);
     Ok(CsrSummary {
         subject: distinguished_name(csr.subject()),
+        common_names: attributes(csr.subject(), 0)?
+            .iter()
+            .filter(|attribute| attribute.kind == oid::COMMON_NAME)
+            .map(|attribute| text(attribute.value))
+            .collect(),
         public_key: public_key(csr.spki()),
         spki_sha256: hex(&Sha256::digest(csr.spki())),
         signature_algorithm: match csr.read_signature_algorithm() {

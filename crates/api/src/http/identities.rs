@@ -181,7 +181,7 @@ fn handle_conflict(error: Error) -> Error {
 
 /// The clients' keys for channels that this server does not have. Values that
 /// ask for nothing pass; anything else must not be promised by silence.
-const CHANNELS: [(&str, &str); 16] = [
+const CHANNELS: [(&str, &str); 17] = [
     ("claim_imessage_number", "imessage"),
     ("contact_sharing_enabled", "contact sharing"),
     ("imessage_enabled", "imessage"),
@@ -195,6 +195,7 @@ const CHANNELS: [(&str, &str); 16] = [
     ("phone_inbound_filter_mode", "phone"),
     ("phone_number", "phone"),
     ("phone_outbound_filter_mode", "phone"),
+    ("slack_filter_mode", "slack"),
     ("slack_inbound_filter_mode", "slack"),
     ("slack_outbound_filter_mode", "slack"),
     ("vault_secret_ids", "vault"),

@@ -1,0 +1,178 @@
+//! What each command does: files in, library calls, an answer out.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, bail};
+use ca_dir::{CaDir, leaf_profile, random_serial};
+use pki_core::crypto::aws_lc::AwsLc;
+use pki_core::{
+    Csr, DnsName, Expectation, Issuer, KeyPolicy, Profile, Time, Usage, certificate_to_pem, certificates_from_file,
+    inspect_certificate, inspect_csr, verify_chain,
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{Fingerprint, Init, Inspect, NewCsr, Sign, Verify, files, text};
+
+pub(crate) fn init(init: &Init, json: bool) -> anyhow::Result<()> {
+    let passphrase = files::passphrase(init.passphrase_file.as_deref())?;
+    let ca = CaDir::create(&init.directory, &init.zone, passphrase.as_ref(), now())?;
+    let root = init.directory.join(ca_dir::ROOT_CERTIFICATE);
+    let fingerprint = pki_core::Fingerprint::of(&ca.root);
+    if json {
+        return print_json(&json!({
+            "directory": init.directory, "zone": init.zone.as_str(), "root": root, "root_fingerprint_sha256": fingerprint,
+        }));
+    }
+    println!("{}", root.display());
+    eprintln!("made a certificate authority for {} in {}", init.zone, init.directory.display());
+    eprintln!("clients must trust {} (SHA-256 {fingerprint})", root.display());
+    eprintln!("{} is not needed to sign: keep it in a safe place", init.directory.join(ca_dir::ROOT_KEY).display());
+    Ok(())
+}
+
+pub(crate) fn csr(csr: &NewCsr, json: bool) -> anyhow::Result<()> {
+    if !csr.host.fits_common_name() {
+        eprintln!("{} is too long for a common name: the request names it in the subjectAltName alone", csr.host);
+    }
+    let key_path = csr.key.clone().unwrap_or_else(|| PathBuf::from(format!("{}.key", csr.host)));
+    let out = csr.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.csr", csr.host)));
+    let key = if key_path.exists() {
+        eprintln!("using the key in {}", key_path.display());
+        files::read_key_pair(&key_path)?
+    } else {
+        let key = ca_dir::generate_key(csr.algorithm)?;
+        ca_dir::write_private_key(&key_path, &key, None)?;
+        eprintln!("made a private key: {}", key_path.display());
+        key
+    };
+    let mut params = rcgen::CertificateParams::new(vec![csr.host.to_string()]).context("cannot make the request")?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    if csr.host.fits_common_name() {
+        params.distinguished_name.push(rcgen::DnType::CommonName, csr.host.as_str());
+    }
+    let request = params.serialize_request(&key).context("cannot make the request")?;
+    files::write(&out, request.pem().context("cannot make the request")?.as_bytes())?;
+    if out != Path::new("-") {
+        eprintln!("made a request for {}: {}", csr.host, out.display());
+        if json {
+            return print_json(&json!({ "host": csr.host.as_str(), "key": key_path, "csr": out }));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
+    let passphrase = files::passphrase(sign.passphrase_file.as_deref())?;
+    let read = || format!("cannot use the request {}", sign.csr.display());
+    let request = Csr::from_file(&files::read(&sign.csr)?).with_context(read)?;
+    let host = match &sign.host {
+        Some(host) => host.clone(),
+        None => own_name(&request).with_context(read)?,
+    };
+    let ca = CaDir::open(&sign.ca, passphrase.as_ref())?;
+    let issuer = Issuer::new(&ca.issuing, &ca.key)?;
+    let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, sign.days))?;
+    let approved = request
+        .verify(&AwsLc, &KeyPolicy::new())
+        .and_then(|csr| csr.approve_host(&host))
+        .with_context(|| format!("the request {} is refused", sign.csr.display()))?;
+    let leaf = approved.to_be_signed(&issuer, &profile, random_serial()?, now())?.sign(&ca.key)?;
+    let chain = if sign.no_chain { String::new() } else { certificate_to_pem(&ca.issuing) };
+    let to_stdout = sign.out == Path::new("-");
+    if !(json && to_stdout) {
+        files::write(&sign.out, format!("{}{chain}", leaf.to_pem()).as_bytes())?;
+    }
+    eprintln!("signed {host} until {} (SHA-256 {})", leaf.not_after(), leaf.fingerprint());
+    if json {
+        return print_json(&json!({
+            "host": host.as_str(),
+            "serial": leaf.serial().to_string(),
+            "not_before": leaf.not_before(),
+            "not_after": leaf.not_after(),
+            "fingerprint_sha256": leaf.fingerprint(),
+            "cert_pem": leaf.to_pem(),
+            "chain_pem": chain,
+        }));
+    }
+    Ok(())
+}
+
+pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
+    let bytes = files::read(&inspect.file)?;
+    let context = || format!("cannot inspect {}", inspect.file.display());
+    if let Ok(request) = Csr::from_file(&bytes) {
+        let summary = inspect_csr(&request).with_context(context)?;
+        return if json { print_json(&summary) } else { text::print_csr(&summary) };
+    }
+    let certificates = certificates_from_file(&bytes).with_context(context)?;
+    let summaries = certificates.iter().map(|der| inspect_certificate(der)).collect::<Result<Vec<_>, _>>();
+    let summaries = summaries.with_context(context)?;
+    match (json, summaries.as_slice()) {
+        (true, [one]) => print_json(one),
+        (true, many) => print_json(&many),
+        (false, many) => many.iter().try_for_each(text::print_certificate),
+    }
+}
+
+pub(crate) fn verify(verify: &Verify, json: bool) -> anyhow::Result<()> {
+    let certificates = |path: &Path| {
+        certificates_from_file(&files::read(path)?).with_context(|| format!("cannot use {}", path.display()))
+    };
+    let mut chain = certificates(&verify.chain)?;
+    if let Some(untrusted) = &verify.untrusted {
+        chain.extend(certificates(untrusted)?);
+    }
+    let anchors = certificates(&verify.anchor)?;
+    let expectation =
+        Expectation { host: verify.host.as_ref(), usage: verify.usage, at: verify.at.unwrap_or_else(now) };
+    let result = verify_chain(&borrowed(&chain), &borrowed(&anchors), &expectation, &AwsLc);
+    if json {
+        let reason = result.as_ref().err().map(ToString::to_string);
+        print_json(&json!({ "valid": result.is_ok(), "reason": reason }))?;
+    }
+    result.with_context(|| format!("{} does not verify", verify.chain.display()))?;
+    if !json {
+        eprintln!("{}: good", verify.chain.display());
+    }
+    Ok(())
+}
+
+pub(crate) fn fingerprint(fingerprint: &Fingerprint, json: bool) -> anyhow::Result<()> {
+    let context = || format!("cannot use {}", fingerprint.file.display());
+    let certificates = certificates_from_file(&files::read(&fingerprint.file)?).with_context(context)?;
+    let mut all = Vec::new();
+    for der in &certificates {
+        all.push(pki_core::Certificate::from_der(der).with_context(context)?.fingerprint());
+    }
+    if json {
+        return print_json(&all);
+    }
+    all.iter().for_each(|fingerprint| println!("{fingerprint}"));
+    Ok(())
+}
+
+fn borrowed(certificates: &[Vec<u8>]) -> Vec<&[u8]> {
+    certificates.iter().map(Vec::as_slice).collect()
+}
+
+/// The one common name of a request that its reader did not name a host for.
+fn own_name(request: &Csr) -> anyhow::Result<DnsName> {
+    let summary = inspect_csr(request)?;
+    match summary.common_names.as_slice() {
+        [name] => name.parse().with_context(|| format!("its common name {name:?} is no host name")),
+        [] => bail!("it has no common name: say --host"),
+        _ => bail!("it has several common names: say --host"),
+    }
+}
+
+fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn now() -> Time {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time::from_unix(i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,42 @@
+//! Files, and `-` for standard input and output.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+use ca_dir::Passphrase;
+
+/// More than a chain of certificates ever has.
+const MAX_OCTETS: u64 = 1024 * 1024;
+
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        io::stdin().lock().take(MAX_OCTETS + 1).read_to_end(&mut bytes)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(MAX_OCTETS + 1).read_to_end(&mut bytes))
+    };
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    anyhow::ensure!(bytes.len() as u64 <= MAX_OCTETS, "{} has more than {MAX_OCTETS} octets", path.display());
+    Ok(bytes)
+}
+
+/// Requests and certificates are public and may be replaced.
+pub(crate) fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let written = if path == Path::new("-") { io::stdout().write_all(content) } else { fs::write(path, content) };
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+pub(crate) fn read_key_pair(path: &Path) -> anyhow::Result<rcgen::KeyPair> {
+    let pem = zeroize::Zeroizing::new(fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
+    rcgen::KeyPair::from_pem(&pem)
+        .with_context(|| format!("{} is not an unencrypted private key in PKCS #8", path.display()))
+}
+
+/// The first line of a file.
+pub(crate) fn passphrase(path: Option<&Path>) -> anyhow::Result<Option<Passphrase>> {
+    let Some(path) = path else { return Ok(None) };
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read the passphrase file {}", path.display()))?;
+    Ok(Some(Passphrase::new(text.lines().next().unwrap_or_default().to_owned())))
+}
