@@ -59,7 +59,10 @@ async fn main() -> anyhow::Result<()> {
     tell("chain", &format!("leaf <- {} <- root", leaf.issuer));
     tell("SHA-256", &text(&signed, "cert_fingerprint_sha256")?);
     let shown = server.call("GET", &format!("/api/v1/tunnels/{id}"), &Value::Null).await?.expect_status(200)?;
-    ensure!(shown["cert_fingerprint_sha256"] == signed["cert_fingerprint_sha256"], "the tunnel shows another certificate");
+    ensure!(
+        shown["cert_fingerprint_sha256"] == signed["cert_fingerprint_sha256"],
+        "the tunnel shows another certificate"
+    );
     tell("tunnel's status", &text(&shown, "status")?);
 
     step(5, "A visitor who trusts the root makes a TLS handshake with the agent");
@@ -67,7 +70,8 @@ async fn main() -> anyhow::Result<()> {
 
     step(6, "The certificate is renewed with a new key before it ends");
     let new_key = rcgen::KeyPair::generate()?;
-    let renewed = server.call("POST", &sign, &json!({ "csr_pem": request(&new_key, &host)? })).await?.expect_status(200)?;
+    let renewed =
+        server.call("POST", &sign, &json!({ "csr_pem": request(&new_key, &host)? })).await?.expect_status(200)?;
     let second = chain(&renewed)?;
     tell("new serial", &inspect_certificate(&second[0])?.serial);
     tell("verified", &handshake(&second, &new_key, &root, &host)?);

@@ -39,8 +39,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let zone: DnsName = settings.zone.0.as_str().parse().context("the zone is no host name")?;
     let ca = open_ca(&data.join("ca"), &zone, passphrase.as_ref())?;
     let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.cert_days))?;
-    let authority =
-        Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
+    let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
     if !authority.permits(&zone) {
         bail!(
             "the certificate authority in {} may not sign for the zone {zone}: \

@@ -29,7 +29,8 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 }
 
 pub(crate) fn read_key_pair(path: &Path) -> anyhow::Result<rcgen::KeyPair> {
-    let pem = zeroize::Zeroizing::new(fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
+    let pem =
+        zeroize::Zeroizing::new(fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
     rcgen::KeyPair::from_pem(&pem)
         .with_context(|| format!("{} is not an unencrypted private key in PKCS #8", path.display()))
 }
@@ -37,6 +38,7 @@ pub(crate) fn read_key_pair(path: &Path) -> anyhow::Result<rcgen::KeyPair> {
 /// The first line of a file.
 pub(crate) fn passphrase(path: Option<&Path>) -> anyhow::Result<Option<Passphrase>> {
     let Some(path) = path else { return Ok(None) };
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read the passphrase file {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read the passphrase file {}", path.display()))?;
     Ok(Some(Passphrase::new(text.lines().next().unwrap_or_default().to_owned())))
 }

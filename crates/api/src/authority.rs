@@ -87,8 +87,7 @@ impl Authority {
         serial: SerialNumber,
         now: Time,
     ) -> Result<Leaf, AuthorityError> {
-        let approved =
-            Csr::from_pem(csr_pem)?.verify(self.verifier.as_ref(), &self.key_policy)?.approve_host(host)?;
+        let approved = Csr::from_pem(csr_pem)?.verify(self.verifier.as_ref(), &self.key_policy)?.approve_host(host)?;
         let to_be_signed = approved.to_be_signed(&self.issuer, &self.profile, serial, now)?;
         Ok(to_be_signed.sign(self.signer.as_ref())?)
     }

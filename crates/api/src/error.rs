@@ -78,7 +78,7 @@ impl Error {
         Self::Internal("the command had no such event".into())
     }
 
-    pub(crate) fn invalid(field: &'static str, message: impl ToString) -> Self {
+    pub(crate) fn invalid(field: &'static str, message: &dyn std::fmt::Display) -> Self {
         Self::InvalidField { field, message: message.to_string() }
     }
 

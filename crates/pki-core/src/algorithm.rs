@@ -251,8 +251,16 @@ mod tests {
     fn every_identifier_reads_back() {
         use SignatureAlgorithm::*;
         for algorithm in [
-            EcdsaSha256, EcdsaSha384, EcdsaSha512, Ed25519, RsaPkcs1Sha256, RsaPkcs1Sha384, RsaPkcs1Sha512,
-            RsaPssSha256, RsaPssSha384, RsaPssSha512,
+            EcdsaSha256,
+            EcdsaSha384,
+            EcdsaSha512,
+            Ed25519,
+            RsaPkcs1Sha256,
+            RsaPkcs1Sha384,
+            RsaPkcs1Sha512,
+            RsaPssSha256,
+            RsaPssSha384,
+            RsaPssSha512,
         ] {
             let mut reader = Reader::new(algorithm.identifier_der());
             let tlv = reader.element(der::SEQUENCE, "AlgorithmIdentifier").expect("well-formed");

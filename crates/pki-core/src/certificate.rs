@@ -1,6 +1,5 @@
 //! Certificates as they were sent: a view of the DER, nothing re-encoded.
 
-
 use crate::algorithm::SignatureAlgorithm;
 use crate::der::{self, DerError, Reader, Tlv};
 use crate::extension::{self, Extension};

@@ -223,13 +223,8 @@ fn check_time(certificate: &Certificate<'_>, depth: usize, at: Time) -> Result<(
 }
 
 fn check_critical(certificate: &Certificate<'_>, depth: usize) -> Result<(), ChainError> {
-    const UNDERSTOOD: [&[u8]; 5] = [
-        oid::BASIC_CONSTRAINTS,
-        oid::EXTENDED_KEY_USAGE,
-        oid::KEY_USAGE,
-        oid::NAME_CONSTRAINTS,
-        oid::SUBJECT_ALT_NAME,
-    ];
+    const UNDERSTOOD: [&[u8]; 5] =
+        [oid::BASIC_CONSTRAINTS, oid::EXTENDED_KEY_USAGE, oid::KEY_USAGE, oid::NAME_CONSTRAINTS, oid::SUBJECT_ALT_NAME];
     let unknown =
         certificate.tbs.extensions.iter().find(|extension| extension.critical && !UNDERSTOOD.contains(&extension.id));
     match unknown {

@@ -12,7 +12,6 @@
 
 use std::ops::Range;
 
-
 use crate::algorithm::{AlgorithmError, KeyKind, SignatureAlgorithm};
 use crate::crypto::{Verifier, VerifyError};
 use crate::csr_error::CsrError;
@@ -126,13 +125,13 @@ impl Csr {
             return Err(CsrError::SignatureKeyMismatch { key: key.kind(), signature: algorithm });
         }
         let key_kind = key.kind();
-        verifier
-            .verify(&key, algorithm, &self.der[self.signed.clone()], &self.der[self.signature.clone()])
-            .map_err(|error| match (error, key_kind) {
+        verifier.verify(&key, algorithm, &self.der[self.signed.clone()], &self.der[self.signature.clone()]).map_err(
+            |error| match (error, key_kind) {
                 (VerifyError::Key, KeyKind::P256 | KeyKind::P384 | KeyKind::P521) => KeyError::PointNotOnCurve.into(),
                 (VerifyError::Key, KeyKind::Ed25519) => KeyError::Ed25519Point.into(),
                 _ => CsrError::ProofOfPossession,
-            })?;
+            },
+        )?;
         Ok(VerifiedCsr { csr: self, key_kind })
     }
 
@@ -286,7 +285,8 @@ pub struct Approved {
 
 impl Approved {
     fn new(verified: VerifiedCsr, subject: Subject, hosts: Vec<DnsName>) -> Self {
-        Self { spki: verified.csr.spki().to_vec(), key_kind: verified.key_kind, subject, hosts }
+        let VerifiedCsr { csr, key_kind } = verified;
+        Self { spki: csr.spki().to_vec(), key_kind, subject, hosts }
     }
 }
 

@@ -106,7 +106,9 @@ pub enum CsrError {
         found: String,
     },
     /// RFC 5280 allows 64 characters (ub-common-name).
-    #[error("the common name has {length} characters and X.509 allows 64: leave the subject empty and name the host in the subjectAltName")]
+    #[error(
+        "the common name has {length} characters and X.509 allows 64: leave the subject empty and name the host in the subjectAltName"
+    )]
     CommonNameTooLong {
         /// Characters sent.
         length: usize,

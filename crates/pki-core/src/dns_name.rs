@@ -51,9 +51,7 @@ impl DnsName {
 
     /// Is this name `zone` itself or below it?
     pub fn is_within(&self, zone: &Self) -> bool {
-        self.0
-            .strip_suffix(&zone.0)
-            .is_some_and(|front| front.is_empty() || front.ends_with('.'))
+        self.0.strip_suffix(&zone.0).is_some_and(|front| front.is_empty() || front.ends_with('.'))
     }
 }
 
@@ -67,7 +65,8 @@ impl FromStr for DnsName {
         if !text.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'-' || octet == b'.') {
             return Err(DnsNameError::Character);
         }
-        let is_label = |label: &str| (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-');
+        let is_label =
+            |label: &str| (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-');
         if !text.split('.').all(is_label) {
             return Err(DnsNameError::Label);
         }

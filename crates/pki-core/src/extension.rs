@@ -1,6 +1,5 @@
 //! Extensions: read any, look into those of RFC 5280 that decide something.
 
-
 use crate::der::{self, DerError, Reader};
 use crate::oid;
 

@@ -153,7 +153,10 @@ pub fn inspect_csr(csr: &Csr) -> Result<CsrSummary, CsrError> {
             Err(error) => error.to_string(),
         },
         subject_alt_names: alt_name.map_or_else(Vec::new, general_names),
-        requested_extensions: extensions.iter().map(|extension| ObjectIdentifier::new(extension.id).to_string()).collect(),
+        requested_extensions: extensions
+            .iter()
+            .map(|extension| ObjectIdentifier::new(extension.id).to_string())
+            .collect(),
     })
 }
 

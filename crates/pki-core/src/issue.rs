@@ -129,7 +129,9 @@ impl TryFrom<ProfileConfig> for Profile {
         let uris = [("crl_distribution_point", &config.crl_distribution_point), ("ca_issuers", &config.ca_issuers)];
         for (field, uri) in uris {
             if let Some(uri) = uri
-                && (!uri.starts_with("http://") || uri.len() > 1024 || !uri.bytes().all(|octet| octet.is_ascii_graphic()))
+                && (!uri.starts_with("http://")
+                    || uri.len() > 1024
+                    || !uri.bytes().all(|octet| octet.is_ascii_graphic()))
             {
                 return Err(ProfileError::Uri { field, uri: uri.clone() });
             }
@@ -554,12 +556,7 @@ pub(crate) const DNS_NAME: u8 = der::context_primitive(2);
 pub(crate) const IP_ADDRESS: u8 = der::context_primitive(7);
 const URI: u8 = der::context_primitive(6);
 
-pub(crate) fn write_extension(
-    extensions: &mut Writer,
-    id: &[u8],
-    critical: bool,
-    write: impl FnOnce(&mut Writer),
-) {
+pub(crate) fn write_extension(extensions: &mut Writer, id: &[u8], critical: bool, write: impl FnOnce(&mut Writer)) {
     extensions.nested(der::SEQUENCE, |extension| {
         extension.object_identifier(id);
         if critical {

@@ -66,7 +66,9 @@ mod weak_rsa;
 
 pub use algorithm::{AlgorithmError, KeyKind, SignatureAlgorithm};
 pub use authority::root;
-pub use certificate::{Certificate, CertificateError, MAX_CERTIFICATE_OCTETS, certificates_from_file, certificates_from_pem};
+pub use certificate::{
+    Certificate, CertificateError, MAX_CERTIFICATE_OCTETS, certificates_from_file, certificates_from_pem,
+};
 pub use chain::{ChainError, Expectation, verify_chain};
 pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr};
 pub use csr_error::CsrError;

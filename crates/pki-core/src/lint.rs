@@ -4,7 +4,6 @@
 //! The assembler cannot vouch for itself; this file shares no code with it
 //! but the DER layer.
 
-
 use crate::algorithm::{KeyKind, SignatureAlgorithm};
 use crate::certificate::{CertificateError, TbsCertificate};
 use crate::der::{self, Reader, Writer};
@@ -251,11 +250,8 @@ const KNOWN: [&[u8]; 9] = [
     oid::AUTHORITY_INFO_ACCESS,
 ];
 
-const NEVER_CRITICAL: [&[u8]; 3] = [
-    oid::AUTHORITY_KEY_IDENTIFIER,
-    oid::SUBJECT_KEY_IDENTIFIER,
-    oid::AUTHORITY_INFO_ACCESS,
-];
+const NEVER_CRITICAL: [&[u8]; 3] =
+    [oid::AUTHORITY_KEY_IDENTIFIER, oid::SUBJECT_KEY_IDENTIFIER, oid::AUTHORITY_INFO_ACCESS];
 
 fn is_well_formed(extension: &Extension<'_>) -> bool {
     match extension.id {

@@ -1,6 +1,5 @@
 //! Distinguished names: read the attributes, write a subject.
 
-
 use crate::der::{self, DerError, Reader, Writer};
 use crate::oid;
 

@@ -192,7 +192,9 @@ mod tests {
 
     #[test]
     fn dates_that_do_not_exist_are_refused() {
-        for text in ["260229000000Z", "261301000000Z", "260100000000Z", "260101240000Z", "260101006000Z", "260101000060Z"] {
+        for text in
+            ["260229000000Z", "261301000000Z", "260100000000Z", "260101240000Z", "260101006000Z", "260101000060Z"]
+        {
             let bytes = [&[0x17, 13][..], text.as_bytes()].concat();
             assert!(read(&bytes).is_err(), "{text}");
         }

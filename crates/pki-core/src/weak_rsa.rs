@@ -113,14 +113,12 @@ fn has_close_primes(modulus: &BigUint, residues: &Residues) -> bool {
         root += 1u32;
     }
     let first = remainder(&root.to_u64_digits(), GROUPS[0].product);
-    (0..FERMAT_ROUNDS)
-        .filter(|round| may_be_square(first + round, residues))
-        .any(|round| {
-            let a = &root + round;
-            let square = &a * &a - modulus;
-            let b = square.sqrt();
-            &b * &b == square
-        })
+    (0..FERMAT_ROUNDS).filter(|round| may_be_square(first + round, residues)).any(|round| {
+        let a = &root + round;
+        let square = &a * &a - modulus;
+        let b = square.sqrt();
+        &b * &b == square
+    })
 }
 
 /// Is a^2 - n a square modulo every prime of the sieve?

@@ -86,7 +86,8 @@ impl Store for MemoryStore {
 
     async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
         let state = self.state();
-        let mut keys: Vec<_> = state.api_keys.values().filter(|key| key.organization == *organization).cloned().collect();
+        let mut keys: Vec<_> =
+            state.api_keys.values().filter(|key| key.organization == *organization).cloned().collect();
         keys.sort_by_key(|key| (key.created_at, key.id));
         Ok(keys)
     }

@@ -295,7 +295,9 @@ impl Writer {
 fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError> {
     match work {
         Work::Execute { caller, command, rules, now } => run(rows, &caller, *command, &rules, now),
-        Work::Touch { id, now } => Ok(rows::touch_api_key(rows.0, id, now).map(|()| Vec::new()).map_err(store_error)?),
+        Work::Touch { id, now } => {
+            Ok(rows::touch_api_key(rows.0, id, now).map(|()| Vec::new()).map_err(store_error)?)
+        }
         Work::Prune { before } => Ok(rows::prune_uses(rows.0, before).map(|()| Vec::new()).map_err(store_error)?),
         Work::Check => Ok(Vec::new()),
     }
@@ -394,7 +396,8 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(sqlite);
     let (application, found) = (pragma("application_id")?, pragma("user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
     match (application, found, tables) {
         (0, 0, 0) => create(connection).map_err(sqlite),
         (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(()),

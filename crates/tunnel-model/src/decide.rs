@@ -337,11 +337,9 @@ impl Command {
             Self::CreateTunnel { name, .. } | Self::CreateIdentity { handle: name, .. } => {
                 Wants { name: Some(name), usage: caller.organization().map(creation), ..Wants::default() }
             }
-            Self::RecordCertificate { id, .. } => Wants {
-                tunnel: Some(*id),
-                usage: Some((Usage::Sign(*id), rules.signings.limit)),
-                ..Wants::default()
-            },
+            Self::RecordCertificate { id, .. } => {
+                Wants { tunnel: Some(*id), usage: Some((Usage::Sign(*id), rules.signings.limit)), ..Wants::default() }
+            }
             Self::UpdateTunnel { id, .. }
             | Self::DeleteTunnel { id }
             | Self::RestoreTunnel { id }
@@ -354,9 +352,7 @@ impl Command {
             Self::DeleteIdentity { handle } => {
                 Wants { identity: Some(IdentityKey::Handle(handle)), ..Wants::default() }
             }
-            Self::CreateKey { identity, .. } => {
-                Wants { identity: identity.map(IdentityKey::Id), ..Wants::default() }
-            }
+            Self::CreateKey { identity, .. } => Wants { identity: identity.map(IdentityKey::Id), ..Wants::default() },
             Self::RevokeKey { id } => Wants { key: Some(*id), ..Wants::default() },
         }
     }

@@ -11,9 +11,7 @@ mod quota;
 mod record;
 mod time;
 
-pub use decide::{
-    Caller, Command, Event, Facts, IdentityKey, Kind, Refusal, Rules, Wants, check_signable, decide,
-};
+pub use decide::{Caller, Command, Event, Facts, IdentityKey, Kind, Refusal, Rules, Wants, check_signable, decide};
 pub use id::{IdError, IdentityId, KeyId, OrganizationId, SecretHash, TunnelId};
 pub use name::{NameError, NamePolicy, PublicHost, TunnelName, Unavailable, Zone, ZoneError};
 pub use quota::{Quota, Usage};

@@ -42,7 +42,10 @@ pub(super) struct CreatedApiKey {
     path = "/api/v1/api-keys",
     responses((status = 200, body = ApiKeyList), (status = 403, body = Problem))
 )]
-pub(super) async fn list(State(shared): State<Shared>, Caller(caller): Caller) -> Result<JsonResponse<ApiKeyList>, Error> {
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    Caller(caller): Caller,
+) -> Result<JsonResponse<ApiKeyList>, Error> {
     let keys = shared.app.api_keys(&caller).await?;
     Ok(JsonResponse(ApiKeyList { api_keys: keys.into_iter().map(ApiKeyBody::from).collect() }))
 }
@@ -64,7 +67,7 @@ pub(super) async fn create(
     Caller(caller): Caller,
     Json(body): Json<CreateApiKey>,
 ) -> Result<(StatusCode, JsonResponse<CreatedApiKey>), Error> {
-    let label = body.label.parse().map_err(|error| Error::invalid("label", error))?;
+    let label = body.label.parse().map_err(|error| Error::invalid("label", &error))?;
     let description = parse_optional("description", body.description)?;
     let identity: Option<IdentityId> = match body.scoped_identity_id {
         None => None,

@@ -166,7 +166,7 @@ pub(super) async fn delete(
 }
 
 fn parse_handle(text: &str) -> Result<TunnelName, Error> {
-    TunnelName::from_handle(text).map_err(|error| Error::invalid("agent_handle", error))
+    TunnelName::from_handle(text).map_err(|error| Error::invalid("agent_handle", &error))
 }
 
 /// Clients look for fields of their own in this one conflict.
@@ -213,7 +213,7 @@ fn without_channels(channels: &Map<String, Value>) -> Result<(), Error> {
             Some(Value::Number(_)) => true,
         };
         if asks {
-            return Err(Error::invalid(key, format!("this server has no {channel}: leave it out")));
+            return Err(Error::invalid(key, &format!("this server has no {channel}: leave it out")));
         }
     }
     Ok(())

@@ -79,7 +79,10 @@ pub(super) struct ConnectSecret {
     path = "/api/v1/tunnels",
     responses((status = 200, body = TunnelList), (status = 401, body = Problem))
 )]
-pub(super) async fn list(State(shared): State<Shared>, Caller(caller): Caller) -> Result<JsonResponse<TunnelList>, Error> {
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    Caller(caller): Caller,
+) -> Result<JsonResponse<TunnelList>, Error> {
     let tunnels = shared.app.tunnels(&caller).await?;
     let zone = shared.app.zone();
     Ok(JsonResponse(TunnelList { tunnels: tunnels.into_iter().map(|tunnel| TunnelBody::new(tunnel, zone)).collect() }))
@@ -103,7 +106,7 @@ pub(super) async fn create(
     Caller(caller): Caller,
     Json(body): Json<CreateTunnel>,
 ) -> Result<(StatusCode, JsonResponse<CreatedTunnel>), Error> {
-    let name: TunnelName = body.tunnel_name.parse().map_err(|error| Error::invalid("tunnel_name", error))?;
+    let name: TunnelName = body.tunnel_name.parse().map_err(|error| Error::invalid("tunnel_name", &error))?;
     let description = parse_optional("description", body.description)?;
     let mode = body.tls_mode.unwrap_or_default();
     let created = shared.app.create_tunnel(caller, name, mode.into(), description).await?;
@@ -149,7 +152,7 @@ pub(super) async fn update(
         None => None,
         Some(metadata) => {
             let metadata = Metadata::try_from(metadata.unwrap_or_default());
-            Some(metadata.map_err(|error| Error::invalid("metadata", error))?)
+            Some(metadata.map_err(|error| Error::invalid("metadata", &error))?)
         }
     };
     let tunnel = shared.app.update_tunnel(caller, id, description, metadata).await?;
@@ -266,7 +269,7 @@ pub(super) async fn rotate_secret(
 /// Text into the type that holds its rule.
 pub(super) fn parse_optional<T>(field: &'static str, text: Option<String>) -> Result<Option<T>, Error>
 where
-    T: std::str::FromStr<Err: ToString>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
 {
-    text.map(|text| text.parse().map_err(|error: T::Err| Error::invalid(field, error.to_string()))).transpose()
+    text.map(|text| text.parse().map_err(|error: T::Err| Error::invalid(field, &error))).transpose()
 }

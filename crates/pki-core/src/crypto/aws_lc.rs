@@ -1,6 +1,6 @@
 //! AWS-LC through aws-lc-rs: the fast backend, and the one that signs with RSA.
 
-use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rand;
 use aws_lc_rs::signature::{
     self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, ParsedPublicKey, RsaKeyPair,
     UnparsedPublicKey, VerificationAlgorithm,
@@ -101,7 +101,9 @@ impl Signer for PrivateKey {
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        let random = SystemRandom::new();
+        // AWS-LC takes the nonces of ECDSA from a generator of its own, whatever is passed here.
+        #[expect(clippy::disallowed_types, reason = "the backend's own nonces are no value of ours")]
+        let random = rand::SystemRandom::new();
         let failed = |error: aws_lc_rs::error::Unspecified| SignError { reason: error.to_string() };
         match &self.key {
             Key::Ecdsa(key, _) => Ok(key.sign(&random, message).map_err(failed)?.as_ref().to_vec()),

@@ -33,7 +33,9 @@ fn disagreements_with_other_implementations_are_listed() {
         for (backend, verifier) in backends() {
             let ours = Csr::from_der(&der).and_then(|csr| csr.verify(verifier.as_ref(), &KeyPolicy::new()));
             match ours {
-                Ok(_) if !all_accept => problems.push(format!("{backend} accepts {file}: go {go}, pyca {pyca}, openssl {openssl}")),
+                Ok(_) if !all_accept => {
+                    problems.push(format!("{backend} accepts {file}: go {go}, pyca {pyca}, openssl {openssl}"));
+                }
                 Err(error) if all_accept => {
                     if known.get(file).is_none_or(|reason| !error.to_string().starts_with(reason.as_str())) {
                         problems.push(format!("{backend} refuses {file}\t{error}"));

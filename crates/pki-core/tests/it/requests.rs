@@ -28,7 +28,11 @@ fn fixtures() -> Vec<Fixture> {
         .map(|line| {
             let mut columns = line.split('\t').map(str::to_owned);
             let mut column = || columns.next().expect("four columns");
-            Fixture { file: column(), host: column().parse().unwrap_or_else(|error| panic!("{line}: {error}")), expected: column() }
+            Fixture {
+                file: column(),
+                host: column().parse().unwrap_or_else(|error| panic!("{line}: {error}")),
+                expected: column(),
+            }
         })
         .collect()
 }

@@ -40,7 +40,13 @@ fn ed25519() {
             assert_eq!(key.kind(), KeyKind::Ed25519);
             for test in group.tests {
                 let verdict = verifier.verify(&key, SignatureAlgorithm::Ed25519, &test.msg, &test.sig);
-                assert_eq!(verdict.is_ok(), test.result == TestResult::Valid, "{backend} {}: {}", test.tc_id, test.comment);
+                assert_eq!(
+                    verdict.is_ok(),
+                    test.result == TestResult::Valid,
+                    "{backend} {}: {}",
+                    test.tc_id,
+                    test.comment
+                );
             }
         }
     }

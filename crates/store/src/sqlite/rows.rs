@@ -14,11 +14,44 @@ type Result<T> = rusqlite::Result<T>;
 macro_rules! tunnel_columns {
     ($prefix:literal) => {
         concat!(
-            $prefix, "id, ", $prefix, "organization, ", $prefix, "name, ", $prefix, "identity, ", $prefix, "tls_mode, ",
-            $prefix, "status, ", $prefix, "description, ", $prefix, "metadata, ", $prefix, "cert_pem, ", $prefix,
-            "cert_fingerprint, ", $prefix, "cert_serial, ", $prefix, "cert_expires_at, ", $prefix, "secret_hash, ",
-            $prefix, "last_connected_at, ", $prefix, "last_connected_ip, ", $prefix, "last_disconnected_at, ", $prefix,
-            "restore_deadline, ", $prefix, "created_at, ", $prefix, "updated_at"
+            $prefix,
+            "id, ",
+            $prefix,
+            "organization, ",
+            $prefix,
+            "name, ",
+            $prefix,
+            "identity, ",
+            $prefix,
+            "tls_mode, ",
+            $prefix,
+            "status, ",
+            $prefix,
+            "description, ",
+            $prefix,
+            "metadata, ",
+            $prefix,
+            "cert_pem, ",
+            $prefix,
+            "cert_fingerprint, ",
+            $prefix,
+            "cert_serial, ",
+            $prefix,
+            "cert_expires_at, ",
+            $prefix,
+            "secret_hash, ",
+            $prefix,
+            "last_connected_at, ",
+            $prefix,
+            "last_connected_ip, ",
+            $prefix,
+            "last_disconnected_at, ",
+            $prefix,
+            "restore_deadline, ",
+            $prefix,
+            "created_at, ",
+            $prefix,
+            "updated_at"
         )
     };
 }
@@ -92,9 +125,9 @@ pub(super) fn identity(connection: &Connection, key: IdentityKey<'_>) -> Result<
                          FROM identities WHERE id = ?1";
     match key {
         IdentityKey::Handle(handle) => {
-            connection.prepare_cached(BY_HANDLE)?.query_row([handle.as_str()], |row| read_identity(row))
+            connection.prepare_cached(BY_HANDLE)?.query_row([handle.as_str()], read_identity)
         }
-        IdentityKey::Id(id) => connection.prepare_cached(BY_ID)?.query_row([id.as_bytes()], |row| read_identity(row)),
+        IdentityKey::Id(id) => connection.prepare_cached(BY_ID)?.query_row([id.as_bytes()], read_identity),
     }
     .optional()
 }
@@ -132,21 +165,21 @@ pub(super) fn delete_identity(connection: &Connection, identity: &Identity) -> R
 pub(super) fn api_key(connection: &Connection, id: KeyId) -> Result<Option<ApiKey>> {
     connection
         .prepare_cached("SELECT * FROM api_keys WHERE id = ?1")?
-        .query_row([id.as_bytes()], |row| read_api_key(row))
+        .query_row([id.as_bytes()], read_api_key)
         .optional()
 }
 
 pub(super) fn api_keys(connection: &Connection, organization: &OrganizationId) -> Result<Vec<ApiKey>> {
     connection
         .prepare_cached("SELECT * FROM api_keys WHERE organization = ?1 ORDER BY created_at, id")?
-        .query_map([organization.as_str()], |row| read_api_key(row))?
+        .query_map([organization.as_str()], read_api_key)?
         .collect()
 }
 
 pub(super) fn active_keys(connection: &Connection, identity: IdentityId) -> Result<Vec<ApiKey>> {
     connection
         .prepare_cached("SELECT * FROM api_keys WHERE identity = ?1 AND revoked_at IS NULL")?
-        .query_map([identity.as_bytes()], |row| read_api_key(row))?
+        .query_map([identity.as_bytes()], read_api_key)?
         .collect()
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::harness;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_model_agrees_with_a_plain_one(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
@@ -17,7 +17,7 @@ proptest! {
 fn random_commands_reach_every_event_and_refusal() {
     // A linear congruential generator (Knuth's MMIX constants): the same octets in every run.
     let mut state = 1_u64;
-    let bytes: Vec<u8> = (0..400_000)
+    let bytes: Vec<u8> = (0..200_000)
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             state.to_be_bytes()[0]

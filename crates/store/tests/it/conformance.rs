@@ -1,0 +1,408 @@
+//! What every backend does alike: each test runs on all of them.
+
+use std::sync::Arc;
+
+use store::{MemoryStore, SqliteStore, Store};
+use tunnel_model::{
+    Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
+};
+
+use crate::world::*;
+
+macro_rules! on_every_backend {
+    ($($test:ident),+ $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(&super::MemoryStore::new()).await;
+            })+
+        }
+
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                let directory = tempfile::tempdir().expect("a directory");
+                let store = super::SqliteStore::open(directory.path()).expect("a store");
+                super::$test(&store).await;
+            })+
+        }
+    };
+}
+
+on_every_backend! {
+    a_deleted_identity_takes_its_tunnel_and_keys_along,
+    a_key_round_trips_with_every_field,
+    a_name_is_free_after_its_holder_is_gone,
+    a_refusal_changes_nothing,
+    a_renamed_identity_is_found_by_its_new_handle_only,
+    a_revoked_key_is_kept_with_its_time,
+    a_tunnel_round_trips_with_every_field,
+    an_identity_round_trips_with_every_field,
+    creations_are_counted_by_organization,
+    every_state_of_a_tunnel_round_trips,
+    expired_tunnels_are_those_at_their_deadline,
+    extreme_values_round_trip,
+    lists_are_ordered_and_of_one_organization,
+    names_are_unique_among_tunnels_and_identities,
+    pruned_uses_do_not_count_and_others_do,
+    signings_are_counted_by_tunnel,
+    the_store_is_in_order,
+    touching_a_key_changes_its_last_use_only,
+    what_is_not_there_is_not_found,
+}
+
+async fn the_store_is_in_order(store: &dyn Store) {
+    store.check().await.expect("in order");
+}
+
+async fn what_is_not_there_is_not_found(store: &dyn Store) {
+    done(store, create_identity(1, "my-agent")).await;
+    assert!(store.tunnel(tunnel_id(9)).await.expect("an answer").is_none());
+    assert!(store.tunnel_by_name(&name("her-agent")).await.expect("an answer").is_none());
+    assert!(store.identity(IdentityKey::Id(identity_id(9))).await.expect("an answer").is_none());
+    assert!(store.identity(IdentityKey::Handle(&name("her-agent"))).await.expect("an answer").is_none());
+    assert!(store.api_key(key_id(9)).await.expect("an answer").is_none());
+    store.touch_api_key(key_id(9), NOW).await.expect("nothing to do");
+    assert!(store.api_key(key_id(9)).await.expect("an answer").is_none());
+    assert!(store.tunnels(&organization("org_other")).await.expect("an answer").is_empty());
+}
+
+async fn a_tunnel_round_trips_with_every_field(store: &dyn Store) {
+    done(store, create_tunnel(1, "my-agent", TlsMode::Passthrough)).await;
+    let metadata = serde_json::json!({"a": [1, null, true, 1.5, "\u{0}☃"], "b": {"c": {}}});
+    let serde_json::Value::Object(metadata) = metadata else { unreachable!("an object") };
+    let metadata = Metadata::try_from(metadata).expect("small");
+    done(store, Command::UpdateTunnel { id: tunnel_id(1), description: None, metadata: Some(metadata) }).await;
+    let events = execute(store, admin(), record(1, "my-agent", 1), NOW.plus(SECOND)).await.expect("signed");
+    let [Event::CertificateIssued(expected)] = &events[..] else { panic!("{events:?}") };
+    assert!(expected.certificate.is_some() && expected.description.is_some() && expected.secret_hash.is_some());
+    assert_eq!(expected.certificate, Some(certificate(1)));
+
+    let by_id = store.tunnel(tunnel_id(1)).await.expect("an answer").expect("it exists");
+    let by_name = store.tunnel_by_name(&name("my-agent")).await.expect("an answer").expect("it exists");
+    let listed = store.tunnels(&organization("org_own")).await.expect("an answer");
+    assert_eq!(tunnel_text(&by_id), tunnel_text(expected));
+    assert_eq!(tunnel_text(&by_name), tunnel_text(expected));
+    assert_eq!(listed.iter().map(tunnel_text).collect::<Vec<_>>(), [tunnel_text(expected)]);
+}
+
+async fn every_state_of_a_tunnel_round_trips(store: &dyn Store) {
+    done(store, create_tunnel(1, "edge-one", TlsMode::Edge)).await;
+    done(store, create_tunnel(2, "awaiting", TlsMode::Passthrough)).await;
+    done(store, create_tunnel(3, "deleted", TlsMode::Edge)).await;
+    done(store, Command::DeleteTunnel { id: tunnel_id(3) }).await;
+    for (number, tls_mode, status, deadline) in [
+        (1, TlsMode::Edge, Status::Active, None),
+        (2, TlsMode::Passthrough, Status::AwaitingCert, None),
+        (3, TlsMode::Edge, Status::DeletePending, Some(NOW.plus(DAY))),
+    ] {
+        let tunnel = store.tunnel(tunnel_id(number)).await.expect("an answer").expect("it exists");
+        assert_eq!((tunnel.tls_mode, tunnel.status, tunnel.restore_deadline), (tls_mode, status, deadline));
+        assert_eq!(tunnel.certificate, None);
+    }
+    done(store, Command::RestoreTunnel { id: tunnel_id(3) }).await;
+    let tunnel = store.tunnel(tunnel_id(3)).await.expect("an answer").expect("it exists");
+    assert_eq!((tunnel.status, tunnel.restore_deadline), (Status::Active, None));
+}
+
+async fn an_identity_round_trips_with_every_field(store: &dyn Store) {
+    let events = done(store, create_identity(1, "my-agent")).await;
+    let [Event::TunnelCreated(tunnel), Event::IdentityCreated(identity)] = &events[..] else { panic!("{events:?}") };
+    let handle = name("my-agent");
+    for key in [IdentityKey::Id(identity_id(1)), IdentityKey::Handle(&handle)] {
+        let (found, its_tunnel) = store.identity(key).await.expect("an answer").expect("it exists");
+        assert_eq!(found, *identity);
+        assert_eq!(tunnel_text(&its_tunnel), tunnel_text(tunnel));
+    }
+    let listed = store.identities(&organization("org_own")).await.expect("an answer");
+    let [(found, its_tunnel)] = &listed[..] else { panic!("{listed:?}") };
+    assert_eq!(found, identity);
+    assert_eq!(tunnel_text(its_tunnel), tunnel_text(tunnel));
+}
+
+async fn a_key_round_trips_with_every_field(store: &dyn Store) {
+    done(store, create_identity(1, "my-agent")).await;
+    let scoped = done(store, create_key(1, Some(identity_id(1)))).await;
+    let first = execute(store, Caller::System, create_key(2, None), NOW).await.expect("the server may");
+    for (number, events) in [(1, scoped), (2, first)] {
+        let [Event::KeyCreated(expected)] = &events[..] else { panic!("{events:?}") };
+        let found = store.api_key(key_id(number)).await.expect("an answer").expect("it exists");
+        assert_eq!(key_text(&found), key_text(expected));
+    }
+    let scope = |number| async move { store.api_key(key_id(number)).await.expect("an answer").expect("it exists") };
+    assert_eq!((scope(1).await.scope, scope(1).await.created_by), (Scope::Identity(identity_id(1)), Some(key_id(7))));
+    assert_eq!((scope(2).await.scope, scope(2).await.created_by), (Scope::Admin, None));
+}
+
+async fn extreme_values_round_trip(store: &dyn Store) {
+    let description = "☃".repeat(1000);
+    let mut map = serde_json::Map::new();
+    map.insert("k".to_owned(), "x".repeat(4096 - r#"{"k":""}"#.len()).into());
+    let metadata = Metadata::try_from(map).expect("4096 octets fit");
+    let longest = "a".repeat(63);
+    done(store, create_tunnel(0, &longest, TlsMode::Edge)).await;
+    let update = Command::UpdateTunnel {
+        id: tunnel_id(0),
+        description: Some(Some(description.parse().expect("1000 characters fit"))),
+        metadata: Some(metadata.clone()),
+    };
+    done(store, update).await;
+    let tunnel = store.tunnel_by_name(&name(&longest)).await.expect("an answer").expect("it exists");
+    assert_eq!(tunnel.description.as_ref().map(|text| text.as_str()), Some(description.as_str()));
+    assert_eq!(tunnel.metadata, metadata);
+    let quotes = OrganizationId::new("org_'; DROP TABLE tunnels; --");
+    assert!(store.tunnels(&quotes).await.expect("an answer").is_empty());
+}
+
+async fn names_are_unique_among_tunnels_and_identities(store: &dyn Store) {
+    done(store, create_tunnel(1, "one", TlsMode::Edge)).await;
+    done(store, create_identity(2, "two")).await;
+    for (of, by_identity) in [("one", false), ("two", true)] {
+        let taken = Some(Refusal::NameTaken { by_identity });
+        for organization in ["org_own", "org_other"] {
+            let caller = || admin_of(organization);
+            let tunnel = execute(store, caller(), create_tunnel(9, of, TlsMode::Edge), NOW).await;
+            assert_eq!(tunnel.err(), taken);
+            let identity = execute(store, caller(), create_identity(9, of), NOW).await;
+            assert_eq!(identity.err(), taken);
+        }
+    }
+    let renamed = execute(store, admin(), rename("two", "one"), NOW).await;
+    assert_eq!(renamed.err(), Some(Refusal::NameTaken { by_identity: false }));
+}
+
+async fn a_name_is_free_after_its_holder_is_gone(store: &dyn Store) {
+    done(store, create_tunnel(1, "my-agent", TlsMode::Edge)).await;
+    done(store, Command::DeleteTunnel { id: tunnel_id(1) }).await;
+    let early = execute(store, admin(), create_tunnel(2, "my-agent", TlsMode::Edge), NOW.plus(DAY - SECOND)).await;
+    assert_eq!(early.err(), Some(Refusal::NameTaken { by_identity: false }));
+    let events =
+        execute(store, admin_of("org_other"), create_tunnel(2, "my-agent", TlsMode::Edge), NOW.plus(DAY)).await;
+    assert!(matches!(events.as_deref(), Ok([Event::TunnelFinalized(_), Event::TunnelCreated(_)])), "{events:?}");
+    assert!(store.tunnel(tunnel_id(1)).await.expect("an answer").is_none());
+    let holder = store.tunnel_by_name(&name("my-agent")).await.expect("an answer").expect("it exists");
+    assert_eq!((holder.id, holder.organization), (tunnel_id(2), organization("org_other")));
+
+    let delete = Command::DeleteTunnel { id: tunnel_id(2) };
+    execute(store, admin_of("org_other"), delete, NOW.plus(DAY)).await.expect("a deletion");
+    let force = Command::ForceDeleteTunnel { id: tunnel_id(2) };
+    execute(store, admin_of("org_other"), force, NOW.plus(DAY)).await.expect("the end");
+    assert!(store.tunnel_by_name(&name("my-agent")).await.expect("an answer").is_none());
+    done(store, create_identity(3, "my-agent")).await;
+}
+
+async fn lists_are_ordered_and_of_one_organization(store: &dyn Store) {
+    // Created in another order than that of their ids; two at the same time.
+    for (number, after) in [(5_u8, 0), (3, 1), (9, 2), (4, 2), (1, 3)] {
+        let now = NOW.plus(after * SECOND);
+        execute(store, admin(), create_identity(number, &format!("agent-{number}")), now).await.expect("created");
+        let key = create_key(number, Some(identity_id(number)));
+        execute(store, admin(), key, now).await.expect("created");
+    }
+    execute(store, admin_of("org_other"), create_identity(2, "stranger"), NOW).await.expect("created");
+
+    let own = organization("org_own");
+    let expected = [5, 3, 4, 9, 1];
+    let tunnels = store.tunnels(&own).await.expect("an answer");
+    assert_eq!(tunnels.iter().map(|tunnel| tunnel.id).collect::<Vec<_>>(), expected.map(tunnel_id));
+    let identities = store.identities(&own).await.expect("an answer");
+    let ids: Vec<_> = identities.iter().map(|(identity, tunnel)| (identity.id, tunnel.id)).collect();
+    assert_eq!(ids, expected.map(|number| (identity_id(number), tunnel_id(number))));
+    let keys = store.api_keys(&own).await.expect("an answer");
+    assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), expected.map(key_id));
+
+    let other = organization("org_other");
+    assert_eq!(store.tunnels(&other).await.expect("an answer").len(), 1);
+    assert_eq!(store.identities(&other).await.expect("an answer").len(), 1);
+    assert!(store.api_keys(&other).await.expect("an answer").is_empty());
+}
+
+async fn a_refusal_changes_nothing(store: &dyn Store) {
+    done(store, create_identity(1, "my-agent")).await;
+    done(store, create_tunnel(2, "lonely", TlsMode::Edge)).await;
+    done(store, create_key(1, Some(identity_id(1)))).await;
+    let before = everything(store).await;
+    let scoped =
+        || Caller::Key { id: key_id(1), organization: organization("org_own"), scope: Scope::Identity(identity_id(1)) };
+    for (caller, command) in [
+        (admin(), create_tunnel(3, "my-agent", TlsMode::Edge)),
+        (admin(), create_tunnel(3, "www", TlsMode::Edge)),
+        (admin(), create_identity(3, "lonely")),
+        (admin(), rename("my-agent", "lonely")),
+        (admin(), record(2, "lonely", 1)),
+        (admin(), record(1, "other-name", 1)),
+        (admin(), Command::DeleteTunnel { id: tunnel_id(1) }),
+        (admin(), Command::RestoreTunnel { id: tunnel_id(2) }),
+        (admin(), Command::ForceDeleteTunnel { id: tunnel_id(2) }),
+        (Caller::System, Command::FinalizeTunnel { id: tunnel_id(2) }),
+        (admin(), create_key(3, None)),
+        (admin_of("org_other"), Command::DeleteTunnel { id: tunnel_id(2) }),
+        (admin_of("org_other"), Command::DeleteIdentity { handle: name("my-agent") }),
+        (admin_of("org_other"), Command::RevokeKey { id: key_id(1) }),
+        (scoped(), create_tunnel(3, "new-name", TlsMode::Edge)),
+        (scoped(), Command::DeleteIdentity { handle: name("my-agent") }),
+        (scoped(), Command::RevokeKey { id: key_id(1) }),
+    ] {
+        let told = format!("{caller:?} {command:?}");
+        execute(store, caller, command, NOW.plus(SECOND)).await.expect_err(&told);
+        assert_eq!(everything(store).await, before, "{told}");
+    }
+}
+
+async fn creations_are_counted_by_organization(store: &dyn Store) {
+    for number in 0..10_u8 {
+        let now = NOW.plus(u32::from(number) * SECOND);
+        let of = format!("agent-{number}");
+        let command =
+            if number % 2 == 0 { create_tunnel(number, &of, TlsMode::Edge) } else { create_identity(number, &of) };
+        execute(store, admin(), command, now).await.expect("within the quota");
+    }
+    // What is deleted still counts.
+    done(store, Command::DeleteIdentity { handle: name("agent-1") }).await;
+    let eleventh = |now| execute(store, admin(), create_tunnel(11, "agent-11", TlsMode::Edge), now);
+    let refused = eleventh(NOW.plus(10 * SECOND)).await.err();
+    assert_eq!(refused, Some(Refusal::CreateQuota { limit: 10, retry_after: DAY - 10 * SECOND }));
+    // Another organization has its own quota.
+    execute(store, admin_of("org_other"), create_tunnel(12, "agent-12", TlsMode::Edge), NOW).await.expect("its first");
+    eleventh(NOW.plus(DAY)).await.expect("the first one is a day old");
+    let twelfth = execute(store, admin(), create_identity(13, "agent-13"), NOW.plus(DAY)).await;
+    assert_eq!(twelfth.err(), Some(Refusal::CreateQuota { limit: 10, retry_after: SECOND }));
+}
+
+async fn signings_are_counted_by_tunnel(store: &dyn Store) {
+    done(store, create_tunnel(1, "one", TlsMode::Passthrough)).await;
+    done(store, create_tunnel(2, "two", TlsMode::Passthrough)).await;
+    for serial in 0..10 {
+        done(store, record(1, "one", serial)).await;
+    }
+    let refused = execute(store, admin(), record(1, "one", 10), NOW.plus(SECOND)).await.err();
+    assert_eq!(refused, Some(Refusal::SignQuota { limit: 10, retry_after: DAY - SECOND }));
+    done(store, record(2, "two", 11)).await;
+    execute(store, admin(), record(1, "one", 12), NOW.plus(DAY)).await.expect("a day later");
+
+    let mut rules = Rules::new();
+    rules.signings.limit = 0;
+    let none = store.execute(admin(), record(2, "two", 13), &Arc::new(rules), NOW).await;
+    assert!(none.is_err(), "{none:?}");
+}
+
+async fn pruned_uses_do_not_count_and_others_do(store: &dyn Store) {
+    done(store, create_tunnel(1, "one", TlsMode::Passthrough)).await;
+    for serial in 0..10_u8 {
+        let now = NOW.plus(u32::from(serial) * SECOND);
+        execute(store, admin(), record(1, "one", serial), now).await.expect("within the quota");
+    }
+    // At the limit itself: a use at `before` is kept.
+    store.prune_uses(NOW).await.expect("pruned");
+    let now = NOW.plus(10 * SECOND);
+    assert!(execute(store, admin(), record(1, "one", 10), now).await.is_err());
+    store.prune_uses(NOW.plus(SECOND)).await.expect("pruned");
+    execute(store, admin(), record(1, "one", 10), now).await.expect("nine are left");
+    assert!(execute(store, admin(), record(1, "one", 11), now).await.is_err());
+}
+
+async fn expired_tunnels_are_those_at_their_deadline(store: &dyn Store) {
+    for number in 1..=4_u8 {
+        done(store, create_tunnel(number, &format!("agent-{number}"), TlsMode::Edge)).await;
+    }
+    for number in 1..=3_u8 {
+        let delete = Command::DeleteTunnel { id: tunnel_id(number) };
+        execute(store, admin(), delete, NOW.plus(u32::from(number) * SECOND)).await.expect("deleted");
+    }
+    let expired = |after, limit| async move {
+        let mut ids = store.expired_tunnels(NOW.plus(DAY + after), limit).await.expect("an answer");
+        ids.sort_unstable();
+        ids
+    };
+    assert!(expired(SECOND - std::time::Duration::from_micros(1), 10).await.is_empty());
+    assert_eq!(expired(SECOND, 10).await, [tunnel_id(1)]);
+    assert_eq!(expired(3 * SECOND, 10).await, [1, 2, 3].map(tunnel_id));
+    assert_eq!(expired(3 * SECOND, 2).await.len(), 2);
+
+    let finalize = || Command::FinalizeTunnel { id: tunnel_id(1) };
+    execute(store, Caller::System, finalize(), NOW.plus(DAY + SECOND)).await.expect("its window is over");
+    assert!(store.tunnel(tunnel_id(1)).await.expect("an answer").is_none());
+    let again = execute(store, Caller::System, finalize(), NOW.plus(DAY + SECOND)).await;
+    assert_eq!(again.err(), Some(Refusal::NotFound(Kind::Tunnel)));
+    let early = Command::FinalizeTunnel { id: tunnel_id(3) };
+    let early = execute(store, Caller::System, early, NOW.plus(DAY)).await;
+    assert_eq!(early.err(), Some(Refusal::NotDeletePending));
+    assert_eq!(expired(3 * SECOND, 10).await, [2, 3].map(tunnel_id));
+}
+
+async fn a_deleted_identity_takes_its_tunnel_and_keys_along(store: &dyn Store) {
+    done(store, create_identity(1, "my-agent")).await;
+    done(store, create_identity(2, "her-agent")).await;
+    for (key, identity) in [(1, 1), (2, 1), (3, 2)] {
+        done(store, create_key(key, Some(identity_id(identity)))).await;
+    }
+    done(store, record(1, "my-agent", 1)).await;
+    let delete = Command::DeleteIdentity { handle: name("my-agent") };
+    execute(store, admin(), delete, NOW.plus(SECOND)).await.expect("deleted");
+
+    assert!(store.identity(IdentityKey::Id(identity_id(1))).await.expect("an answer").is_none());
+    assert!(store.identity(IdentityKey::Handle(&name("my-agent"))).await.expect("an answer").is_none());
+    assert!(store.tunnel(tunnel_id(1)).await.expect("an answer").is_none());
+    assert!(store.tunnel_by_name(&name("my-agent")).await.expect("an answer").is_none());
+    for (number, revoked_at) in [(1, Some(NOW.plus(SECOND))), (2, Some(NOW.plus(SECOND))), (3, None)] {
+        let key = store.api_key(key_id(number)).await.expect("an answer").expect("keys are kept");
+        assert_eq!(key.revoked_at, revoked_at, "key {number}");
+    }
+    let other = store.identity(IdentityKey::Id(identity_id(2))).await.expect("an answer");
+    assert!(other.is_some_and(|(_, tunnel)| tunnel.id == tunnel_id(2)));
+}
+
+async fn a_renamed_identity_is_found_by_its_new_handle_only(store: &dyn Store) {
+    done(store, create_identity(1, "my-agent")).await;
+    done(store, record(1, "my-agent", 1)).await;
+    done(store, rename("my-agent", "her-agent")).await;
+    let (old, new) = (name("my-agent"), name("her-agent"));
+    assert!(store.identity(IdentityKey::Handle(&old)).await.expect("an answer").is_none());
+    assert!(store.tunnel_by_name(&old).await.expect("an answer").is_none());
+    let (identity, tunnel) = store.identity(IdentityKey::Handle(&new)).await.expect("an answer").expect("it exists");
+    assert_eq!((identity.handle, tunnel.name.clone()), (new.clone(), new.clone()));
+    assert_eq!((tunnel.status, tunnel.certificate), (Status::AwaitingCert, None));
+    assert!(store.tunnel_by_name(&new).await.expect("an answer").is_some());
+    // The old name is free at once, and back again too.
+    done(store, create_tunnel(2, "my-agent", TlsMode::Edge)).await;
+    done(store, Command::DeleteTunnel { id: tunnel_id(2) }).await;
+    done(store, Command::ForceDeleteTunnel { id: tunnel_id(2) }).await;
+    done(store, rename("her-agent", "my-agent")).await;
+    assert!(store.tunnel_by_name(&old).await.expect("an answer").is_some());
+}
+
+async fn a_revoked_key_is_kept_with_its_time(store: &dyn Store) {
+    done(store, create_identity(1, "my-agent")).await;
+    done(store, create_key(1, Some(identity_id(1)))).await;
+    let revoke = || Command::RevokeKey { id: key_id(1) };
+    execute(store, admin(), revoke(), NOW.plus(SECOND)).await.expect("revoked");
+    let again = execute(store, admin(), revoke(), NOW.plus(2 * SECOND)).await;
+    assert!(matches!(again.as_deref(), Ok([])), "{again:?}");
+    let key = store.api_key(key_id(1)).await.expect("an answer").expect("it exists");
+    assert_eq!((key.revoked_at, key.updated_at), (Some(NOW.plus(SECOND)), NOW.plus(SECOND)));
+    assert_eq!(store.api_keys(&organization("org_own")).await.expect("an answer").len(), 1);
+}
+
+async fn touching_a_key_changes_its_last_use_only(store: &dyn Store) {
+    execute(store, Caller::System, create_key(1, None), NOW).await.expect("the server may");
+    let mut expected = store.api_key(key_id(1)).await.expect("an answer").expect("it exists");
+    assert_eq!(expected.last_used_at, None);
+    store.touch_api_key(key_id(1), NOW.plus(DAY)).await.expect("touched");
+    expected.last_used_at = Some(NOW.plus(DAY));
+    let found = store.api_key(key_id(1)).await.expect("an answer").expect("it exists");
+    assert_eq!(key_text(&found), key_text(&expected));
+}
+
+fn rename(from: &str, to: &str) -> Command {
+    Command::UpdateIdentity { handle: name(from), rename: Some(name(to)), display_name: None, description: None }
+}
+
+async fn everything(store: &dyn Store) -> String {
+    let own = organization("org_own");
+    let tunnels = store.tunnels(&own).await.expect("an answer");
+    let identities = store.identities(&own).await.expect("an answer");
+    let keys = store.api_keys(&own).await.expect("an answer");
+    let tunnels: Vec<_> = tunnels.iter().map(tunnel_text).collect();
+    let keys: Vec<_> = keys.iter().map(key_text).collect();
+    format!("{tunnels:#?} {identities:#?} {keys:#?}")
+}

@@ -1,0 +1,5 @@
+//! Behaviour of the whole crate, judged from outside.
+
+mod conformance;
+mod sqlite;
+mod world;

@@ -1,0 +1,289 @@
+//! What SQLite adds: a file, a lock, a version, and many writers at once.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use store::{OpenError, SCHEMA_VERSION, SqliteStore, Store as _};
+use tunnel_model::{Command, IdentityKey, Rules, TlsMode};
+
+use crate::world::*;
+
+#[tokio::test]
+async fn everything_survives_a_reopen() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let before = {
+        let store = open(directory.path());
+        done(&store, create_identity(1, "my-agent")).await;
+        done(&store, record(1, "my-agent", 1)).await;
+        done(&store, create_key(1, Some(identity_id(1)))).await;
+        done(&store, create_tunnel(2, "lonely", TlsMode::Edge)).await;
+        done(&store, Command::DeleteTunnel { id: tunnel_id(2) }).await;
+        store.touch_api_key(key_id(1), NOW).await.expect("touched");
+        contents(&store).await
+    };
+    let store = open(directory.path());
+    assert_eq!(contents(&store).await, before);
+    // The quota remembers, too.
+    for serial in 2..=10 {
+        done(&store, record(1, "my-agent", serial)).await;
+    }
+    execute(&store, admin(), record(1, "my-agent", 11), NOW).await.expect_err("ten before");
+}
+
+#[tokio::test]
+async fn an_open_directory_is_locked() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let second = SqliteStore::open(directory.path()).expect_err("the first one has it");
+    assert!(matches!(&second, OpenError::Locked { path } if path == directory.path()), "{second:?}");
+    // The refused one did no harm.
+    done(&store, create_tunnel(1, "my-agent", TlsMode::Edge)).await;
+    drop(store);
+    let store = open(directory.path());
+    assert_eq!(store.tunnels(&organization("org_own")).await.expect("an answer").len(), 1);
+}
+
+#[test]
+fn an_unknown_schema_version_is_refused() {
+    for version in [0, SCHEMA_VERSION + 1, -1] {
+        let directory = tempfile::tempdir().expect("a directory");
+        drop(open(directory.path()));
+        connect(directory.path()).pragma_update(None, "user_version", version).expect("a version");
+        let refused = SqliteStore::open(directory.path()).expect_err("an unknown version");
+        assert!(matches!(refused, OpenError::SchemaVersion { found, .. } if found == version), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_database_of_another_program_is_refused() {
+    for statements in [
+        "CREATE TABLE things (id INTEGER)",
+        "PRAGMA application_id = 7",
+        "PRAGMA user_version = 1",
+        "PRAGMA user_version = 1; CREATE TABLE tunnels (id BLOB)",
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        connect(directory.path()).execute_batch(statements).expect("a database");
+        let refused = SqliteStore::open(directory.path()).expect_err("not ours");
+        assert!(matches!(refused, OpenError::Foreign { .. }), "{statements}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_kept() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("adit.db");
+    let text = "not a database at all, but long enough to have a header ".repeat(40);
+    std::fs::write(&file, &text).expect("a file");
+    let refused = SqliteStore::open(directory.path()).expect_err("no database");
+    assert!(matches!(refused, OpenError::Sqlite { .. }), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), text);
+}
+
+#[test]
+fn a_missing_directory_is_told_by_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let missing = directory.path().join("missing");
+    let refused = SqliteStore::open(&missing).expect_err("nothing is there");
+    assert!(matches!(&refused, OpenError::Io { path, .. } if path.starts_with(&missing)), "{refused:?}");
+}
+
+#[test]
+fn only_the_owner_reads_the_database() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let _store = open(directory.path());
+    let metadata = std::fs::metadata(directory.path().join("adit.db")).expect("it exists");
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    for file in ["adit.db-wal", "adit.db-shm"] {
+        if let Ok(metadata) = std::fs::metadata(directory.path().join(file)) {
+            assert_eq!(metadata.permissions().mode() & 0o077, 0, "{file}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_64_writers_were_told_is_there_after_a_reopen() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut rules = Rules::new();
+    rules.creates.limit = 1000;
+    let rules = Arc::new(rules);
+    let store = Arc::new(open(directory.path()));
+    let tasks: Vec<_> = (0..64_u8)
+        .map(|number| {
+            let (store, rules) = (Arc::clone(&store), Arc::clone(&rules));
+            let command = create_tunnel(number, &format!("agent-{number}"), TlsMode::Edge);
+            tokio::spawn(async move { store.execute(admin(), command, &rules, NOW).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic").expect("acknowledged");
+    }
+    drop(store);
+    let store = open(directory.path());
+    assert_eq!(store.tunnels(&organization("org_own")).await.expect("an answer").len(), 64);
+    for number in 0..64_u8 {
+        let tunnel = store.tunnel_by_name(&name(&format!("agent-{number}"))).await.expect("an answer");
+        assert_eq!(tunnel.map(|tunnel| tunnel.id), Some(tunnel_id(number)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_refusal_in_a_group_does_not_undo_its_neighbours() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(open(directory.path()));
+    let tasks: Vec<_> = (0..40_u8)
+        .map(|number| {
+            let store = Arc::clone(&store);
+            // Half of them want one name, of which one gets it; the others have names of their own.
+            let of = if number % 2 == 0 { "wanted".to_owned() } else { format!("agent-{number}") };
+            let caller = admin_of(&format!("org_{number}"));
+            tokio::spawn(async move {
+                execute(store.as_ref(), caller, create_tunnel(number, &of, TlsMode::Edge), NOW).await.is_ok()
+            })
+        })
+        .collect();
+    let mut created = 0;
+    for task in tasks {
+        created += usize::from(task.await.expect("no panic"));
+    }
+    assert_eq!(created, 21);
+    drop(store);
+    let count: i64 =
+        connect(directory.path()).query_row("SELECT count(*) FROM tunnels", [], |row| row.get(0)).expect("a count");
+    assert_eq!(count, 21);
+}
+
+#[tokio::test]
+async fn an_abandoned_command_leaves_the_store_working() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    {
+        let rules = Arc::new(Rules::new());
+        let abandoned = store.execute(admin(), create_tunnel(1, "my-agent", TlsMode::Edge), &rules, NOW);
+        // Polled once, so that the writer has it, and dropped.
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, abandoned).await.is_err());
+    }
+    store.check().await.expect("in order");
+    drop(store);
+    let store = open(directory.path());
+    let tunnel = store.tunnel(tunnel_id(1)).await.expect("an answer");
+    assert!(tunnel.is_some(), "what the writer took is decided, whether or not somebody waits");
+}
+
+#[tokio::test]
+async fn issued_certificates_outlive_their_tunnel() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    done(&store, create_identity(1, "my-agent")).await;
+    done(&store, record(1, "my-agent", 1)).await;
+    done(&store, record(1, "my-agent", 2)).await;
+    done(&store, Command::DeleteIdentity { handle: name("my-agent") }).await;
+    drop(store);
+    let connection = connect(directory.path());
+    let mut statement = connection
+        .prepare("SELECT serial, tunnel, name, fingerprint, expires_at, issued_at FROM certificates ORDER BY serial")
+        .expect("a statement");
+    type Issued = (Vec<u8>, [u8; 16], String, [u8; 32], i64, i64);
+    let issued: Vec<Issued> = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?)))
+        .expect("rows")
+        .collect::<Result<_, _>>()
+        .expect("rows");
+    let expected = |serial: u8| {
+        let expires_at = NOW.plus(90 * DAY).micros();
+        (vec![0x7f, serial], [1; 16], "my-agent".to_owned(), [serial; 32], expires_at, NOW.micros())
+    };
+    assert_eq!(issued, [expected(1), expected(2)]);
+}
+
+#[tokio::test]
+async fn a_row_that_nobody_wrote_is_an_error_and_no_panic() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    done(&store, create_identity(1, "my-agent")).await;
+    drop(store);
+    for statement in [
+        "UPDATE tunnels SET name = 'NOT A NAME'",
+        "UPDATE tunnels SET metadata = '['",
+        "UPDATE tunnels SET created_at = NULL",
+        "UPDATE tunnels SET last_connected_ip = 'nowhere'",
+        "UPDATE tunnels SET identity = x'00'",
+        "UPDATE tunnels SET secret_hash = x'00'",
+    ] {
+        let connection = connect(directory.path());
+        let saved = std::fs::read(directory.path().join("adit.db")).expect("the file");
+        // Where the schema itself says no, nothing can be read either.
+        if connection.execute_batch(statement).is_err() {
+            continue;
+        }
+        drop(connection);
+        let store = open(directory.path());
+        let answer = store.tunnel(tunnel_id(1)).await;
+        assert!(answer.is_err(), "{statement}: {answer:?}");
+        store.check().await.expect("the rest is in order");
+        drop(store);
+        std::fs::write(directory.path().join("adit.db"), saved).expect("as before");
+    }
+}
+
+/// The statements of the crate, as they are written in its source.
+#[test]
+fn look_ups_use_an_index() {
+    let directory = tempfile::tempdir().expect("a directory");
+    drop(open(directory.path()));
+    let connection = connect(directory.path());
+    for (statement, index) in [
+        ("SELECT * FROM tunnels WHERE id = ?1", "PRIMARY KEY"),
+        ("SELECT * FROM tunnels WHERE name = ?1", "sqlite_autoindex_tunnels"),
+        ("SELECT * FROM tunnels WHERE organization = ?1 ORDER BY created_at, id", "tunnels_by_organization"),
+        (
+            "SELECT id FROM tunnels WHERE restore_deadline <= ?1 ORDER BY restore_deadline LIMIT ?2",
+            "tunnels_by_deadline",
+        ),
+        ("UPDATE tunnels SET status = 'active' WHERE id = ?1", "PRIMARY KEY"),
+        ("DELETE FROM tunnels WHERE id = ?1", "PRIMARY KEY"),
+        ("SELECT * FROM identities WHERE handle = ?1", "sqlite_autoindex_identities"),
+        ("SELECT * FROM identities WHERE id = ?1", "PRIMARY KEY"),
+        (
+            "SELECT * FROM identities i JOIN tunnels t ON t.id = i.tunnel WHERE i.organization = ?1
+             ORDER BY i.created_at, i.id",
+            "identities_by_organization",
+        ),
+        ("SELECT * FROM api_keys WHERE id = ?1", "PRIMARY KEY"),
+        ("SELECT * FROM api_keys WHERE organization = ?1 ORDER BY created_at, id", "api_keys_by_organization"),
+        ("SELECT * FROM api_keys WHERE identity = ?1 AND revoked_at IS NULL", "api_keys_by_identity"),
+        ("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1", "PRIMARY KEY"),
+        ("SELECT at FROM uses WHERE subject = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2", "uses_by_subject"),
+        ("DELETE FROM uses WHERE subject = ?1", "uses_by_subject"),
+        ("DELETE FROM uses WHERE at < ?1", "uses_by_time"),
+    ] {
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).expect("a statement");
+        let count = explain.parameter_count();
+        let parameters = rusqlite::params_from_iter(std::iter::repeat_n(1, count));
+        let plan: Vec<String> =
+            explain.query_map(parameters, |row| row.get(3)).expect("a plan").collect::<Result<_, _>>().expect("a plan");
+        let plan = plan.join("; ");
+        assert!(plan.contains(index), "{statement}: {plan}");
+        assert!(!plan.contains("SCAN"), "{statement}: {plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "sorted by hand: {statement}: {plan}");
+    }
+}
+
+fn open(directory: &Path) -> SqliteStore {
+    SqliteStore::open(directory).expect("a store")
+}
+
+fn connect(directory: &Path) -> Connection {
+    Connection::open(directory.join("adit.db")).expect("a connection")
+}
+
+async fn contents(store: &SqliteStore) -> String {
+    let own = organization("org_own");
+    let tunnels: Vec<_> = store.tunnels(&own).await.expect("an answer").iter().map(tunnel_text).collect();
+    let keys: Vec<_> = store.api_keys(&own).await.expect("an answer").iter().map(key_text).collect();
+    let identities = store.identities(&own).await.expect("an answer");
+    let by_id = store.identity(IdentityKey::Id(identity_id(1))).await.expect("an answer");
+    format!("{tunnels:#?} {keys:#?} {identities:#?} {by_id:#?}")
+}
