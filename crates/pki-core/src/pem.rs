@@ -7,8 +7,10 @@
 
 use std::fmt;
 
-use base64ct::{Base64, Encoding as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use pem_rfc7468::LineEnding;
+use zeroize::Zeroizing;
 
 /// Why a text is not one PEM block with the wanted label.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -75,6 +77,17 @@ pub(crate) fn decode_all(text: &[u8], labels: &[&'static str]) -> Result<Vec<Vec
     Ok(blocks)
 }
 
+/// Reads a `PRIVATE KEY` block in constant time, and strictly: keys are written
+/// by programs.
+pub(crate) fn decode_private_key(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, PemError> {
+    const LABEL: &str = "PRIVATE KEY";
+    match pem_rfc7468::decode_vec(text) {
+        Ok((LABEL, der)) => Ok(Zeroizing::new(der)),
+        Ok((label, _)) => Err(PemError::WrongLabel { expected: LABEL, found: shortened(label.as_bytes()) }),
+        Err(_) => Err(PemError::NoBlock { expected: LABEL }),
+    }
+}
+
 /// One block with 64-column lines and a final newline.
 pub(crate) fn encode(label: &'static str, der: &[u8]) -> String {
     pem_rfc7468::encode_string(label, LineEnding::LF, der).unwrap_or_else(|error| {
@@ -120,14 +133,12 @@ fn block_start(text: &[u8]) -> Option<usize> {
 fn decode_body(body: &[u8]) -> Result<Vec<u8>, PemError> {
     // The decoder wants one line length throughout; white space carries no meaning here.
     let compact: Vec<u8> = body.iter().copied().filter(|octet| !octet.is_ascii_whitespace()).collect();
-    let padding = compact.iter().rev().take_while(|octet| **octet == b'=').count();
-    let length = (compact.len() / 4 * 3).checked_sub(padding).ok_or(PemError::Base64)?;
-    if length == 0 {
-        return Err(PemError::Base64);
+    // What is decoded here is public. The constant time of pem-rfc7468's decoder, which
+    // keys need, would take a microsecond for nothing.
+    match STANDARD.decode(&compact) {
+        Ok(der) if !der.is_empty() => Ok(der),
+        _ => Err(PemError::Base64),
     }
-    let mut der = vec![0; length];
-    Base64::decode(&compact, &mut der).map_err(|_| PemError::Base64)?;
-    Ok(der)
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

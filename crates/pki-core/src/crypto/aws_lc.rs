@@ -82,8 +82,7 @@ impl PrivateKey {
     ///
     /// As [`PrivateKey::from_pkcs8_der`], and [`PrivateKeyError::Pem`].
     pub fn from_pkcs8_pem(pem: &[u8]) -> Result<Self, PrivateKeyError> {
-        let der = zeroize::Zeroizing::new(crate::pem::decode(pem, &["PRIVATE KEY"])?);
-        Self::from_pkcs8_der(&der)
+        Self::from_pkcs8_der(&crate::pem::decode_private_key(pem)?)
     }
 }
 

@@ -234,6 +234,8 @@ fn look_ups_use_an_index() {
     let directory = tempfile::tempdir().expect("a directory");
     drop(open(directory.path()));
     let connection = connect(directory.path());
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let source = words(include_str!("../../src/sqlite/rows.rs"));
     for (statement, index) in [
         ("SELECT * FROM tunnels WHERE id = ?1", "PRIMARY KEY"),
         ("SELECT * FROM tunnels WHERE name = ?1", "sqlite_autoindex_tunnels"),
@@ -259,6 +261,9 @@ fn look_ups_use_an_index() {
         ("DELETE FROM uses WHERE subject = ?1", "uses_by_subject"),
         ("DELETE FROM uses WHERE at < ?1", "uses_by_time"),
     ] {
+        let tail = words(statement.split_once(" FROM ").or(statement.split_once(" SET ")).expect("a table or a value").1);
+        let condition = words(&tail[tail.find("WHERE").expect("a condition")..]);
+        assert!(source.contains(&condition), "the source has no statement with {condition}: change it here as well");
         let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).expect("a statement");
         let count = explain.parameter_count();
         let parameters = rusqlite::params_from_iter(std::iter::repeat_n(1, count));

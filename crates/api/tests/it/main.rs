@@ -1,0 +1,9 @@
+//! The REST interface, judged from outside.
+
+mod openapi;
+mod problems;
+mod races;
+mod secrets;
+mod seed;
+mod union;
+mod world;
