@@ -109,7 +109,7 @@ pub(crate) struct Options {
     #[arg(long, global = true, value_name = "DURATION", env = "ADIT_HEADER_TIMEOUT")]
     header_timeout: Option<Text<Span>>,
 
-    /// How long a request may take from its headers to its answer [default: 30s]
+    /// How long a request's body may take to arrive [default: 30s]
     #[arg(long, global = true, value_name = "DURATION", env = "ADIT_REQUEST_TIMEOUT")]
     request_timeout: Option<Text<Span>>,
 

@@ -48,6 +48,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
         );
     }
     let issuer_not_after = authority.not_after();
+    warn_of_end(issuer_not_after, settings.cert_days);
     let app = App::new(
         Arc::new(store),
         Arc::new(SystemClock),
@@ -57,7 +58,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
         settings.zone.0.clone(),
     );
     let organization = OrganizationId::new(settings.organization.as_str());
-    if let Some(key) = app.bootstrap(&organization, chosen_key).await? {
+    if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {
         hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
     }
     Ok(Started { app: Arc::new(app), issuer_not_after })
@@ -71,6 +72,17 @@ fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyh
     let ca = CaDir::create(path, zone, passphrase, now).context("cannot make the certificate authority")?;
     tracing::info!(root = %path.join(ca_dir::ROOT_CERTIFICATE).display(), "made a certificate authority; clients must trust its root");
     Ok(ca)
+}
+
+/// No certificate may outlive its issuer, so signing ends before the issuer does.
+fn warn_of_end(issuer_not_after: Time, cert_days: u32) {
+    let days_left = (issuer_not_after.unix() - SystemClock.now().micros() / 1_000_000) / 86_400;
+    if days_left < 2 * i64::from(cert_days) {
+        tracing::warn!(
+            days_left,
+            "the issuing certificate ends soon; {cert_days} days before its end nothing is signed any more: renew it"
+        );
+    }
 }
 
 /// `ADIT_CA_PASSPHRASE`, or the first line of the file that

@@ -128,7 +128,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// Those of the store.
+    /// [`Error::InvalidField`] when the chosen key was revoked, or has the id of
+    /// another one; those of the store.
     pub async fn bootstrap(
         &self,
         organization: &OrganizationId,
@@ -136,8 +137,16 @@ impl App {
     ) -> Result<Option<ApiKeySecret>, Error> {
         let keys = self.store.api_keys(organization).await?;
         let secret = match chosen {
-            Some(chosen) if keys.iter().any(|key| secret::is_same(&key.hash, &chosen.hash())) => return Ok(None),
-            Some(chosen) => chosen,
+            Some(chosen) => match self.store.api_key(chosen.id()).await? {
+                None => chosen,
+                Some(key) if !secret::is_same(&key.hash, &chosen.hash()) => {
+                    return Err(Error::invalid("bootstrap key", &"another key has its id: choose another one"));
+                }
+                Some(key) if key.revoked_at.is_some() => {
+                    return Err(Error::invalid("bootstrap key", &"it was revoked: choose another one"));
+                }
+                Some(_) => return Ok(None),
+            },
             None if keys.iter().any(|key| key.scope == Scope::Admin && key.revoked_at.is_none()) => return Ok(None),
             None => self.generate_key()?,
         };

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use pki_core::CsrError;
+use pki_core::{CsrError, IssueError};
 use serde::Serialize;
 use store::{ExecuteError, StoreError};
 use tunnel_model::{Kind, Refusal};
@@ -48,7 +48,7 @@ pub enum Error {
     /// The model says no.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The request took too long to arrive, or to be carried out.
+    /// The request's body took too long to arrive.
     #[error("the request did not arrive in time")]
     Timeout,
     /// There is no such path.
@@ -237,6 +237,8 @@ impl From<AuthorityError> for Error {
     fn from(error: AuthorityError) -> Self {
         match error {
             AuthorityError::Csr(error) => Self::Csr(error),
+            // The operator must renew the issuer; until then nobody is served.
+            AuthorityError::Issue(IssueError::OutlivesIssuer { .. }) => Self::Unavailable(Box::new(error)),
             error => Self::internal(error),
         }
     }

@@ -23,10 +23,10 @@ pub struct Limits {
     pub body: usize,
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
-    /// From the connection, or from the last answer, to the end of the next
-    /// request's headers.
+    /// From the connection to its first octet, from there to the end of the
+    /// request's headers, and from an answer to the end of the next one's.
     pub headers: Duration,
-    /// From a request's headers to its answer.
+    /// From a request's headers to the end of its body.
     pub request: Duration,
     /// From the signal to stop to the end of what is in flight.
     pub grace: Duration,

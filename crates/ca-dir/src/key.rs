@@ -97,6 +97,12 @@ pub enum KeyFileError {
         /// The path.
         path: PathBuf,
     },
+    /// A passphrase was given for nothing: whoever gave it believes that the key is safe.
+    #[error("{} is not encrypted, and a passphrase was given: encrypt it (openssl pkcs8 -topk8) or give none", path.display())]
+    NotEncrypted {
+        /// The path.
+        path: PathBuf,
+    },
     /// The key is encrypted.
     #[error("{} is encrypted: give its passphrase", path.display())]
     PassphraseMissing {
@@ -162,6 +168,9 @@ pub fn read_private_key(path: &Path, passphrase: Option<&Passphrase>) -> Result<
     let malformed = || KeyFileError::Malformed { path: path_of_error() };
     let (label, document) = SecretDocument::from_pem(&pem).map_err(|_| malformed())?;
     let plain = match label {
+        PrivateKeyInfoRef::PEM_LABEL if passphrase.is_some() => {
+            return Err(KeyFileError::NotEncrypted { path: path_of_error() });
+        }
         PrivateKeyInfoRef::PEM_LABEL => document,
         EncryptedPrivateKeyInfoRef::PEM_LABEL => {
             let passphrase = passphrase.ok_or_else(|| KeyFileError::PassphraseMissing { path: path_of_error() })?;

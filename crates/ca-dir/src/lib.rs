@@ -17,11 +17,12 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pki_core::crypto::aws_lc::PrivateKey;
+use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
 use pki_core::crypto::{SignError, Signer as _};
 use pki_core::{
-    CertificateError, DnsName, IssueError, Issuer, IssuerError, PemError, ProfileConfig, SerialNumber, Subject,
-    SubjectError, Time, Usage, certificate_to_pem, certificates_from_pem,
+    Certificate, CertificateError, ChainError, DnsName, Expectation, IssueError, Issuer, IssuerError, PemError,
+    ProfileConfig, SerialNumber, Subject, SubjectError, Time, Usage, certificate_to_pem, certificates_from_pem,
+    verify_chain,
 };
 
 pub use key::{KeyAlgorithm, KeyFileError, Passphrase, generate_key, read_private_key, write_private_key};
@@ -79,6 +80,14 @@ pub enum CaDirError {
         path: PathBuf,
         /// What is wrong with it.
         source: CertificateError,
+    },
+    /// The intermediate was not issued by the root beside it.
+    #[error("{} was not issued by the root beside it", path.display())]
+    Chain {
+        /// The intermediate's path.
+        path: PathBuf,
+        /// What does not verify.
+        source: ChainError,
     },
     /// Certificate and key do not belong together, or the certificate may not sign.
     #[error("{} cannot sign", path.display())]
@@ -157,6 +166,12 @@ impl CaDir {
     pub fn open(path: &Path, passphrase: Option<&Passphrase>) -> Result<Self, CaDirError> {
         let root = read_certificate(&path.join(ROOT_CERTIFICATE))?;
         let issuing = read_certificate(&path.join(ISSUING_CERTIFICATE))?;
+        let issued = Certificate::from_der(&issuing)
+            .map_err(|source| CaDirError::Certificate { path: path.join(ISSUING_CERTIFICATE), source })?;
+        // Whether it is valid now is told when it signs; here, whether the two belong together.
+        let expectation = Expectation { host: None, usage: None, at: issued.not_before() };
+        verify_chain(&[&issuing], &[&root], &expectation, &AwsLc)
+            .map_err(|source| CaDirError::Chain { path: path.join(ISSUING_CERTIFICATE), source })?;
         let key = read_private_key(&path.join(ISSUING_KEY), passphrase)?;
         Issuer::new(&issuing, &key)
             .map_err(|source| CaDirError::Issuer { path: path.join(ISSUING_CERTIFICATE), source })?;
@@ -287,5 +302,16 @@ mod tests {
         CaDir::create(&other, &zone(), None, NOW).expect("made");
         fs::copy(other.join(ISSUING_KEY), ours.join(ISSUING_KEY)).expect("copied");
         assert!(matches!(CaDir::open(&ours, None), Err(CaDirError::Issuer { .. })));
+        fs::copy(other.join(ISSUING_CERTIFICATE), ours.join(ISSUING_CERTIFICATE)).expect("copied");
+        assert!(matches!(CaDir::open(&ours, None), Err(CaDirError::Chain { .. })));
+    }
+
+    #[test]
+    fn a_passphrase_for_nothing_is_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ca");
+        CaDir::create(&path, &zone(), None, NOW).expect("made");
+        let refused = CaDir::open(&path, Some(&Passphrase::new("idle".to_owned()))).expect_err("refused");
+        assert!(matches!(refused, CaDirError::Key(KeyFileError::NotEncrypted { .. })), "{refused}");
     }
 }

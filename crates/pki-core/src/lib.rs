@@ -3,6 +3,7 @@
 //!
 //! No I/O, no clock and no randomness: time, serial octets and signatures come
 //! in as values, so every function gives the same answer for the same input.
+//! (A backend may draw the nonces of its own signatures: [`crypto::aws_lc`] does.)
 //!
 //! ```
 //! use std::time::Duration;

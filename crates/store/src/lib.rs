@@ -124,7 +124,8 @@ trait Transaction {
     fn insert_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
     fn update_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
     fn delete_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
-    fn put_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError>;
+    fn insert_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError>;
+    fn update_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError>;
     fn record_use(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError>;
     /// Every certificate that was ever signed, for revocation and audit.
     fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError>;
@@ -180,7 +181,8 @@ fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> R
         Event::IdentityCreated(identity) => transaction.insert_identity(identity),
         Event::IdentityDeleted(identity) => transaction.delete_identity(identity),
         Event::IdentityUpdated(identity) => transaction.update_identity(identity),
-        Event::KeyCreated(key) | Event::KeyRevoked(key) => transaction.put_api_key(key),
+        Event::KeyCreated(key) => transaction.insert_api_key(key),
+        Event::KeyRevoked(key) => transaction.update_api_key(key),
         Event::TunnelCreated(tunnel) => {
             transaction.insert_tunnel(tunnel)?;
             transaction.record_use(&Usage::Create(tunnel.organization.clone()), now)

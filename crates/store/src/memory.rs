@@ -187,7 +187,11 @@ impl Transaction for State {
         Ok(())
     }
 
-    fn put_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+    fn insert_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+        self.update_api_key(key)
+    }
+
+    fn update_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
         self.api_keys.insert(key.id, key.clone());
         Ok(())
     }

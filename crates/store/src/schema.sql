@@ -67,7 +67,7 @@ CREATE TABLE uses (
 CREATE INDEX uses_by_subject ON uses (subject, at);
 CREATE INDEX uses_by_time ON uses (at);
 
--- Every certificate that was acknowledged, also of tunnels that are gone.
+-- Every certificate that may have been handed out, also of tunnels that are gone.
 CREATE TABLE certificates (
     serial      BLOB PRIMARY KEY,
     tunnel      BLOB NOT NULL,

@@ -37,8 +37,7 @@ const IDLE_READERS: usize = 8;
 pub struct SqliteStore {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
-    readers: Mutex<Vec<Connection>>,
-    database: PathBuf,
+    readers: Arc<Readers>,
     /// Held until the store is dropped.
     _lock: File,
 }
@@ -102,36 +101,30 @@ impl SqliteStore {
         migrate(&mut connection, &database)?;
         configure(&connection, 4096).map_err(sqlite)?;
         sync_directory(directory)?;
+        let readers = Arc::new(Readers { idle: Mutex::default(), database: database.clone() });
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || Writer { connection }.run(queue))
             .map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
-        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers: Mutex::default(), database, _lock: lock })
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers, _lock: lock })
     }
 
-    /// Runs a look-up in place. Point queries by an index take microseconds
-    /// out of the page cache, less than handing them to another thread.
+    /// Runs a look-up of one record in place: out of the page cache it takes
+    /// microseconds, less than handing it to another thread.
     fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.open_reader().map_err(store_error)?,
-        };
-        let answer = query(&connection).map_err(store_error);
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if readers.len() < IDLE_READERS {
-            readers.push(connection);
-        }
-        answer
+        self.readers.read(query)
     }
 
-    fn open_reader(&self) -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.database, flags)?;
-        connection.pragma_update(None, "cache_size", -1024)?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        Ok(connection)
+    /// Runs a look-up of many records where it keeps nobody waiting.
+    async fn read_many<T, F>(&self, query: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let readers = Arc::clone(&self.readers);
+        // A look-up that panicked, or a runtime that is shutting down.
+        tokio::task::spawn_blocking(move || readers.read(query)).await.unwrap_or(Err(StoreError::Closed))
     }
 
     async fn write(&self, work: Work) -> Result<Vec<Event>, ExecuteError> {
@@ -184,7 +177,8 @@ impl Store for SqliteStore {
     }
 
     async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
-        self.read(|connection| rows::tunnels(connection, organization))
+        let organization = organization.clone();
+        self.read_many(move |connection| rows::tunnels(connection, &organization)).await
     }
 
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
@@ -196,7 +190,8 @@ impl Store for SqliteStore {
     }
 
     async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
-        self.read(|connection| rows::identities(connection, organization))
+        let organization = organization.clone();
+        self.read_many(move |connection| rows::identities(connection, &organization)).await
     }
 
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
@@ -204,7 +199,8 @@ impl Store for SqliteStore {
     }
 
     async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
-        self.read(|connection| rows::api_keys(connection, organization))
+        let organization = organization.clone();
+        self.read_many(move |connection| rows::api_keys(connection, &organization)).await
     }
 
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
@@ -212,7 +208,7 @@ impl Store for SqliteStore {
     }
 
     async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
-        self.read(|connection| rows::expired_tunnels(connection, now, limit))
+        self.read_many(move |connection| rows::expired_tunnels(connection, now, limit)).await
     }
 
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
@@ -222,6 +218,37 @@ impl Store for SqliteStore {
     async fn check(&self) -> Result<(), StoreError> {
         self.write_only(Work::Check).await?;
         self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
+    }
+}
+
+/// Connections for look-ups, handed out one at a time.
+#[derive(Debug)]
+struct Readers {
+    idle: Mutex<Vec<Connection>>,
+    database: PathBuf,
+}
+
+impl Readers {
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.open().map_err(store_error)?,
+        };
+        let answer = query(&connection).map_err(store_error);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_READERS {
+            idle.push(connection);
+        }
+        answer
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.database, flags)?;
+        connection.pragma_update(None, "cache_size", -1024)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        Ok(connection)
     }
 }
 
@@ -299,7 +326,11 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
             Ok(rows::touch_api_key(rows.0, id, now).map(|()| Vec::new()).map_err(store_error)?)
         }
         Work::Prune { before } => Ok(rows::prune_uses(rows.0, before).map(|()| Vec::new()).map_err(store_error)?),
-        Work::Check => Ok(Vec::new()),
+        // Writes what is there already, so that the commit must reach the disk.
+        Work::Check => {
+            let written = rows.0.pragma_update(None, "user_version", SCHEMA_VERSION);
+            Ok(written.map(|()| Vec::new()).map_err(store_error)?)
+        }
     }
 }
 
@@ -355,8 +386,12 @@ impl Transaction for Rows<'_> {
         rows::delete_identity(self.0, identity).map_err(store_error)
     }
 
-    fn put_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
-        rows::put_api_key(self.0, key).map_err(store_error)
+    fn insert_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+        rows::insert_api_key(self.0, key).map_err(store_error)
+    }
+
+    fn update_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+        rows::update_api_key(self.0, key).map_err(store_error)
     }
 
     fn record_use(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {

@@ -105,7 +105,9 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
 }
 
 async fn body(request: Request, shared: &Shared) -> Result<Bytes, Error> {
-    Bytes::from_request(request, shared).await.map_err(|rejection| match rejection {
+    // Only what the client does is timed: work that has begun is finished and told.
+    let read = tokio::time::timeout(shared.limits.request, Bytes::from_request(request, shared));
+    read.await.map_err(|_| Error::Timeout)?.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(error) if error.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE => {
             Error::BodyTooLarge { limit: shared.limits.body }
         }

@@ -189,7 +189,7 @@ pub(super) async fn sign_csr(
     }))
 }
 
-/// Delete a tunnel; it can be restored for 24 hours.
+/// Delete a tunnel; it can be restored until its deadline, 24 hours by default.
 #[utoipa::path(
     delete,
     path = "/api/v1/tunnels/{tunnel_id}",

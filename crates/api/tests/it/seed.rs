@@ -97,7 +97,8 @@ async fn create_tunnel() {
 #[tokio::test]
 async fn create_tunnel_is_limited_to_ten_a_day() {
     let world = World::new().await;
-    let create = |number: i32| world.admin("POST", "/api/v1/tunnels/", json!({"tunnel_name": format!("agent-{number}")}));
+    let create =
+        |number: i32| world.admin("POST", "/api/v1/tunnels/", json!({"tunnel_name": format!("agent-{number}")}));
     for number in 0..10 {
         create(number).await.expect(201);
         // What is refused is not counted.
@@ -482,8 +483,22 @@ async fn create_identity() {
             case("no handle", admin, path, json!({}), 422, "wrong-shape"),
             case("an unknown mode", admin, path, tunnel(json!({"tls_mode": "tcp"})), 422, "wrong-shape"),
             case("no object", admin, path, tunnel(json!("edge")), 422, "wrong-shape"),
-            case("an empty name", admin, path, json!({"agent_handle": "new-agent", "display_name": ""}), 422, "invalid-field"),
-            case("mail", admin, path, json!({"agent_handle": "new-agent", "mailbox": {"email_local_part": "a"}}), 422, "invalid-field"),
+            case(
+                "an empty name",
+                admin,
+                path,
+                json!({"agent_handle": "new-agent", "display_name": ""}),
+                422,
+                "invalid-field",
+            ),
+            case(
+                "mail",
+                admin,
+                path,
+                json!({"agent_handle": "new-agent", "mailbox": {"email_local_part": "a"}}),
+                422,
+                "invalid-field",
+            ),
             case("mail, but nothing of it", admin, path, json!({"agent_handle": "new-agent", "mailbox": {}}), 201, ""),
             case("no options", admin, path, json!({"agent_handle": "@Newer-Agent", "tunnel": {}}), 201, ""),
         ],
@@ -509,7 +524,10 @@ async fn create_identity() {
         "agent_handle": "full", "display_name": "Full", "description": "words", "tunnel": {"tls_mode": "passthrough"},
     });
     let made = world.admin("POST", path, body).await.expect(201).body;
-    assert_eq!((&made["agent_handle"], &made["display_name"], &made["description"]), (&json!("full"), &json!("Full"), &json!("words")));
+    assert_eq!(
+        (&made["agent_handle"], &made["display_name"], &made["description"]),
+        (&json!("full"), &json!("Full"), &json!("words"))
+    );
     assert_eq!((&made["tunnel"]["tunnel_name"], &made["tunnel"]["status"]), (&json!("full"), &json!("awaiting_cert")));
     assert_eq!(made["tunnel"]["agent_identity_id"], made["id"]);
 }
@@ -648,8 +666,21 @@ async fn create_list_and_revoke_keys() {
     let made = world.admin("POST", path, good).await.expect(201).body;
     let (key, record) = (text(&made["api_key"]), &made["record"]);
     for field in [
-        "id", "organization_id", "created_by", "creator_type", "scoped_identity_id", "label", "description", "status",
-        "last4", "display_prefix", "last_used_at", "expires_at", "revoked_at", "created_at", "updated_at",
+        "id",
+        "organization_id",
+        "created_by",
+        "creator_type",
+        "scoped_identity_id",
+        "label",
+        "description",
+        "status",
+        "last4",
+        "display_prefix",
+        "last_used_at",
+        "expires_at",
+        "revoked_at",
+        "created_at",
+        "updated_at",
     ] {
         assert!(record.get(field).is_some(), "{field} is missing");
     }

@@ -98,11 +98,7 @@ impl World {
         let response = self.router.clone().oneshot(request).await.expect("routers do not fail");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
-        let body = if body.is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_slice(&body).expect("bodies are JSON")
-        };
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("bodies are JSON") };
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 

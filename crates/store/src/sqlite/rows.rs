@@ -183,13 +183,27 @@ pub(super) fn active_keys(connection: &Connection, identity: IdentityId) -> Resu
         .collect()
 }
 
-pub(super) fn put_api_key(connection: &Connection, key: &ApiKey) -> Result<()> {
+pub(super) fn insert_api_key(connection: &Connection, key: &ApiKey) -> Result<()> {
+    // An id that is there already fails: no key silently takes another's place.
+    write_api_key(connection, "INSERT INTO api_keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)", key)
+}
+
+pub(super) fn update_api_key(connection: &Connection, key: &ApiKey) -> Result<()> {
+    write_api_key(
+        connection,
+        "UPDATE api_keys SET organization = ?2, identity = ?3, label = ?4, description = ?5, hash = ?6, last4 = ?7,
+         created_by = ?8, created_at = ?9, updated_at = ?10, last_used_at = ?11, revoked_at = ?12 WHERE id = ?1",
+        key,
+    )
+}
+
+fn write_api_key(connection: &Connection, statement: &str, key: &ApiKey) -> Result<()> {
     let identity = match &key.scope {
         Scope::Admin => None,
         Scope::Identity(identity) => Some(identity.as_bytes()),
     };
     connection
-        .prepare_cached("INSERT OR REPLACE INTO api_keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
+        .prepare_cached(statement)?
         .execute(params![
             key.id.as_bytes(),
             key.organization.as_str(),

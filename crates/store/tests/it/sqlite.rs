@@ -261,7 +261,8 @@ fn look_ups_use_an_index() {
         ("DELETE FROM uses WHERE subject = ?1", "uses_by_subject"),
         ("DELETE FROM uses WHERE at < ?1", "uses_by_time"),
     ] {
-        let tail = words(statement.split_once(" FROM ").or(statement.split_once(" SET ")).expect("a table or a value").1);
+        let tail =
+            words(statement.split_once(" FROM ").or(statement.split_once(" SET ")).expect("a table or a value").1);
         let condition = words(&tail[tail.find("WHERE").expect("a condition")..]);
         assert!(source.contains(&condition), "the source has no statement with {condition}: change it here as well");
         let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).expect("a statement");
