@@ -11,8 +11,7 @@ fuzz_target!(|der: &[u8]| {
     assert_eq!(parsed.is_ok(), inspect_certificate(der).is_ok());
     let Ok(certificate) = parsed else { return };
     let host = "my-agent.adit.localhost".parse().expect("a host");
-    let expectation =
-        Expectation { host: Some(&host), usage: Some(Usage::ServerAuth), at: certificate.not_before() };
+    let expectation = Expectation { host: Some(&host), usage: Some(Usage::ServerAuth), at: certificate.not_before() };
     let _ = verify_chain(&[der], &[der], &expectation, &RustCrypto);
     let _ = verify_chain(&[der, der], &[der], &Expectation { at: Time::from_unix(0), ..expectation }, &RustCrypto);
 });

@@ -7,4 +7,6 @@ mod harness;
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| harness::run(bytes));
+fuzz_target!(|bytes: &[u8]| {
+    harness::run(bytes);
+});

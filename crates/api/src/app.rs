@@ -2,6 +2,7 @@
 //! the handlers do.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -67,12 +68,17 @@ pub struct App {
 }
 
 /// A tunnel that was just created, with the secret that is shown once.
-#[derive(Debug)]
 pub struct NewTunnel {
     /// The tunnel.
     pub tunnel: Tunnel,
     /// The secret that its agent presents.
     pub connect_secret: String,
+}
+
+impl fmt::Debug for NewTunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewTunnel").field("tunnel", &self.tunnel).field("connect_secret", &"..").finish()
+    }
 }
 
 /// A certificate that is stored and may be handed out.

@@ -183,9 +183,10 @@ impl Store for SqliteStore {
 
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
         self.read(|connection| {
-            let Some(identity) = rows::identity(connection, key)? else { return Ok(None) };
-            // Between the two queries the identity may go, and its tunnel with it.
-            Ok(rows::tunnel(connection, identity.tunnel)?.map(|tunnel| (identity, tunnel)))
+            // One snapshot for both queries: a rename between them would tear the names apart.
+            let snapshot = connection.unchecked_transaction()?;
+            let Some(identity) = rows::identity(&snapshot, key)? else { return Ok(None) };
+            Ok(rows::tunnel(&snapshot, identity.tunnel)?.map(|tunnel| (identity, tunnel)))
         })
     }
 

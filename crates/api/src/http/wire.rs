@@ -2,6 +2,7 @@
 //! either generation reads, always sent.
 
 use jiff::tz::Offset;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use tunnel_model::{Identity, Scope, Status, Timestamp, TlsMode, Tunnel, Zone};
 use utoipa::ToSchema;
@@ -88,7 +89,7 @@ impl TunnelBody {
 }
 
 /// Who terminates the TLS of third parties.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = TlsMode)]
 pub(super) enum TlsModeBody {
@@ -97,6 +98,17 @@ pub(super) enum TlsModeBody {
     Edge,
     /// The agent, with its own key.
     Passthrough,
+}
+
+// Derived, it would take `{"edge": null}`, and a number would be called a syntax error.
+impl<'de> Deserialize<'de> for TlsModeBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "edge" => Ok(Self::Edge),
+            "passthrough" => Ok(Self::Passthrough),
+            _ => Err(D::Error::custom("tls_mode is `edge` or `passthrough`")),
+        }
+    }
 }
 
 impl From<TlsMode> for TlsModeBody {

@@ -393,10 +393,6 @@ async fn touching_a_key_changes_its_last_use_only(store: &dyn Store) {
     assert_eq!(key_text(&found), key_text(&expected));
 }
 
-fn rename(from: &str, to: &str) -> Command {
-    Command::UpdateIdentity { handle: name(from), rename: Some(name(to)), display_name: None, description: None }
-}
-
 async fn everything(store: &dyn Store) -> String {
     let own = organization("org_own");
     let tunnels = store.tunnels(&own).await.expect("an answer");

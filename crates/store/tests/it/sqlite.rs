@@ -172,6 +172,26 @@ async fn an_abandoned_command_leaves_the_store_working() {
     assert!(tunnel.is_some(), "what the writer took is decided, whether or not somebody waits");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_identity_is_read_with_the_tunnel_of_the_same_moment() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(open(directory.path()));
+    done(store.as_ref(), create_identity(1, "agent-a")).await;
+    let renaming = Arc::clone(&store);
+    let renamed = tokio::spawn(async move {
+        for round in 0..300 {
+            let (from, to) = if round % 2 == 0 { ("agent-a", "agent-b") } else { ("agent-b", "agent-a") };
+            done(renaming.as_ref(), rename(from, to)).await;
+        }
+    });
+    while !renamed.is_finished() {
+        let found = store.identity(IdentityKey::Id(identity_id(1))).await.expect("an answer");
+        let (identity, tunnel) = found.expect("it exists");
+        assert_eq!(identity.handle, tunnel.name);
+    }
+    renamed.await.expect("no panic");
+}
+
 #[tokio::test]
 async fn issued_certificates_outlive_their_tunnel() {
     let directory = tempfile::tempdir().expect("a directory");

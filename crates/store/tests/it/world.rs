@@ -88,6 +88,10 @@ pub(crate) fn certificate(serial: u8) -> Certificate {
     }
 }
 
+pub(crate) fn rename(from: &str, to: &str) -> Command {
+    Command::UpdateIdentity { handle: name(from), rename: Some(name(to)), display_name: None, description: None }
+}
+
 /// Executes with the rules that clients expect.
 pub(crate) async fn execute(
     store: &dyn Store,

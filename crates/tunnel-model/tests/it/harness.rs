@@ -140,8 +140,8 @@ impl Input<'_> {
             }
         };
         let tunnels = &world.tunnels_ever;
-        let tls_mode = |byte: u8| if byte % 2 == 0 { TlsMode::Passthrough } else { TlsMode::Edge };
-        let text = |byte: u8| (byte % 3 > 0).then(|| format!("words {byte}"));
+        let tls_mode = |byte: u8| if byte.is_multiple_of(2) { TlsMode::Passthrough } else { TlsMode::Edge };
+        let text = |byte: u8| (!byte.is_multiple_of(3)).then(|| format!("words {byte}"));
         let no_tunnel = TunnelId::from_bytes(unknown);
         let command = match self.byte()? % 22 {
             0..4 => Command::CreateTunnel {
@@ -247,7 +247,7 @@ impl Input<'_> {
 
 fn metadata(byte: u8) -> Metadata {
     let mut map = serde_json::Map::new();
-    if byte % 4 > 0 {
+    if !byte.is_multiple_of(4) {
         map.insert("number".to_owned(), byte.into());
     }
     Metadata::try_from(map).expect("a small object")
@@ -295,7 +295,7 @@ impl World {
         match event {
             Event::CertificateIssued(tunnel) => {
                 self.uses.entry(Usage::Sign(tunnel.id)).or_default().push(time);
-                self.replace(*tunnel);
+                self.replace(&tunnel);
             }
             Event::IdentityCreated(identity) => {
                 self.identities_ever.push(identity.id);
@@ -324,11 +324,11 @@ impl World {
             | Event::TunnelDeleted(tunnel)
             | Event::TunnelRenamed(tunnel)
             | Event::TunnelRestored(tunnel)
-            | Event::TunnelUpdated(tunnel) => self.replace(*tunnel),
+            | Event::TunnelUpdated(tunnel) => self.replace(&tunnel),
         }
     }
 
-    fn replace(&mut self, tunnel: Tunnel) {
+    fn replace(&mut self, tunnel: &Tunnel) {
         let before = self.tunnels.insert(tunnel.id, tunnel.clone()).expect("what changes exists");
         assert_eq!(before.organization, tunnel.organization);
         assert_eq!(before.identity, tunnel.identity);
