@@ -314,10 +314,15 @@ impl App {
         display_name: Option<Option<Label>>,
         description: Option<Option<Description>>,
     ) -> Result<(Identity, Tunnel), Error> {
-        let now_called = rename.clone().unwrap_or_else(|| handle.clone());
-        let command = Command::UpdateIdentity { handle, rename, display_name, description };
-        self.execute(caller.clone(), command).await?;
-        self.identity(&caller, &now_called).await
+        let command = Command::UpdateIdentity { handle: handle.clone(), rename, display_name, description };
+        let updated = self.execute(caller.clone(), command).await?.into_iter().find_map(|event| match event {
+            Event::IdentityUpdated(identity) => Some(identity.id),
+            _ => None,
+        });
+        let Some(id) = updated else { return self.identity(&caller, &handle).await };
+        // By its id: the next rename may have come already.
+        let found = self.store.identity(IdentityKey::Id(id)).await?;
+        found.ok_or(Error::Refused(Refusal::NotFound(Kind::Identity)))
     }
 
     /// Deletes an identity, its tunnel and its keys.

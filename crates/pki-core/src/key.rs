@@ -97,6 +97,7 @@ impl<'a> PublicKey<'a> {
         }
     }
 
+    #[cfg(feature = "rustcrypto")]
     pub(crate) fn rsa(&self) -> Option<RsaNumbers<'a>> {
         self.rsa
     }

@@ -395,9 +395,9 @@ impl Caller {
 ///
 /// # Errors
 ///
-/// The [`Refusal`] that comes first in this order: what the caller may not see
-/// is not found, what the caller may not do is forbidden, then the state, then
-/// the quota.
+/// The [`Refusal`] that comes first in this order: what only admins may do to
+/// anything is forbidden, what the caller may not see is not found, what it may
+/// not do to this one is forbidden, then the state, then the quota.
 pub fn decide(
     caller: &Caller,
     command: Command,
@@ -590,10 +590,10 @@ impl Decision<'_> {
     }
 
     fn force_delete_tunnel(mut self) -> Result<Vec<Event>, Refusal> {
-        let tunnel = self.tunnel()?;
         if !self.caller.is_admin() {
             return Err(Refusal::Forbidden);
         }
+        let tunnel = self.tunnel()?;
         if tunnel.status != Status::DeletePending {
             return Err(Refusal::NotDeletePending);
         }
@@ -683,13 +683,13 @@ impl Decision<'_> {
     }
 
     fn revoke_key(mut self) -> Result<Vec<Event>, Refusal> {
+        if !self.caller.is_admin() {
+            return Err(Refusal::Forbidden);
+        }
         let organization = self.caller.organization();
         let key = self.facts.key.take();
         let key = key.filter(|key| organization.is_none_or(|organization| *organization == key.organization));
         let key = key.ok_or(Refusal::NotFound(Kind::ApiKey))?;
-        if !self.caller.is_admin() {
-            return Err(Refusal::Forbidden);
-        }
         if key.revoked_at.is_some() {
             return Ok(Vec::new());
         }

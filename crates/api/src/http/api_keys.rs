@@ -29,7 +29,7 @@ pub(super) struct CreateApiKey {
     scoped_identity_id: Option<String>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct CreatedApiKey {
     /// The key. Shown this once.
     api_key: String,

@@ -29,7 +29,7 @@ pub(super) struct CreateTunnel {
     tls_mode: Option<TlsModeBody>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct CreatedTunnel {
     tunnel: TunnelBody,
     /// What the agent presents. Shown this once.
@@ -67,7 +67,7 @@ pub(super) struct SignedCsr {
     cert_expires_at: String,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct ConnectSecret {
     /// Counts from the agent's next hello on. Shown this once.
     connect_secret: String,

@@ -664,10 +664,10 @@ impl Plain {
                 Ok(vec!["TunnelRestored"])
             }
             Command::ForceDeleteTunnel { id } => {
-                let at = self.living_tunnel(&who, *id, now)?;
                 if who.identity.is_some() {
                     return Err(Refusal::Forbidden);
                 }
+                let at = self.living_tunnel(&who, *id, now)?;
                 if self.tunnels[at].status != "delete_pending" {
                     return Err(Refusal::NotDeletePending);
                 }
@@ -765,12 +765,12 @@ impl Plain {
                 Ok(vec!["KeyCreated"])
             }
             Command::RevokeKey { id } => {
+                if who.identity.is_some() {
+                    return Err(Refusal::Forbidden);
+                }
                 let key = self.keys.iter_mut().find(|key| key.id == *id).ok_or(NO_KEY)?;
                 if who.organization.as_ref().is_some_and(|organization| *organization != key.organization) {
                     return Err(NO_KEY);
-                }
-                if who.identity.is_some() {
-                    return Err(Refusal::Forbidden);
                 }
                 if key.revoked.is_some() {
                     return Ok(vec![]);
