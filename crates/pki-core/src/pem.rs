@@ -10,7 +10,6 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pem_rfc7468::LineEnding;
-use zeroize::Zeroizing;
 
 /// Why a text is not one PEM block with the wanted label.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -79,10 +78,11 @@ pub(crate) fn decode_all(text: &[u8], labels: &[&'static str]) -> Result<Vec<Vec
 
 /// Reads a `PRIVATE KEY` block in constant time, and strictly: keys are written
 /// by programs.
-pub(crate) fn decode_private_key(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, PemError> {
+#[cfg(any(feature = "aws-lc-rs", feature = "rustcrypto"))]
+pub(crate) fn decode_private_key(text: &[u8]) -> Result<zeroize::Zeroizing<Vec<u8>>, PemError> {
     const LABEL: &str = "PRIVATE KEY";
     match pem_rfc7468::decode_vec(text) {
-        Ok((LABEL, der)) => Ok(Zeroizing::new(der)),
+        Ok((LABEL, der)) => Ok(zeroize::Zeroizing::new(der)),
         Ok((label, _)) => Err(PemError::WrongLabel { expected: LABEL, found: shortened(label.as_bytes()) }),
         Err(_) => Err(PemError::NoBlock { expected: LABEL }),
     }

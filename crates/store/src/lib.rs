@@ -119,7 +119,12 @@ trait Transaction {
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError>;
 
     fn insert_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
+    /// Everything that changes while name and certificate stay.
     fn update_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
+    /// The certificate and what a signing changes with it.
+    fn update_certificate(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
+    /// The name, after [`Self::update_certificate`] dropped what was for the old one.
+    fn update_name(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
     fn delete_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError>;
     fn insert_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
     fn update_identity(&mut self, identity: &Identity) -> Result<(), StoreError>;
@@ -174,7 +179,7 @@ fn load(transaction: &impl Transaction, wants: &Wants<'_>) -> Result<Facts, Stor
 fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> Result<(), StoreError> {
     match event {
         Event::CertificateIssued(tunnel) => {
-            transaction.update_tunnel(tunnel)?;
+            transaction.update_certificate(tunnel)?;
             transaction.record_issuance(tunnel, now)?;
             transaction.record_use(&Usage::Sign(tunnel.id), now)
         }
@@ -188,9 +193,12 @@ fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> R
             transaction.record_use(&Usage::Create(tunnel.organization.clone()), now)
         }
         Event::TunnelFinalized(tunnel) => transaction.delete_tunnel(tunnel),
+        Event::TunnelRenamed(tunnel) => {
+            transaction.update_certificate(tunnel)?;
+            transaction.update_name(tunnel)
+        }
         Event::SecretRotated(tunnel)
         | Event::TunnelDeleted(tunnel)
-        | Event::TunnelRenamed(tunnel)
         | Event::TunnelRestored(tunnel)
         | Event::TunnelUpdated(tunnel) => transaction.update_tunnel(tunnel),
     }

@@ -166,6 +166,14 @@ impl Transaction for State {
         Ok(())
     }
 
+    fn update_certificate(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        self.update_tunnel(tunnel)
+    }
+
+    fn update_name(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        self.update_tunnel(tunnel)
+    }
+
     fn delete_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
         self.tunnels.remove(&tunnel.id);
         self.names.remove(&tunnel.name);

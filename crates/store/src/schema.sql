@@ -65,7 +65,6 @@ CREATE TABLE uses (
 ) STRICT;
 
 CREATE INDEX uses_by_subject ON uses (subject, at);
-CREATE INDEX uses_by_time ON uses (at);
 
 -- Every certificate that may have been handed out, also of tunnels that are gone.
 CREATE TABLE certificates (
@@ -76,5 +75,3 @@ CREATE TABLE certificates (
     expires_at  INTEGER NOT NULL,
     issued_at   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-
-CREATE INDEX certificates_by_tunnel ON certificates (tunnel, issued_at);

@@ -371,6 +371,14 @@ impl Transaction for Rows<'_> {
         rows::update_tunnel(self.0, tunnel).map_err(store_error)
     }
 
+    fn update_certificate(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        rows::update_certificate(self.0, tunnel).map_err(store_error)
+    }
+
+    fn update_name(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
+        rows::update_name(self.0, tunnel).map_err(store_error)
+    }
+
     fn delete_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
         rows::delete_tunnel(self.0, tunnel).map_err(store_error)
     }

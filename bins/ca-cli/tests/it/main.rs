@@ -1,0 +1,132 @@
+//! The program as people and scripts run it: files, output, exit status.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const HOST: &str = "my-agent.adit.localhost";
+
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    /// With an authority in `ca` and a key and request for [`HOST`].
+    fn with_request() -> Self {
+        let directory = Self::new();
+        directory.succeed(&["init", "ca", "--zone", "adit.localhost"]);
+        directory.succeed(&["csr", HOST]);
+        directory
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ca-cli"));
+        command.args(arguments).current_dir(self.path()).env_remove("ADIT_CA_PASSPHRASE_FILE");
+        command.output().expect("ca-cli runs")
+    }
+
+    /// Standard output of a run that must succeed.
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Standard error of a run that must fail with this status.
+    fn fail(&self, status: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    }
+}
+
+#[test]
+fn a_request_is_signed_and_verified() {
+    let directory = Directory::with_request();
+    let csr = format!("{HOST}.csr");
+    directory.succeed(&["sign", &csr, "--ca", "ca", "--out", "my-agent.crt"]);
+    directory.succeed(&["verify", "my-agent.crt", "--anchor", "ca/root.crt", "--host", HOST, "--usage", "server"]);
+    let error = directory.fail(1, &["verify", "my-agent.crt", "--anchor", "ca/root.crt", "--host", "x.adit.localhost"]);
+    assert!(error.contains("not for \"x.adit.localhost\""), "{error}");
+    let error = directory.fail(1, &["verify", "my-agent.crt", "--anchor", "ca/root.crt", "--at", "0"]);
+    assert!(error.contains("caused by: certificate 0 is valid from"), "{error}");
+}
+
+#[test]
+fn keys_are_private_and_never_overwritten() {
+    let directory = Directory::with_request();
+    let key = directory.path().join(format!("{HOST}.key"));
+    assert_eq!(fs::metadata(&key).expect("the key").permissions().mode() & 0o777, 0o600);
+    let before = fs::read(&key).expect("the key");
+    directory.succeed(&["csr", HOST, "--algorithm", "rsa2048"]);
+    assert_eq!(fs::read(&key).expect("the key"), before, "the key that is there is used");
+    let error = directory.fail(1, &["init", "ca", "--zone", "other.localhost"]);
+    assert!(error.contains("ca exists") && error.contains("hint:"), "{error}");
+}
+
+#[test]
+fn programs_read_json() {
+    let directory = Directory::with_request();
+    let csr = format!("{HOST}.csr");
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&directory.succeed(arguments)).expect("JSON on standard output")
+    };
+    let signed = json(&["sign", &csr, "--ca", "ca", "--days", "30", "--json"]);
+    fs::write(directory.path().join("leaf.crt"), signed["cert_pem"].as_str().expect("PEM")).expect("written");
+    let shown = json(&["inspect", "leaf.crt", "--json"]);
+    assert_eq!(shown["fingerprint_sha256"], signed["fingerprint_sha256"]);
+    assert_eq!(shown["subject_alt_names"], serde_json::json!([format!("DNS:{HOST}")]));
+    let fingerprints = json(&["fingerprint", "leaf.crt", "--json"]);
+    assert_eq!(fingerprints, serde_json::json!([signed["fingerprint_sha256"]]));
+    let request = json(&["inspect", &csr, "--json"]);
+    assert_eq!(request["common_names"], serde_json::json!([HOST]));
+    let output = directory.run(&["verify", "leaf.crt", "--anchor", "ca/root.crt", "--json"]);
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON even when it fails");
+    assert_eq!((output.status.code(), verdict["valid"].as_bool()), (Some(1), Some(false)));
+}
+
+#[test]
+fn refusals_say_why_and_what_next() {
+    let directory = Directory::with_request();
+    let csr = format!("{HOST}.csr");
+    let error = directory.fail(1, &["sign", &csr, "--ca", "ca", "--host", "other.adit.localhost"]);
+    assert!(error.starts_with("ca-cli: error: the request my-agent.adit.localhost.csr is refused\n"), "{error}");
+    assert!(error.contains("caused by: the common name is \"my-agent.adit.localhost\""), "{error}");
+    assert!(error.contains("hint:"), "{error}");
+    let error = directory.fail(1, &["sign", "missing.csr", "--ca", "ca"]);
+    assert!(error.contains("cannot read missing.csr"), "{error}");
+    directory.succeed(&["csr", "stranger.example", "--key", &format!("{HOST}.key")]);
+    let error = directory.fail(1, &["sign", "stranger.example.csr", "--ca", "ca"]);
+    assert!(error.contains("may not sign for \"stranger.example\""), "{error}");
+    directory.fail(2, &["sign"]);
+    directory.fail(2, &["sign", &csr, "--ca", "ca", "--days", "0"]);
+}
+
+#[test]
+fn text_of_a_document_does_not_steer_the_terminal() {
+    let directory = Directory::new();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "\u{1b}]0;owned\u{7}");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    fs::write(directory.path().join("odd.crt"), certificate.pem()).expect("written");
+    let shown = directory.succeed(&["inspect", "odd.crt"]);
+    assert!(!shown.contains('\u{1b}'), "{shown:?}");
+}
+
+#[test]
+fn completions_and_standard_streams_work() {
+    let directory = Directory::with_request();
+    assert!(directory.succeed(&["completions", "bash"]).contains("ca-cli"));
+    let pem = directory.succeed(&["sign", &format!("{HOST}.csr"), "--ca", "ca"]);
+    assert_eq!(pem.matches("-----BEGIN CERTIFICATE-----").count(), 2, "leaf and intermediate");
+    let pem = directory.succeed(&["sign", &format!("{HOST}.csr"), "--ca", "ca", "--no-chain"]);
+    assert_eq!(pem.matches("-----BEGIN CERTIFICATE-----").count(), 1);
+}
