@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use api::{App, Authority, Limits, Metrics, SystemClock, SystemRandom};
-use benches::percentile;
+use benches::{interleaved, percentile};
 use ca_dir::{CaDir, leaf_profile};
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
@@ -22,7 +22,7 @@ use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{KeyPolicy, Profile, Time, Usage};
 use store::{SqliteStore, Store};
 use tunnel_model::{
-    Caller, Command, KeyId, OrganizationId, Quota, Rules, Scope, SecretHash, Timestamp, TlsMode, TunnelId,
+    Caller, Certificate, Command, KeyId, OrganizationId, Quota, Rules, Scope, SecretHash, Timestamp, TlsMode, TunnelId,
 };
 
 const CLIENTS: usize = 32;
@@ -57,7 +57,56 @@ async fn run() -> anyhow::Result<()> {
     println!("\ngoals: GET tunnel >= 20000/s; POST sign-csr >= 3000/s with p99 <= 15 ms");
     println!("GET tunnel is {:.2} x GET whoami (routing, authentication and JSON without the tunnel)", get / whoami);
     println!("POST sign-csr is {:.2} x GET tunnel", sign / get);
+    parts(&server).await?;
     disk(directory.path())
+}
+
+/// What a signing is made of, each part alone.
+async fn parts(server: &Server) -> anyhow::Result<()> {
+    let (_, body) = &server.tunnels[0];
+    let csr: serde_json::Value = serde_json::from_str(body)?;
+    let csr = csr["csr_pem"].as_str().context("the body has a request")?;
+    let host = "tunnel-0.adit.localhost".parse()?;
+    let serial = ca_dir::random_serial()?;
+    let time = Time::from_unix(now()?);
+    let mut issue = || drop(server.authority.issue(csr.as_bytes(), &host, serial, time).expect("a good request"));
+    let issue = interleaved(50, &mut [("issue", &mut issue)])[0].micros();
+
+    let rules = Arc::new(Rules { signings: Quota { limit: 1000, window: Duration::from_secs(86_400) }, ..Rules::new() });
+    let (started, cpu) = (Instant::now(), cpu_time()?);
+    let mut writing = tokio::task::JoinSet::new();
+    let mut count: u32 = 0;
+    for client in 0..CLIENTS {
+        let (store, rules, tunnels) = (Arc::clone(&server.store), Arc::clone(&rules), Arc::clone(&server.tunnels));
+        writing.spawn(async move {
+            for round in 0..200 {
+                let number = (client + round * CLIENTS) % tunnels.len();
+                let certificate = Certificate {
+                    pem: "x".repeat(900),
+                    fingerprint: [0; 32],
+                    serial: ca_dir::random_serial()?.as_bytes().to_vec(),
+                    expires_at: Timestamp::from_micros(i64::MAX),
+                };
+                let name = format!("tunnel-{number}").parse()?;
+                let command = Command::RecordCertificate { id: tunnels[number].0, name, certificate };
+                store.execute(Caller::System, command, &rules, Timestamp::from_micros(now()? * 1_000_000)).await?;
+            }
+            anyhow::Ok(200)
+        });
+    }
+    while let Some(written) = writing.join_next().await {
+        count += written??;
+    }
+    let (elapsed, cpu) = (started.elapsed(), cpu_time()? - cpu);
+    println!("\nparts of a signing, each alone:");
+    println!("  check and sign the request      {issue:>6.0} us of CPU");
+    println!(
+        "  record it in SQLite             {:>6.0} us of CPU, {:.0}/s from {CLIENTS} callers at once",
+        cpu.as_secs_f64() * 1e6 / f64::from(count),
+        f64::from(count) / elapsed.as_secs_f64(),
+    );
+    println!("  HTTP, authentication, JSON, and the load generator: as in GET whoami");
+    Ok(())
 }
 
 /// What the disk allows: appends of one page with a flush each.
@@ -84,6 +133,8 @@ fn disk(directory: &std::path::Path) -> anyhow::Result<()> {
 struct Server {
     address: SocketAddr,
     admin_key: String,
+    store: Arc<dyn Store>,
+    authority: Authority,
     /// Passthrough tunnels, each with the body that asks for its certificate.
     tunnels: Arc<Vec<(TunnelId, String)>>,
 }
@@ -100,7 +151,7 @@ impl Server {
         let rules = Rules { signings: Quota { limit: 1000, window: day }, ..Rules::new() };
         let tunnels = create_tunnels(&*store, &organization).await?;
         let clock = Arc::new(SystemClock);
-        let app = App::new(store, clock, Arc::new(SystemRandom), authority, rules, "adit.localhost".parse()?);
+        let app = App::new(Arc::clone(&store), clock, Arc::new(SystemRandom), authority.clone(), rules, "adit.localhost".parse()?);
         let admin_key = app.bootstrap(&organization, None).await?.context("a new store has no key")?;
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -109,7 +160,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let router = api::router(Arc::new(app), Arc::clone(&metrics), &limits);
         tokio::spawn(async move { api::serve(listener, router, &limits, metrics, std::future::pending()).await });
-        Ok(Self { address, admin_key: admin_key.expose().to_owned(), tunnels: Arc::new(tunnels) })
+        Ok(Self { address, admin_key: admin_key.expose().to_owned(), store, authority, tunnels: Arc::new(tunnels) })
     }
 
     /// Answers per second.

@@ -381,7 +381,7 @@ impl App {
         Ok(deleted)
     }
 
-    /// Is the store in order, and can certificates still be signed?
+    /// Can the store be written durably, and read?
     ///
     /// # Errors
     ///
