@@ -72,7 +72,8 @@ async fn parts(server: &Server) -> anyhow::Result<()> {
     let mut issue = || drop(server.authority.issue(csr.as_bytes(), &host, serial, time).expect("a good request"));
     let issue = interleaved(50, &mut [("issue", &mut issue)])[0].micros();
 
-    let rules = Arc::new(Rules { signings: Quota { limit: 1000, window: Duration::from_secs(86_400) }, ..Rules::new() });
+    let rules =
+        Arc::new(Rules { signings: Quota { limit: 1000, window: Duration::from_secs(86_400) }, ..Rules::new() });
     let (started, cpu) = (Instant::now(), cpu_time()?);
     let mut writing = tokio::task::JoinSet::new();
     let mut count: u32 = 0;
@@ -151,7 +152,14 @@ impl Server {
         let rules = Rules { signings: Quota { limit: 1000, window: day }, ..Rules::new() };
         let tunnels = create_tunnels(&*store, &organization).await?;
         let clock = Arc::new(SystemClock);
-        let app = App::new(Arc::clone(&store), clock, Arc::new(SystemRandom), authority.clone(), rules, "adit.localhost".parse()?);
+        let app = App::new(
+            Arc::clone(&store),
+            clock,
+            Arc::new(SystemRandom),
+            authority.clone(),
+            rules,
+            "adit.localhost".parse()?,
+        );
         let admin_key = app.bootstrap(&organization, None).await?.context("a new store has no key")?;
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

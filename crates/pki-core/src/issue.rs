@@ -182,8 +182,9 @@ pub struct Issuer {
     not_before: Time,
     not_after: Time,
     algorithm: SignatureAlgorithm,
-    /// Bases of the permitted dNSName subtrees, if there are nameConstraints.
-    permitted: Option<Vec<Vec<u8>>>,
+    /// Bases of the dNSName subtrees of the nameConstraints.
+    permitted: Vec<Vec<u8>>,
+    excluded: Vec<Vec<u8>>,
 }
 
 /// A certificate that cannot issue with this key.
@@ -216,9 +217,9 @@ impl Issuer {
             return Err(IssuerError::KeyMismatch);
         }
         let tbs = &parsed.tbs;
-        let constraints = tbs.extension(oid::BASIC_CONSTRAINTS).map(|extension| extension.basic_constraints());
+        let basic = tbs.extension(oid::BASIC_CONSTRAINTS).map(|extension| extension.basic_constraints());
         let usage = tbs.extension(oid::KEY_USAGE).map(|extension| extension.key_usage());
-        let is_authority = matches!(constraints, Some(Ok(constraints)) if constraints.ca);
+        let is_authority = matches!(basic, Some(Ok(basic)) if basic.ca);
         let may_sign = usage.is_none_or(|usage| usage.is_ok_and(|usage| usage & KEY_CERT_SIGN != 0));
         if !is_authority || !may_sign {
             return Err(IssuerError::NotAnAuthority);
@@ -227,17 +228,18 @@ impl Issuer {
             .extension(oid::SUBJECT_KEY_IDENTIFIER)
             .and_then(|extension| extension.subject_key_identifier().ok())
             .map(<[u8]>::to_vec);
-        let permitted = tbs
-            .extension(oid::NAME_CONSTRAINTS)
-            .and_then(|extension| extension.name_constraints().ok())
-            .map(|constraints| permitted_hosts(&constraints));
+        let constraints = match tbs.extension(oid::NAME_CONSTRAINTS) {
+            Some(extension) => extension.name_constraints().map_err(CertificateError::from)?,
+            None => NameConstraints::default(),
+        };
         Ok(Self {
             name: tbs.subject.to_vec(),
             key_identifier,
             not_before: tbs.not_before,
             not_after: tbs.not_after,
             algorithm: signer.algorithm(),
-            permitted,
+            permitted: dns_bases(&constraints.permitted),
+            excluded: dns_bases(&constraints.excluded),
             certificate: certificate.to_vec(),
         })
     }
@@ -268,16 +270,18 @@ impl Issuer {
     pub fn permits(&self, host: &DnsName) -> bool {
         let host = GeneralName::Dns(host.as_str().as_bytes());
         let is_inside = |base: &Vec<u8>| is_within(&host, &GeneralName::Dns(base)) == Some(true);
-        self.permitted.as_ref().is_none_or(|bases| bases.iter().any(is_inside))
+        // RFC 5280 section 4.2.1.10: without a permitted subtree of the kind, all of it is.
+        let is_permitted = self.permitted.is_empty() || self.permitted.iter().any(is_inside);
+        is_permitted && !self.excluded.iter().any(is_inside)
     }
 }
 
-fn permitted_hosts(constraints: &NameConstraints<'_>) -> Vec<Vec<u8>> {
+fn dns_bases(subtrees: &[GeneralName<'_>]) -> Vec<Vec<u8>> {
     let base = |name: &GeneralName<'_>| match name {
         GeneralName::Dns(name) => Some(name.to_vec()),
         _ => None,
     };
-    constraints.permitted.iter().filter_map(base).collect()
+    subtrees.iter().filter_map(base).collect()
 }
 
 /// Why an approved request is not signed.

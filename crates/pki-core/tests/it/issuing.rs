@@ -2,6 +2,7 @@
 //! `ADIT_JUDGED_CERTS` names a directory that gets a certificate of every
 //! key type and profile, for OpenSSL, pyca/cryptography and pkilint.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use pki_core::crypto::rustcrypto::RustCrypto;
@@ -37,7 +38,10 @@ fn issue(authority: &Authority, key: &rcgen::KeyPair, profile: &Profile) -> Leaf
             .approve_subject(Subject::with_organization("agent:laptop", "Adit").expect("a subject"))
             .expect("no extension to refuse"),
     };
-    let to_be_signed = approved.to_be_signed(&authority.issuer, profile, serial(3), NOW).expect("lint passes");
+    // Other judges look at several certificates of one authority: no serial twice.
+    static NEXT: AtomicU8 = AtomicU8::new(16);
+    let serial = serial(NEXT.fetch_add(1, Ordering::Relaxed));
+    let to_be_signed = approved.to_be_signed(&authority.issuer, profile, serial, NOW).expect("lint passes");
     to_be_signed.sign(authority.signer.as_ref()).expect("the key signs")
 }
 
@@ -154,6 +158,32 @@ fn hosts_outside_of_the_zone_are_not_signed() {
         .expect("a good request");
     let refused = approved.to_be_signed(&authority.issuer, &profile(Usage::ServerAuth), serial(4), NOW);
     assert_eq!(refused, Err(IssueError::NotPermitted { host: other }));
+}
+
+#[test]
+fn name_constraints_of_any_shape_are_kept() {
+    use rcgen::{CidrSubnet, GeneralSubtree, NameConstraints};
+
+    let dns = |name: &str| GeneralSubtree::DnsName(name.to_owned());
+    let address = GeneralSubtree::IpAddress(CidrSubnet::V4([10, 0, 0, 0], [255, 0, 0, 0]));
+    let host = |name: &str| name.parse::<DnsName>().expect("a host");
+    for (permitted, excluded, allowed, refused) in [
+        (vec![dns("a.example")], vec![], vec!["a.example", "x.a.example"], vec!["xa.example", "example"]),
+        (vec![dns(".a.example")], vec![], vec!["x.a.example"], vec!["b.example"]),
+        (vec![], vec![dns("a.example")], vec!["b.example"], vec!["a.example", "x.a.example"]),
+        (vec![dns("example")], vec![dns("a.example")], vec!["b.example"], vec!["x.a.example", "b.test"]),
+        (vec![address], vec![], vec!["a.example"], vec![]),
+    ] {
+        let pair = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.name_constraints = Some(NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded });
+        let certificate = params.self_signed(&pair).expect("a certificate");
+        let key = pki_core::crypto::rustcrypto::PrivateKey::from_pkcs8_der(pair.serialized_der()).expect("PKCS #8");
+        let issuer = pki_core::Issuer::new(certificate.der(), &key).expect("an authority");
+        assert!(allowed.iter().all(|name| issuer.permits(&host(name))), "{allowed:?}");
+        assert!(!refused.iter().any(|name| issuer.permits(&host(name))), "{refused:?}");
+    }
 }
 
 #[test]
