@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::crypto::Signer;
 use crate::der;
 use crate::dns_name::DnsName;
+use crate::extension::{CRL_SIGN, KEY_CERT_SIGN};
 use crate::issue::{
-    CRL_SIGN, DNS_NAME, Fields, IP_ADDRESS, IssueError, Issuer, KEY_CERT_SIGN, SerialNumber, ToBeSigned,
-    key_identifier, write_authority_key_identifier, write_extension, write_key_usage, write_subject_key_identifier,
+    DNS_NAME, Fields, IP_ADDRESS, IssueError, Issuer, SerialNumber, ToBeSigned, key_identifier,
+    write_authority_key_identifier, write_extension, write_key_usage, write_subject_key_identifier,
 };
 use crate::lint::lint;
 use crate::name::Subject;

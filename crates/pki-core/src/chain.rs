@@ -7,8 +7,8 @@
 use crate::certificate::{Certificate, CertificateError};
 use crate::crypto::Verifier;
 use crate::dns_name::DnsName;
-use crate::extension::{BasicConstraints, GeneralName, NameConstraints};
-use crate::issue::{KEY_CERT_SIGN, Usage};
+use crate::extension::{BasicConstraints, GeneralName, KEY_CERT_SIGN, NameConstraints, is_within};
+use crate::issue::Usage;
 use crate::key::PublicKey;
 use crate::oid::{self, ObjectIdentifier};
 use crate::time::Time;
@@ -299,28 +299,6 @@ fn is_permitted(name: &GeneralName<'_>, constraints: &NameConstraints<'_>) -> bo
     let is_inside = is_unlimited || permitted.any(|base| is_within(name, base).unwrap_or(false));
     // A kind of name that we cannot compare counts as excluded.
     is_inside && !constraints.excluded.iter().filter(of_kind).any(|base| is_within(name, base).unwrap_or(true))
-}
-
-/// Is a name inside a subtree? `None` for kinds that are not compared here.
-pub(crate) fn is_within(name: &GeneralName<'_>, base: &GeneralName<'_>) -> Option<bool> {
-    match (name, base) {
-        (GeneralName::Dns(name), GeneralName::Dns(base)) => {
-            let base = base.strip_prefix(b".").unwrap_or(base);
-            let Some(start) = name.len().checked_sub(base.len()) else { return Some(false) };
-            let (front, end) = name.split_at(start);
-            let is_whole_label = base.is_empty() || front.is_empty() || front.ends_with(b".");
-            Some(is_whole_label && end.eq_ignore_ascii_case(base))
-        }
-        (GeneralName::Ip(address), GeneralName::Ip(range)) => {
-            if range.len() != address.len() * 2 {
-                return Some(false);
-            }
-            let (network, mask) = range.split_at(address.len());
-            let mut octets = address.iter().zip(network).zip(mask);
-            Some(octets.all(|((address, network), mask)| address & mask == network & mask))
-        }
-        _ => None,
-    }
 }
 
 fn check_leaf(path: &[Certificate<'_>], expectation: &Expectation<'_>) -> Result<(), ChainError> {

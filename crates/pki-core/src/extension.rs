@@ -67,6 +67,13 @@ impl GeneralName<'_> {
     }
 }
 
+// KeyUsage bits as `Extension::key_usage` gives them: digitalSignature, bit 0
+// of the BIT STRING, is the highest bit.
+pub(crate) const DIGITAL_SIGNATURE: u16 = 0x8000;
+pub(crate) const KEY_ENCIPHERMENT: u16 = 0x2000;
+pub(crate) const KEY_CERT_SIGN: u16 = 0x0400;
+pub(crate) const CRL_SIGN: u16 = 0x0200;
+
 /// Names that certificates below may and may not carry.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct NameConstraints<'a> {
@@ -200,6 +207,28 @@ impl<'a> Extension<'a> {
             all.push(list.element(der::OBJECT_IDENTIFIER, expected)?.object_identifier()?);
         }
         if all.is_empty() { Err(DerError { offset: self.offset, expected }) } else { Ok(all) }
+    }
+}
+
+/// Is a name inside a subtree? `None` for kinds that are not compared here.
+pub(crate) fn is_within(name: &GeneralName<'_>, base: &GeneralName<'_>) -> Option<bool> {
+    match (name, base) {
+        (GeneralName::Dns(name), GeneralName::Dns(base)) => {
+            let base = base.strip_prefix(b".").unwrap_or(base);
+            let Some(start) = name.len().checked_sub(base.len()) else { return Some(false) };
+            let (front, end) = name.split_at(start);
+            let is_whole_label = base.is_empty() || front.is_empty() || front.ends_with(b".");
+            Some(is_whole_label && end.eq_ignore_ascii_case(base))
+        }
+        (GeneralName::Ip(address), GeneralName::Ip(range)) => {
+            if range.len() != address.len() * 2 {
+                return Some(false);
+            }
+            let (network, mask) = range.split_at(address.len());
+            let mut octets = address.iter().zip(network).zip(mask);
+            Some(octets.all(|((address, network), mask)| address & mask == network & mask))
+        }
+        _ => None,
     }
 }
 

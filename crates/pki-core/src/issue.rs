@@ -11,12 +11,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::algorithm::{KeyKind, SignatureAlgorithm};
 use crate::certificate::{Certificate, CertificateError};
-use crate::chain::is_within;
 use crate::crypto::Signer;
 use crate::csr::Approved;
 use crate::der::{self, Writer};
 use crate::dns_name::DnsName;
-use crate::extension::{GeneralName, NameConstraints};
+use crate::extension::{DIGITAL_SIGNATURE, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT, NameConstraints, is_within};
 use crate::fingerprint::{Fingerprint, hex};
 use crate::key::PublicKey;
 use crate::lint::{Lint, lint};
@@ -547,13 +546,6 @@ impl Fields<'_> {
         writer.finish()
     }
 }
-
-// KeyUsage bits as `Extension::key_usage` gives them: digitalSignature, bit 0
-// of the BIT STRING, is the highest bit.
-pub(crate) const DIGITAL_SIGNATURE: u16 = 0x8000;
-pub(crate) const KEY_ENCIPHERMENT: u16 = 0x2000;
-pub(crate) const KEY_CERT_SIGN: u16 = 0x0400;
-pub(crate) const CRL_SIGN: u16 = 0x0200;
 
 /// GeneralName choices with implicit tags.
 pub(crate) const DNS_NAME: u8 = der::context_primitive(2);

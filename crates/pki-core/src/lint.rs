@@ -8,8 +8,9 @@ use crate::algorithm::{KeyKind, SignatureAlgorithm};
 use crate::certificate::{CertificateError, TbsCertificate};
 use crate::der::{self, Reader, Writer};
 use crate::dns_name::DnsName;
-use crate::extension::{BasicConstraints, Extension, GeneralName};
-use crate::issue::{CRL_SIGN, DIGITAL_SIGNATURE, KEY_CERT_SIGN, KEY_ENCIPHERMENT};
+use crate::extension::{
+    BasicConstraints, CRL_SIGN, DIGITAL_SIGNATURE, Extension, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT,
+};
 use crate::key::PublicKey;
 use crate::name::{Attribute, attributes};
 use crate::oid::{self, ObjectIdentifier};
