@@ -5,6 +5,7 @@ mod logging;
 mod settings;
 mod start;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -61,13 +62,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let command = cli.command.unwrap_or(Command::Serve);
     if let Command::Openapi = command {
-        print!("{}", api::openapi());
-        return Ok(());
+        return print(&api::openapi());
     }
     let settings = Settings::resolve(cli.options)?;
     if let Command::ShowConfig = command {
-        print!("{}", settings.to_toml()?);
-        return Ok(());
+        return print(&settings.to_toml()?);
     }
     logging::init(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
@@ -78,4 +77,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             _ => listeners::serve(started, &settings).await,
         }
     })
+}
+
+/// Whoever reads may have seen enough (`| head`): that is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) fn init(init: &Init, json: bool) -> anyhow::Result<()> {
             "directory": init.directory, "zone": init.zone.as_str(), "root": root, "root_fingerprint_sha256": fingerprint,
         }));
     }
-    println!("{}", root.display());
+    files::print(&format!("{}\n", root.display()))?;
     eprintln!("made a certificate authority for {} in {}", init.zone, init.directory.display());
     eprintln!("clients must trust {} (SHA-256 {fingerprint})", root.display());
     eprintln!("{} is not needed to sign: keep it in a safe place", init.directory.join(ca_dir::ROOT_KEY).display());
@@ -104,7 +104,7 @@ pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
     let context = || format!("cannot inspect {}", inspect.file.display());
     if let Ok(request) = Csr::from_file(&bytes) {
         let summary = inspect_csr(&request).with_context(context)?;
-        return if json { print_json(&summary) } else { text::print_csr(&summary) };
+        return if json { print_json(&summary) } else { files::print(&text::csr(&summary)) };
     }
     let certificates = certificates_from_file(&bytes).with_context(context)?;
     let summaries = certificates.iter().map(|der| inspect_certificate(der)).collect::<Result<Vec<_>, _>>();
@@ -112,7 +112,7 @@ pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
     match (json, summaries.as_slice()) {
         (true, [one]) => print_json(one),
         (true, many) => print_json(&many),
-        (false, many) => many.iter().try_for_each(text::print_certificate),
+        (false, many) => files::print(&many.iter().map(text::certificate).collect::<String>()),
     }
 }
 
@@ -149,8 +149,7 @@ pub(crate) fn fingerprint(fingerprint: &Fingerprint, json: bool) -> anyhow::Resu
     if json {
         return print_json(&all);
     }
-    all.iter().for_each(|fingerprint| println!("{fingerprint}"));
-    Ok(())
+    files::print(&all.iter().map(|fingerprint| format!("{fingerprint}\n")).collect::<String>())
 }
 
 fn borrowed(certificates: &[Vec<u8>]) -> Vec<&[u8]> {
@@ -168,8 +167,7 @@ fn own_name(request: &Csr) -> anyhow::Result<DnsName> {
 }
 
 fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    files::print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
 fn now() -> Time {

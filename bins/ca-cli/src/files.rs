@@ -24,8 +24,22 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// Requests and certificates are public and may be replaced.
 pub(crate) fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let written = if path == Path::new("-") { io::stdout().write_all(content) } else { fs::write(path, content) };
+    let written = if path == Path::new("-") { to_stdout(content) } else { fs::write(path, content) };
     written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// An answer on standard output.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    to_stdout(text.as_bytes()).context("cannot write to standard output")
+}
+
+/// Whoever reads may have seen enough (`| head`): that is no error.
+fn to_stdout(content: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(content).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 pub(crate) fn read_key_pair(path: &Path) -> anyhow::Result<rcgen::KeyPair> {

@@ -5,7 +5,7 @@ mod commands;
 mod files;
 mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ca_dir::KeyAlgorithm;
@@ -153,8 +153,9 @@ fn main() -> ExitCode {
         Command::Verify(verify) => commands::verify(&verify, cli.json),
         Command::Fingerprint(fingerprint) => commands::fingerprint(&fingerprint, cli.json),
         Command::Completions(Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "ca-cli", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ca-cli", &mut script);
+            files::write(Path::new("-"), &script)
         }
     };
     match result {

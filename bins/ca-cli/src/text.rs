@@ -3,38 +3,38 @@
 use ca_dir::{CaDirError, KeyFileError};
 use pki_core::{CertificateSummary, ChainError, CsrError, CsrSummary, PemError};
 
-pub(crate) fn print_csr(csr: &CsrSummary) -> anyhow::Result<()> {
-    println!("certificate signing request");
-    line("subject", &csr.subject);
-    line("public key", &csr.public_key);
-    line("signature", &csr.signature_algorithm);
-    list("names", &csr.subject_alt_names);
-    list("extensions", &csr.requested_extensions);
-    line("SPKI SHA-256", &csr.spki_sha256);
-    Ok(())
+pub(crate) fn csr(csr: &CsrSummary) -> String {
+    let mut text = Text("certificate signing request\n".to_owned());
+    text.line("subject", &csr.subject);
+    text.line("public key", &csr.public_key);
+    text.line("signature", &csr.signature_algorithm);
+    text.list("names", &csr.subject_alt_names);
+    text.list("extensions", &csr.requested_extensions);
+    text.line("SPKI SHA-256", &csr.spki_sha256);
+    text.0
 }
 
-pub(crate) fn print_certificate(certificate: &CertificateSummary) -> anyhow::Result<()> {
+pub(crate) fn certificate(certificate: &CertificateSummary) -> String {
     let role = if certificate.is_ca { "certificate of an authority" } else { "certificate" };
-    println!("{role} (version {})", certificate.version);
-    line("subject", &certificate.subject);
-    line("issuer", &certificate.issuer);
-    line("serial", &certificate.serial);
-    line("not before", &certificate.not_before.to_string());
-    line("not after", &certificate.not_after.to_string());
-    line("public key", &certificate.public_key);
-    line("signature", &certificate.signature_algorithm);
-    list("names", &certificate.subject_alt_names);
+    let mut text = Text(format!("{role} (version {})\n", certificate.version));
+    text.line("subject", &certificate.subject);
+    text.line("issuer", &certificate.issuer);
+    text.line("serial", &certificate.serial);
+    text.line("not before", &certificate.not_before.to_string());
+    text.line("not after", &certificate.not_after.to_string());
+    text.line("public key", &certificate.public_key);
+    text.line("signature", &certificate.signature_algorithm);
+    text.list("names", &certificate.subject_alt_names);
     if let Some(path_length) = certificate.path_length {
-        line("path length", &path_length.to_string());
+        text.line("path length", &path_length.to_string());
     }
-    list("constraints", &certificate.name_constraints);
-    list("key usage", &certificate.key_usage);
-    list("good for", &certificate.extended_key_usage);
-    list("CRL", &certificate.crl_distribution_points);
-    list("other", &certificate.other_extensions);
-    line("SHA-256", &certificate.fingerprint_sha256.to_string());
-    Ok(())
+    text.list("constraints", &certificate.name_constraints);
+    text.list("key usage", &certificate.key_usage);
+    text.list("good for", &certificate.extended_key_usage);
+    text.list("CRL", &certificate.crl_distribution_points);
+    text.list("other", &certificate.other_extensions);
+    text.line("SHA-256", &certificate.fingerprint_sha256.to_string());
+    text.0
 }
 
 /// What to do next, where the error itself does not say.
@@ -59,13 +59,18 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
     })
 }
 
-fn line(name: &str, value: &str) {
-    println!("  {name:<13} {}", printable(value));
-}
+/// Names and values in two columns.
+struct Text(String);
 
-fn list(name: &str, values: &[impl AsRef<str>]) {
-    for (at, value) in values.iter().enumerate() {
-        line(if at == 0 { name } else { "" }, value.as_ref());
+impl Text {
+    fn line(&mut self, name: &str, value: &str) {
+        self.0 += &format!("  {name:<13} {}\n", printable(value));
+    }
+
+    fn list(&mut self, name: &str, values: &[impl AsRef<str>]) {
+        for (at, value) in values.iter().enumerate() {
+            self.line(if at == 0 { name } else { "" }, value.as_ref());
+        }
     }
 }
 

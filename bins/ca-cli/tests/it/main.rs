@@ -122,6 +122,19 @@ fn text_of_a_document_does_not_steer_the_terminal() {
 }
 
 #[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    use std::process::Stdio;
+
+    let directory = Directory::with_request();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ca-cli"));
+    command.args(["completions", "zsh"]).current_dir(directory.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("ca-cli runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ca-cli ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn completions_and_standard_streams_work() {
     let directory = Directory::with_request();
     assert!(directory.succeed(&["completions", "bash"]).contains("ca-cli"));
