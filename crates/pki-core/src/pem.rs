@@ -132,7 +132,10 @@ fn block_start(text: &[u8]) -> Option<usize> {
 
 fn decode_body(body: &[u8]) -> Result<Vec<u8>, PemError> {
     // The decoder wants one line length throughout; white space carries no meaning here.
-    let compact: Vec<u8> = body.iter().copied().filter(|octet| !octet.is_ascii_whitespace()).collect();
+    let mut compact = Vec::with_capacity(body.len());
+    for line in body.split(u8::is_ascii_whitespace) {
+        compact.extend_from_slice(line);
+    }
     // What is decoded here is public. The constant time of pem-rfc7468's decoder, which
     // keys need, would take a microsecond for nothing.
     match STANDARD.decode(&compact) {
