@@ -23,8 +23,8 @@ use crate::name::{Attribute, Subject, attributes};
 use crate::oid::{self, ObjectIdentifier};
 use crate::pem::{self, Shown};
 
-/// The most octets of PEM or DER that the gate reads: eight times a request
-/// with an RSA-8192 key.
+/// The most octets of PEM or DER that the gate reads: about five times a
+/// request in PEM with an RSA-8192 key.
 pub const MAX_CSR_OCTETS: usize = 16 * 1024;
 
 /// A well-formed PKCS #10 request (RFC 2986). Nothing in it is proved.

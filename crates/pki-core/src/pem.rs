@@ -131,7 +131,7 @@ fn block_start(text: &[u8]) -> Option<usize> {
 }
 
 fn decode_body(body: &[u8]) -> Result<Vec<u8>, PemError> {
-    // The decoder wants one line length throughout; white space carries no meaning here.
+    // White space carries no meaning here, wherever it stands; the decoder takes none.
     let mut compact = Vec::with_capacity(body.len());
     for line in body.split(u8::is_ascii_whitespace) {
         compact.extend_from_slice(line);

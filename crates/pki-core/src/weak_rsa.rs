@@ -88,7 +88,7 @@ impl Residues {
     }
 
     /// ROCA primes are k * M + (65537^a mod M), so their product is a power
-    /// of 65537 modulo each of M's factors. Of other moduli, 1 in 10^8 is.
+    /// of 65537 modulo each of M's factors. Of other moduli, 4 in 10^9 are.
     fn have_roca_fingerprint(&self) -> bool {
         self.0[1..=ROCA_PRIMES]
             .iter()

@@ -97,8 +97,9 @@ impl SqliteStore {
         let database = directory.join(DATABASE);
         let sqlite = |source| OpenError::Sqlite { path: database.clone(), source };
         let mut connection = Connection::open(&database).map_err(sqlite)?;
-        restrict_to_owner(&database)?;
+        // First make sure that it is ours: nothing of another program is touched.
         migrate(&mut connection, &database)?;
+        restrict_to_owner(&database)?;
         configure(&connection, 4096).map_err(sqlite)?;
         sync_directory(directory)?;
         let readers = Arc::new(Readers { idle: Mutex::default(), database: database.clone() });
