@@ -7,14 +7,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use api::{App, Authority, Clock as _, Limits, Metrics, SystemClock, SystemRandom};
+use api::{App, Clock as _, Limits, Metrics, SystemClock, SystemRandom};
 use ca_dir::{CaDir, leaf_profile};
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use pki_core::crypto::aws_lc::AwsLc;
-use pki_core::{DnsName, KeyPolicy, Profile, Time, Usage, certificates_from_pem, inspect_certificate};
+use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage, certificates_from_pem, inspect_certificate};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use serde_json::{Value, json};

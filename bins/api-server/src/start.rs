@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use api::{ApiKeySecret, App, Authority, Clock as _, SystemClock, SystemRandom};
+use api::{App, Clock as _, SystemClock, SystemRandom};
 use ca_dir::{CaDir, Passphrase, leaf_profile};
 use pki_core::crypto::aws_lc::AwsLc;
-use pki_core::{DnsName, KeyPolicy, Profile, Time, Usage};
+use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
 use store::SqliteStore;
-use tunnel_model::OrganizationId;
+use tunnel_model::{ApiKeySecret, OrganizationId};
 
 use crate::settings::Settings;
 

@@ -6,17 +6,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use pki_core::{DnsName, SerialNumber, Time};
+use pki_core::{Authority, DnsName, SerialNumber, Time};
 use store::Store;
 use tunnel_model::{
-    ApiKey, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId, Kind, Label,
-    Metadata, OrganizationId, Refusal, Rules, Scope, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Zone,
-    check_signable,
+    ApiKey, ApiKeySecret, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId,
+    Kind, Label, Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId,
+    TunnelName, Zone, check_signable, connect_secret,
 };
 
-use crate::authority::Authority;
 use crate::error::Error;
-use crate::secret::{self, ApiKeySecret};
 
 /// Tells the time.
 pub trait Clock: Send + Sync {
@@ -55,6 +53,26 @@ impl Random for SystemRandom {
     }
 }
 
+/// Where the traffic of the tunnels flows.
+pub trait DataPlane: Send + Sync {
+    /// These events are durable; what they end, ends before this returns.
+    fn notice(&self, events: &[Event]);
+
+    /// Has the tunnel an agent now?
+    fn is_connected(&self, tunnel: TunnelId) -> bool;
+}
+
+/// No traffic flows: a control plane by itself.
+struct NoDataPlane;
+
+impl DataPlane for NoDataPlane {
+    fn notice(&self, _: &[Event]) {}
+
+    fn is_connected(&self, _: TunnelId) -> bool {
+        false
+    }
+}
+
 /// The control plane of one deployment.
 pub struct App {
     store: Arc<dyn Store>,
@@ -63,6 +81,7 @@ pub struct App {
     authority: Authority,
     rules: Arc<Rules>,
     zone: Zone,
+    data_plane: Arc<dyn DataPlane>,
     /// When each key's `last_used_at` was last written.
     touched: Mutex<HashMap<KeyId, Timestamp>>,
 }
@@ -105,7 +124,19 @@ impl App {
         rules: Rules,
         zone: Zone,
     ) -> Self {
-        Self { store, clock, random, authority, rules: Arc::new(rules), zone, touched: Mutex::default() }
+        let data_plane = Arc::new(NoDataPlane);
+        Self { store, clock, random, authority, rules: Arc::new(rules), zone, data_plane, touched: Mutex::default() }
+    }
+
+    /// Tells `data_plane` of everything that happens from now on.
+    #[must_use]
+    pub fn with_data_plane(self, data_plane: Arc<dyn DataPlane>) -> Self {
+        Self { data_plane, ..self }
+    }
+
+    /// Has the tunnel an agent now?
+    pub fn is_connected(&self, tunnel: TunnelId) -> bool {
+        self.data_plane.is_connected(tunnel)
     }
 
     /// The suffix of every public host.
@@ -121,11 +152,8 @@ impl App {
     pub async fn authenticate(&self, presented: &str) -> Result<(Caller, ApiKey), Error> {
         let presented: ApiKeySecret = presented.parse().map_err(|_| Error::Unauthorized)?;
         let key = self.store.api_key(presented.id()).await?.ok_or(Error::Unauthorized)?;
-        if !secret::is_same(&presented.hash(), &key.hash) || key.revoked_at.is_some() {
-            return Err(Error::Unauthorized);
-        }
+        let caller = key.caller(&presented).ok_or(Error::Unauthorized)?;
         self.touch(&key);
-        let caller = Caller::Key { id: key.id, organization: key.organization.clone(), scope: key.scope };
         Ok((caller, key))
     }
 
@@ -145,7 +173,7 @@ impl App {
         let secret = match chosen {
             Some(chosen) => match self.store.api_key(chosen.id()).await? {
                 None => chosen,
-                Some(key) if !secret::is_same(&key.hash, &chosen.hash()) => {
+                Some(key) if !key.hash.matches(&chosen.hash()) => {
                     return Err(Error::invalid("bootstrap key", &"another key has its id: choose another one"));
                 }
                 Some(key) if key.revoked_at.is_some() => {
@@ -193,8 +221,8 @@ impl App {
         description: Option<Description>,
     ) -> Result<NewTunnel, Error> {
         let id = TunnelId::from_random(self.random()?);
-        let connect_secret = secret::connect_secret(&self.random()?);
-        let secret_hash = secret::hash(&connect_secret);
+        let secret = connect_secret(&self.random()?);
+        let secret_hash = SecretHash::of(&secret);
         let command = Command::CreateTunnel { id, name, tls_mode, description, secret_hash };
         let events = self.execute(caller, command).await?;
         let created = events.into_iter().find_map(|event| match event {
@@ -202,7 +230,7 @@ impl App {
             _ => None,
         });
         let tunnel = created.ok_or_else(Error::unexpected)?;
-        Ok(NewTunnel { tunnel, connect_secret })
+        Ok(NewTunnel { tunnel, connect_secret: secret })
     }
 
     /// New words or data; what is `None` stays.
@@ -233,10 +261,10 @@ impl App {
 
     /// A new connect secret, which counts from the next hello on.
     pub async fn rotate_secret(&self, caller: Caller, id: TunnelId) -> Result<String, Error> {
-        let connect_secret = secret::connect_secret(&self.random()?);
-        let secret_hash = secret::hash(&connect_secret);
+        let secret = connect_secret(&self.random()?);
+        let secret_hash = SecretHash::of(&secret);
         self.execute(caller, Command::RotateSecret { id, secret_hash }).await?;
-        Ok(connect_secret)
+        Ok(secret)
     }
 
     /// Checks a certificate signing request for the tunnel's public host,
@@ -391,7 +419,9 @@ impl App {
     }
 
     async fn execute(&self, caller: Caller, command: Command) -> Result<Vec<Event>, Error> {
-        Ok(self.store.execute(caller, command, &self.rules, self.clock.now()).await?)
+        let events = self.store.execute(caller, command, &self.rules, self.clock.now()).await?;
+        self.data_plane.notice(&events);
+        Ok(events)
     }
 
     /// The tunnel after a command, or as it is if the command changed nothing.

@@ -4,13 +4,11 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use pki_core::{CsrError, IssueError};
+use pki_core::{AuthorityError, CsrError, IssueError};
 use serde::Serialize;
 use store::{ExecuteError, StoreError};
 use tunnel_model::{Kind, Refusal};
 use utoipa::ToSchema;
-
-use crate::authority::AuthorityError;
 
 /// Why a request is not answered with what it asked for.
 #[derive(Debug, thiserror::Error)]

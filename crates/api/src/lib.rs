@@ -5,17 +5,13 @@
 //! Clients of two generations are served at the same paths.
 
 mod app;
-mod authority;
 mod error;
 mod http;
 mod metrics;
-mod secret;
 mod server;
 
-pub use app::{App, Clock, NewTunnel, Random, SignedCertificate, SystemClock, SystemRandom};
-pub use authority::{Authority, AuthorityError};
+pub use app::{App, Clock, DataPlane, NewTunnel, Random, SignedCertificate, SystemClock, SystemRandom};
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
 pub use metrics::Metrics;
-pub use secret::{ApiKeySecret, SecretError};
 pub use server::{Limits, serve};

@@ -66,7 +66,7 @@ mod time;
 mod weak_rsa;
 
 pub use algorithm::{AlgorithmError, KeyKind, SignatureAlgorithm};
-pub use authority::root;
+pub use authority::{Authority, AuthorityError, root};
 pub use certificate::{
     Certificate, CertificateError, MAX_CERTIFICATE_OCTETS, certificates_from_file, certificates_from_pem,
 };

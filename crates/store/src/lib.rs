@@ -198,7 +198,9 @@ fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> R
             transaction.update_name(tunnel)
         }
         Event::SecretRotated(tunnel)
+        | Event::TunnelConnected(tunnel)
         | Event::TunnelDeleted(tunnel)
+        | Event::TunnelDisconnected(tunnel)
         | Event::TunnelRestored(tunnel)
         | Event::TunnelUpdated(tunnel) => transaction.update_tunnel(tunnel),
     }

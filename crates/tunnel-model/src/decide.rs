@@ -5,6 +5,7 @@
 //! facts and stores the events in one transaction, so that two commands at
 //! once end as if one had come after the other.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::id::{IdentityId, KeyId, OrganizationId, SecretHash, TunnelId};
@@ -80,6 +81,18 @@ pub enum Command {
     },
     /// Deletes a tunnel whose restore window is over.
     FinalizeTunnel {
+        /// Which tunnel.
+        id: TunnelId,
+    },
+    /// An agent of the tunnel came online; only the server says so.
+    RecordHello {
+        /// Which tunnel.
+        id: TunnelId,
+        /// Where the agent came from.
+        ip: IpAddr,
+    },
+    /// The last agent of the tunnel left; only the server says so.
+    RecordGoodbye {
         /// Which tunnel.
         id: TunnelId,
     },
@@ -203,10 +216,14 @@ pub enum Event {
     KeyRevoked(Box<ApiKey>),
     /// The connect secret is another one from the next hello on.
     SecretRotated(Box<Tunnel>),
+    /// A tunnel has an agent.
+    TunnelConnected(Box<Tunnel>),
     /// A tunnel exists.
     TunnelCreated(Box<Tunnel>),
     /// A tunnel carries no traffic any more and may be restored.
     TunnelDeleted(Box<Tunnel>),
+    /// A tunnel has no agent any more.
+    TunnelDisconnected(Box<Tunnel>),
     /// A tunnel is gone and its name free.
     TunnelFinalized(Box<Tunnel>),
     /// A tunnel has another name and with it another public host.
@@ -345,6 +362,8 @@ impl Command {
             | Self::RestoreTunnel { id }
             | Self::ForceDeleteTunnel { id }
             | Self::FinalizeTunnel { id }
+            | Self::RecordHello { id, .. }
+            | Self::RecordGoodbye { id }
             | Self::RotateSecret { id, .. } => Wants { tunnel: Some(*id), ..Wants::default() },
             Self::UpdateIdentity { handle, rename, .. } => {
                 Wants { identity: Some(IdentityKey::Handle(handle)), name: rename.as_ref(), ..Wants::default() }
@@ -417,6 +436,8 @@ pub fn decide(
         Command::RestoreTunnel { .. } => decision.restore_tunnel(),
         Command::ForceDeleteTunnel { .. } => decision.force_delete_tunnel(),
         Command::FinalizeTunnel { .. } => decision.finalize_tunnel(),
+        Command::RecordHello { ip, .. } => decision.record_hello(ip),
+        Command::RecordGoodbye { .. } => decision.record_goodbye(),
         Command::RotateSecret { secret_hash, .. } => decision.rotate_secret(secret_hash),
         Command::CreateIdentity { id, tunnel, handle, display_name, description, tls_mode } => {
             let new = NewTunnel {
@@ -609,6 +630,28 @@ impl Decision<'_> {
             return Err(Refusal::NotDeletePending);
         }
         Ok(vec![self.finalized(tunnel)])
+    }
+
+    // Neither is a change that the owner made: `updated_at` stays.
+    fn record_hello(mut self, ip: IpAddr) -> Result<Vec<Event>, Refusal> {
+        let mut tunnel = self.observed_tunnel()?;
+        tunnel.last_connected_at = Some(self.now);
+        tunnel.last_connected_ip = Some(ip);
+        Ok(vec![Event::TunnelConnected(Box::new(tunnel))])
+    }
+
+    fn record_goodbye(mut self) -> Result<Vec<Event>, Refusal> {
+        let mut tunnel = self.observed_tunnel()?;
+        tunnel.last_disconnected_at = Some(self.now);
+        Ok(vec![Event::TunnelDisconnected(Box::new(tunnel))])
+    }
+
+    /// The tunnel, for what only the server says of it.
+    fn observed_tunnel(&mut self) -> Result<Tunnel, Refusal> {
+        match self.caller {
+            Caller::System => self.tunnel(),
+            Caller::Key { .. } => Err(Refusal::Forbidden),
+        }
     }
 
     fn rotate_secret(mut self, secret_hash: SecretHash) -> Result<Vec<Event>, Refusal> {

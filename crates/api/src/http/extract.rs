@@ -7,11 +7,10 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
-use tunnel_model::{ApiKey, KeyId, Kind, Refusal, TunnelId, TunnelName};
+use tunnel_model::{ApiKey, KeyId, Kind, Refusal, TunnelId, TunnelName, parse_key_id};
 
 use super::Shared;
 use crate::error::Error;
-use crate::secret::parse_key_id;
 
 /// Who calls, by the `X-API-Key` header.
 pub(super) struct Caller(pub(super) tunnel_model::Caller);

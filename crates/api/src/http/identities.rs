@@ -66,8 +66,8 @@ pub(super) async fn list(
     Caller(caller): Caller,
 ) -> Result<JsonResponse<Vec<IdentityBody>>, Error> {
     let identities = shared.app.identities(&caller).await?;
-    let zone = shared.app.zone();
-    let body = |(identity, tunnel)| IdentityBody::new(identity, tunnel, zone);
+    let app = &shared.app;
+    let body = |(identity, tunnel)| IdentityBody::new(identity, tunnel, app);
     Ok(JsonResponse(identities.into_iter().map(body).collect()))
 }
 
@@ -96,7 +96,7 @@ pub(super) async fn create(
     let mode = body.tunnel.and_then(|tunnel| tunnel.tls_mode).unwrap_or_default();
     let created = shared.app.create_identity(caller, handle, display_name, description, mode.into()).await;
     let (identity, tunnel) = created.map_err(handle_conflict)?;
-    Ok((StatusCode::CREATED, JsonResponse(IdentityBody::new(identity, tunnel, shared.app.zone()))))
+    Ok((StatusCode::CREATED, JsonResponse(IdentityBody::new(identity, tunnel, &shared.app))))
 }
 
 /// Show one identity with its tunnel.
@@ -112,7 +112,7 @@ pub(super) async fn show(
     HandlePath(handle): HandlePath,
 ) -> Result<JsonResponse<IdentityBody>, Error> {
     let (identity, tunnel) = shared.app.identity(&caller, &handle).await?;
-    Ok(JsonResponse(IdentityBody::new(identity, tunnel, shared.app.zone())))
+    Ok(JsonResponse(IdentityBody::new(identity, tunnel, &shared.app)))
 }
 
 /// Change names and words. A new handle needs an admin key.
@@ -146,7 +146,7 @@ pub(super) async fn update(
     };
     let updated = shared.app.update_identity(caller, handle, rename, display_name, description).await;
     let (identity, tunnel) = updated.map_err(handle_conflict)?;
-    Ok(JsonResponse(IdentityBody::new(identity, tunnel, shared.app.zone())))
+    Ok(JsonResponse(IdentityBody::new(identity, tunnel, &shared.app)))
 }
 
 /// Delete an identity, its tunnel and its keys at once. Needs an admin key.

@@ -84,8 +84,8 @@ pub(super) async fn list(
     Caller(caller): Caller,
 ) -> Result<JsonResponse<TunnelList>, Error> {
     let tunnels = shared.app.tunnels(&caller).await?;
-    let zone = shared.app.zone();
-    Ok(JsonResponse(TunnelList { tunnels: tunnels.into_iter().map(|tunnel| TunnelBody::new(tunnel, zone)).collect() }))
+    let app = &shared.app;
+    Ok(JsonResponse(TunnelList { tunnels: tunnels.into_iter().map(|tunnel| TunnelBody::new(tunnel, app)).collect() }))
 }
 
 /// Create a tunnel without an identity. Needs an admin key.
@@ -110,7 +110,7 @@ pub(super) async fn create(
     let description = parse_optional("description", body.description)?;
     let mode = body.tls_mode.unwrap_or_default();
     let created = shared.app.create_tunnel(caller, name, mode.into(), description).await?;
-    let tunnel = TunnelBody::new(created.tunnel, shared.app.zone());
+    let tunnel = TunnelBody::new(created.tunnel, &shared.app);
     Ok((StatusCode::CREATED, JsonResponse(CreatedTunnel { tunnel, connect_secret: created.connect_secret })))
 }
 
@@ -127,7 +127,7 @@ pub(super) async fn show(
     TunnelPath(id): TunnelPath,
 ) -> Result<JsonResponse<TunnelBody>, Error> {
     let tunnel = shared.app.tunnel(&caller, id).await?;
-    Ok(JsonResponse(TunnelBody::new(tunnel, shared.app.zone())))
+    Ok(JsonResponse(TunnelBody::new(tunnel, &shared.app)))
 }
 
 /// Change words and data. Name and TLS mode stay as they are.
@@ -156,7 +156,7 @@ pub(super) async fn update(
         }
     };
     let tunnel = shared.app.update_tunnel(caller, id, description, metadata).await?;
-    Ok(JsonResponse(TunnelBody::new(tunnel, shared.app.zone())))
+    Ok(JsonResponse(TunnelBody::new(tunnel, &shared.app)))
 }
 
 /// Sign a certificate for a passthrough tunnel's public host.
@@ -206,7 +206,7 @@ pub(super) async fn delete(
     TunnelPath(id): TunnelPath,
 ) -> Result<JsonResponse<TunnelBody>, Error> {
     let tunnel = shared.app.delete_tunnel(caller, id).await?;
-    Ok(JsonResponse(TunnelBody::new(tunnel, shared.app.zone())))
+    Ok(JsonResponse(TunnelBody::new(tunnel, &shared.app)))
 }
 
 /// Take a deletion back.
@@ -226,7 +226,7 @@ pub(super) async fn restore(
     TunnelPath(id): TunnelPath,
 ) -> Result<JsonResponse<TunnelBody>, Error> {
     let tunnel = shared.app.restore_tunnel(caller, id).await?;
-    Ok(JsonResponse(TunnelBody::new(tunnel, shared.app.zone())))
+    Ok(JsonResponse(TunnelBody::new(tunnel, &shared.app)))
 }
 
 /// Delete a deleted tunnel for good and free its name. Needs an admin key.
@@ -247,7 +247,7 @@ pub(super) async fn force_delete(
     TunnelPath(id): TunnelPath,
 ) -> Result<JsonResponse<TunnelBody>, Error> {
     let tunnel = shared.app.force_delete_tunnel(caller, id).await?;
-    Ok(JsonResponse(TunnelBody::new(tunnel, shared.app.zone())))
+    Ok(JsonResponse(TunnelBody::new(tunnel, &shared.app)))
 }
 
 /// Make a new connect secret.

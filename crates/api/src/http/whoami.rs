@@ -2,14 +2,13 @@
 
 use axum::Json as JsonResponse;
 use serde::Serialize;
-use tunnel_model::Scope;
+use tunnel_model::{Scope, key_id_text};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::extract::PresentedKey;
 use super::wire::{CREATOR_TYPE, creator, rfc3339, scoped_identity};
 use crate::error::{Error, Problem};
-use crate::secret::key_id_text;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Whoami {

@@ -4,11 +4,11 @@
 use jiff::tz::Offset;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
-use tunnel_model::{Identity, Scope, Status, Timestamp, TlsMode, Tunnel, Zone};
+use tunnel_model::{Identity, Scope, Status, Timestamp, TlsMode, Tunnel, key_id_text};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::secret::key_id_text;
+use crate::app::App;
 
 /// One tunnel, in the union of what both generations of clients read.
 #[derive(Debug, Serialize, ToSchema)]
@@ -55,7 +55,8 @@ pub(super) struct TunnelBody {
 }
 
 impl TunnelBody {
-    pub(super) fn new(tunnel: Tunnel, zone: &Zone) -> Self {
+    pub(super) fn new(tunnel: Tunnel, app: &App) -> Self {
+        let zone = app.zone();
         let (cert_pem, fingerprint, expires_at) = match tunnel.certificate {
             Some(certificate) => {
                 (Some(certificate.pem), Some(hex(&certificate.fingerprint)), Some(certificate.expires_at))
@@ -76,8 +77,7 @@ impl TunnelBody {
             last_connected_ip_addr: tunnel.last_connected_ip.map(|address| address.to_string()),
             last_disconnected_at: tunnel.last_disconnected_at.map(rfc3339),
             restore_deadline_at: tunnel.restore_deadline.map(rfc3339),
-            // There is no data plane yet that an agent could connect to.
-            currently_connected: false,
+            currently_connected: app.is_connected(tunnel.id),
             public_host: zone.host(&tunnel.name).to_string(),
             zone: zone.to_string(),
             tunnel_name: tunnel.name.to_string(),
@@ -186,7 +186,7 @@ pub(super) struct IdentityBody {
 }
 
 impl IdentityBody {
-    pub(super) fn new(identity: Identity, tunnel: Tunnel, zone: &Zone) -> Self {
+    pub(super) fn new(identity: Identity, tunnel: Tunnel, app: &App) -> Self {
         Self {
             id: identity.id.uuid(),
             organization_id: identity.organization.to_string(),
@@ -197,7 +197,7 @@ impl IdentityBody {
             mailbox: None,
             phone_number: None,
             imessage_number: None,
-            tunnel: TunnelBody::new(tunnel, zone),
+            tunnel: TunnelBody::new(tunnel, app),
             created_at: rfc3339(identity.created_at),
             updated_at: rfc3339(identity.updated_at),
         }

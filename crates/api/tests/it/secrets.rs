@@ -102,5 +102,5 @@ async fn debug_output_of_errors_has_no_secret() {
     let id = world.tunnel("my-agent", "edge").await.parse().expect("an id");
     let error = world.app.rotate_secret(stranger, id).await.expect_err("not theirs");
     assert_eq!(format!("{error:?}"), "Refused(NotFound(Tunnel))");
-    assert!(format!("{:?}", "not-a-key".parse::<api::ApiKeySecret>()).starts_with("Err(SecretError"));
+    assert!(format!("{:?}", "not-a-key".parse::<tunnel_model::ApiKeySecret>()).starts_with("Err(SecretError"));
 }

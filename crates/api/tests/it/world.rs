@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use api::{App, Authority, Clock, Limits, Metrics, SystemRandom, router};
+use api::{App, Clock, Limits, Metrics, SystemRandom, router};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, header};
 use http_body_util::BodyExt as _;
 use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
-use pki_core::{DnsName, Issuer, KeyPolicy, Profile, ProfileConfig, SerialNumber, Subject, Time, Usage};
+use pki_core::{Authority, DnsName, Issuer, KeyPolicy, Profile, ProfileConfig, SerialNumber, Subject, Time, Usage};
 use serde_json::{Value, json};
 use store::{MemoryStore, Store};
 use tower::ServiceExt as _;

@@ -6,6 +6,7 @@
 //! written from the behaviour that clients are promised, not from `decide`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tunnel_model::{
@@ -83,8 +84,10 @@ fn kind(event: &Event) -> &'static str {
         Event::KeyCreated(_) => "KeyCreated",
         Event::KeyRevoked(_) => "KeyRevoked",
         Event::SecretRotated(_) => "SecretRotated",
+        Event::TunnelConnected(_) => "TunnelConnected",
         Event::TunnelCreated(_) => "TunnelCreated",
         Event::TunnelDeleted(_) => "TunnelDeleted",
+        Event::TunnelDisconnected(_) => "TunnelDisconnected",
         Event::TunnelFinalized(_) => "TunnelFinalized",
         Event::TunnelRenamed(_) => "TunnelRenamed",
         Event::TunnelRestored(_) => "TunnelRestored",
@@ -189,10 +192,14 @@ impl Input<'_> {
             13 => Command::RestoreTunnel { id: self.id(tunnels, no_tunnel)? },
             14 => Command::ForceDeleteTunnel { id: self.id(tunnels, no_tunnel)? },
             15 => Command::FinalizeTunnel { id: self.id(tunnels, no_tunnel)? },
-            16 => Command::RotateSecret {
-                id: self.id(tunnels, no_tunnel)?,
-                secret_hash: SecretHash::from_sha256([self.byte()?; 32]),
-            },
+            16 => {
+                let id = self.id(tunnels, no_tunnel)?;
+                match self.byte()? {
+                    octet @ 0..160 => Command::RotateSecret { id, secret_hash: SecretHash::from_sha256([octet; 32]) },
+                    octet @ 160..220 => Command::RecordHello { id, ip: IpAddr::from([10, 0, 0, octet]) },
+                    220.. => Command::RecordGoodbye { id },
+                }
+            }
             17 => Command::UpdateIdentity {
                 handle: name(self.pick(&NAMES)?),
                 rename: match self.byte()? {
@@ -321,7 +328,9 @@ impl World {
                 assert!(self.tunnels.remove(&tunnel.id).is_some());
             }
             Event::SecretRotated(tunnel)
+            | Event::TunnelConnected(tunnel)
             | Event::TunnelDeleted(tunnel)
+            | Event::TunnelDisconnected(tunnel)
             | Event::TunnelRenamed(tunnel)
             | Event::TunnelRestored(tunnel)
             | Event::TunnelUpdated(tunnel) => self.replace(&tunnel),
@@ -684,6 +693,14 @@ impl Plain {
                 }
                 self.tunnels.remove(at);
                 Ok(vec!["TunnelFinalized"])
+            }
+            Command::RecordHello { id, .. } | Command::RecordGoodbye { id } => {
+                if !matches!(caller, Caller::System) {
+                    return Err(Refusal::Forbidden);
+                }
+                self.living_tunnel(&who, *id, now)?;
+                let is_hello = matches!(command, Command::RecordHello { .. });
+                Ok(vec![if is_hello { "TunnelConnected" } else { "TunnelDisconnected" }])
             }
             Command::RotateSecret { id, secret_hash } => {
                 let at = self.living_tunnel(&who, *id, now)?;

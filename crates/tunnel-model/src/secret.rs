@@ -6,9 +6,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::decide::Caller;
+use crate::id::{KeyId, SecretHash};
+use crate::record::ApiKey;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tunnel_model::{KeyId, SecretHash};
 
 const PREFIX: &str = "ApiKey_";
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -45,7 +47,7 @@ impl ApiKeySecret {
 
     /// What is stored of it.
     pub fn hash(&self) -> SecretHash {
-        hash(&self.0)
+        SecretHash::of(&self.0)
     }
 
     /// The last four characters, by which people tell keys apart.
@@ -75,27 +77,42 @@ impl fmt::Debug for ApiKeySecret {
     }
 }
 
-/// `ApiKey_` and the UUID.
-pub(crate) fn key_id_text(id: KeyId) -> String {
+/// `ApiKey_` and the UUID, as clients see it.
+pub fn key_id_text(id: KeyId) -> String {
     format!("{PREFIX}{id}")
 }
 
 /// The id in `ApiKey_…` or a bare UUID.
-pub(crate) fn parse_key_id(text: &str) -> Option<KeyId> {
+pub fn parse_key_id(text: &str) -> Option<KeyId> {
     text.strip_prefix(PREFIX).unwrap_or(text).parse().ok()
 }
 
-/// A connect secret: 43 characters that fit an HTTP header.
-pub(crate) fn connect_secret(random: &[u8; 32]) -> String {
+/// A connect secret from 32 random octets: 43 characters that fit an HTTP header.
+pub fn connect_secret(random: &[u8; 32]) -> String {
     base64url(random)
 }
 
-pub(crate) fn hash(secret: &str) -> SecretHash {
-    SecretHash::from_sha256(Sha256::digest(secret).into())
+impl SecretHash {
+    /// Hashes a secret.
+    pub fn of(secret: &str) -> Self {
+        Self::from_sha256(Sha256::digest(secret).into())
+    }
+
+    /// Is this the hash of the same secret? Takes the same time for every answer.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.as_bytes().ct_eq(other.as_bytes()).into()
+    }
 }
 
-pub(crate) fn is_same(presented: &SecretHash, stored: &SecretHash) -> bool {
-    presented.as_bytes().ct_eq(stored.as_bytes()).into()
+impl ApiKey {
+    /// Who presents `secret`, if it is this key and still of use?
+    pub fn caller(&self, secret: &ApiKeySecret) -> Option<Caller> {
+        (secret.hash().matches(&self.hash) && self.revoked_at.is_none()).then(|| Caller::Key {
+            id: self.id,
+            organization: self.organization.clone(),
+            scope: self.scope,
+        })
+    }
 }
 
 /// base64url without padding (RFC 4648 section 5).
