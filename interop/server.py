@@ -79,18 +79,20 @@ class Client:
 
 
 class Server:
-    def __init__(self, binary, data_dir=None, key=ADMIN_KEY, **settings):
+    def __init__(self, binary, data_dir=None, key=ADMIN_KEY, edge_port=None, **settings):
         """Does not start yet: `with` or `start` does.
 
         Without `data_dir` a temporary one is made and removed again. With
         `key=None` the server makes its own admin key. Each of `settings` is a
-        flag, `signings_per_day=4` for `--signings-per-day 4`.
+        flag, `signings_per_day=4` for `--signings-per-day 4`. The edge has a free
+        port unless `edge_port` names one.
         """
         self._binary = pathlib.Path(binary).resolve()
         self._place = pathlib.Path(tempfile.mkdtemp(prefix="adit-interop-"))
         self.data_dir = pathlib.Path(data_dir) if data_dir else self._place / "data"
         self.log = self._place / "server.log"
         self.key = key
+        self._edge_port = edge_port
         self._own_key = key is None
         self.settings = {
             "zone": ZONE,
@@ -126,9 +128,11 @@ class Server:
 
     def launch(self):
         """Starts on the data directory and does not wait."""
-        self.port, self._metrics_port = _free_ports(2)
+        self.port, self._metrics_port, edge_port = _free_ports(3)
+        self.edge_port = self._edge_port or edge_port
         command = [self._binary, "serve", "--data-dir", self.data_dir]
         command += ["--api-listen", f"127.0.0.1:{self.port}", "--metrics-listen", f"127.0.0.1:{self._metrics_port}"]
+        command += ["--edge-listen", f"127.0.0.1:{self.edge_port}"]
         for name, value in self.settings.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}

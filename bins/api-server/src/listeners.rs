@@ -9,6 +9,8 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header;
 use axum::routing::get;
+use edge::Rest;
+use listenfd::ListenFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -25,13 +27,17 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let metrics = Arc::new(Metrics::new());
     metrics.set_issuer_expiry(started.issuer_not_after.unix());
     let limits = settings.limits();
+    let edge = match inherited()? {
+        Some(listener) => listener,
+        None => bind("edge_listen", settings.edge_listen).await?,
+    };
     let api = bind("api_listen", settings.api_listen).await?;
     let side = bind("metrics_listen", settings.metrics_listen).await?;
-    tracing::info!(api = %api.local_addr()?, metrics = %side.local_addr()?, zone = %settings.zone.0, "serving");
     tracing::info!(
-        edge = %settings.edge_listen, panel = %settings.panel_listen,
-        "edge and panel serve nothing yet in this version and are not bound"
+        api = %api.local_addr()?, edge = %edge.local_addr()?, metrics = %side.local_addr()?, zone = %settings.zone.0,
+        "serving"
     );
+    tracing::info!(panel = %settings.panel_listen, "the panel serves nothing yet in this version and is not bound");
 
     let (stop, stopped) = watch::channel(false);
     let wait = |mut stopped: watch::Receiver<bool>| async move {
@@ -41,6 +47,14 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.sweep_interval.0.0, stopped.clone()));
     let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
     let side_routes = side_routes(Arc::clone(&started.app), Arc::clone(&metrics));
+    let rest: Rest = {
+        let (routes, stopped) = (routes.clone(), stopped.clone());
+        Arc::new(move |io| {
+            let (routes, stop) = (routes.clone(), wait(stopped.clone()));
+            Box::pin(async move { api::serve_connection(io, routes, &limits, stop).await })
+        })
+    };
+    let edge = started.edge.serve(edge, Some(rest), wait(stopped.clone()));
     let api = api::serve(api, routes, &limits, Arc::clone(&metrics), wait(stopped.clone()));
     let side = api::serve(side, side_routes, &limits, metrics, wait(stopped));
     let signals = async {
@@ -49,7 +63,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
         stop.send_replace(true);
         anyhow::Ok(())
     };
-    let (api, side, signals) = tokio::join!(api, side, signals);
+    let (api, side, signals, ()) = tokio::join!(api, side, signals, edge);
     api.context("the API listener failed")?;
     side.context("the metrics listener failed")?;
     signals?;
@@ -91,6 +105,16 @@ fn side_routes(app: Arc<App>, metrics: Arc<Metrics>) -> Router {
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(move || async move { (TEXT, metrics.encode()) }))
+}
+
+/// The listening socket that a supervisor has passed on (systemd's
+/// `LISTEN_FDS`): it stays open while servers come and go, so no visitor is
+/// ever refused. It is the edge's.
+fn inherited() -> anyhow::Result<Option<TcpListener>> {
+    let listener = ListenFd::from_env().take_tcp_listener(0).context("cannot use the socket of LISTEN_FDS")?;
+    let Some(listener) = listener else { return Ok(None) };
+    listener.set_nonblocking(true).context("cannot use the socket of LISTEN_FDS")?;
+    Ok(Some(TcpListener::from_std(listener).context("cannot use the socket of LISTEN_FDS")?))
 }
 
 async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -37,9 +37,25 @@ pub(crate) struct Options {
     #[arg(long, global = true, env = "ADIT_API_ALLOW_PLAINTEXT", num_args = 0..=1, default_missing_value = "true")]
     api_allow_plaintext: Option<bool>,
 
-    /// Agents and visitors over TLS; serves nothing yet in this version [default: 127.0.0.1:4443]
+    /// Agents, visitors and REST over TLS, told apart by name; 443 in production [default: 127.0.0.1:4443]
     #[arg(long, global = true, value_name = "ADDR", env = "ADIT_EDGE_LISTEN")]
     edge_listen: Option<SocketAddr>,
+
+    /// Certificate chain for the names that it covers (the zone, `*.ZONE`); the rest get the authority's own
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_EDGE_TLS_CERT", requires = "edge_tls_key")]
+    edge_tls_cert: Option<PathBuf>,
+
+    /// Private key of --edge-tls-cert
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_EDGE_TLS_KEY", requires = "edge_tls_cert")]
+    edge_tls_key: Option<PathBuf>,
+
+    /// Every connection to --edge-listen begins with a PROXY protocol header, version 2 [default: false]
+    #[arg(long, global = true, env = "ADIT_EDGE_PROXY_PROTOCOL", num_args = 0..=1, default_missing_value = "true")]
+    edge_proxy_protocol: Option<bool>,
+
+    /// How long an agent may take for a reply [default: 30s]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_RESPONSE_DEADLINE")]
+    response_deadline: Option<Text<Span>>,
 
     /// Certificates API over mutual TLS; serves nothing yet in this version [default: 127.0.0.1:9292]
     #[arg(long, global = true, value_name = "ADDR", env = "ADIT_PANEL_LISTEN")]
@@ -145,6 +161,12 @@ pub(crate) struct Settings {
     pub(crate) api_listen: SocketAddr,
     pub(crate) api_allow_plaintext: bool,
     pub(crate) edge_listen: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) edge_tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) edge_tls_key: Option<PathBuf>,
+    pub(crate) edge_proxy_protocol: bool,
+    pub(crate) response_deadline: Text<Span>,
     pub(crate) panel_listen: SocketAddr,
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) pki_dir: PathBuf,
@@ -192,6 +214,10 @@ impl Settings {
             api_listen: given.api_listen.unwrap_or_else(|| loopback(8080)),
             api_allow_plaintext: given.api_allow_plaintext.unwrap_or(false),
             edge_listen: given.edge_listen.unwrap_or_else(|| loopback(4443)),
+            edge_tls_cert: given.edge_tls_cert,
+            edge_tls_key: given.edge_tls_key,
+            edge_proxy_protocol: given.edge_proxy_protocol.unwrap_or(false),
+            response_deadline: given.response_deadline.map_or_else(|| default("30s"), Ok)?,
             panel_listen: given.panel_listen.unwrap_or_else(|| loopback(9292)),
             metrics_listen: given.metrics_listen.unwrap_or_else(|| loopback(9464)),
             pki_dir: given.pki_dir.unwrap_or_else(|| data_dir.join("pki")),
@@ -238,6 +264,12 @@ impl Settings {
         if self.max_body < 24 * 1024 || self.max_body > 16 * 1024 * 1024 {
             bail!("max_body is {}: use 24576 to 16777216 octets", self.max_body);
         }
+        if self.edge_tls_cert.is_some() != self.edge_tls_key.is_some() {
+            bail!("edge_tls_cert and edge_tls_key belong together: set both, or neither");
+        }
+        if self.response_deadline.0.0 < Duration::from_secs(1) {
+            bail!("response_deadline is {}: use 1s or more", self.response_deadline.0);
+        }
         if self.max_connections == 0 {
             bail!("max_connections is 0: use 1 or more");
         }
@@ -259,6 +291,19 @@ impl Settings {
             signings: Quota { limit: self.signings_per_day, window: DAY },
             restore_window: self.restore_window.0.0,
         }
+    }
+
+    /// The data plane's part of the settings.
+    pub(crate) fn edge(&self) -> edge::Settings {
+        // The agent's own 504 is to come first.
+        const AFTER_THE_AGENT: Duration = Duration::from_secs(5);
+        let mut edge = edge::Settings::new(self.zone.0.clone());
+        edge.connections = self.max_connections;
+        edge.proxy_protocol = self.edge_proxy_protocol;
+        edge.response_deadline = self.response_deadline.0.0;
+        edge.live.reply_time = self.response_deadline.0.0 + AFTER_THE_AGENT;
+        edge.grace = self.grace_period.0.0;
+        edge
     }
 
     /// The listeners' part of the settings.
@@ -284,6 +329,10 @@ impl Options {
             api_listen,
             api_allow_plaintext,
             edge_listen,
+            edge_tls_cert,
+            edge_tls_key,
+            edge_proxy_protocol,
+            response_deadline,
             panel_listen,
             metrics_listen,
             pki_dir,
@@ -313,6 +362,10 @@ impl Options {
             api_listen: api_listen.or(file.api_listen),
             api_allow_plaintext: api_allow_plaintext.or(file.api_allow_plaintext),
             edge_listen: edge_listen.or(file.edge_listen),
+            edge_tls_cert: edge_tls_cert.or(file.edge_tls_cert),
+            edge_tls_key: edge_tls_key.or(file.edge_tls_key),
+            edge_proxy_protocol: edge_proxy_protocol.or(file.edge_proxy_protocol),
+            response_deadline: response_deadline.or(file.response_deadline),
             panel_listen: panel_listen.or(file.panel_listen),
             metrics_listen: metrics_listen.or(file.metrics_listen),
             pki_dir: pki_dir.or_else(|| std::env::var_os("PORTLAMA_PKI_DIR").map(PathBuf::from)).or(file.pki_dir),

@@ -8,18 +8,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use api::{App, Clock as _, SystemClock, SystemRandom};
+use api::{App, Clock as _, DataPlane, SystemClock, SystemRandom};
 use ca_dir::{CaDir, Passphrase, leaf_profile};
+use edge::Edge;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
-use store::SqliteStore;
-use tunnel_model::{ApiKeySecret, OrganizationId};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use store::{SqliteStore, Store};
+use tunnel_model::{ApiKeySecret, Event, OrganizationId, TunnelId};
 
 use crate::settings::Settings;
 
 /// The control plane, ready to be served.
 pub(crate) struct Started {
     pub(crate) app: Arc<App>,
+    pub(crate) edge: Edge,
     pub(crate) issuer_not_after: Time,
 }
 
@@ -49,19 +53,42 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     }
     let issuer_not_after = authority.not_after();
     warn_of_end(issuer_not_after, settings.cert_days);
-    let app = App::new(
-        Arc::new(store),
-        Arc::new(SystemClock),
-        Arc::new(SystemRandom),
-        authority,
-        settings.rules(),
-        settings.zone.0.clone(),
-    );
+    let store: Arc<dyn Store> = Arc::new(store);
+    let edge = Edge::new(settings.edge(), Arc::clone(&store), authority.clone())?;
+    if let (Some(chain), Some(key)) = (&settings.edge_tls_cert, &settings.edge_tls_key) {
+        use_certificate(&edge, chain, key)?;
+    }
+    let zone = settings.zone.0.clone();
+    let app = App::new(store, Arc::new(SystemClock), Arc::new(SystemRandom), authority, settings.rules(), zone)
+        .with_data_plane(Arc::new(Joint(edge.clone())));
     let organization = OrganizationId::new(settings.organization.as_str());
     if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {
         hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
     }
-    Ok(Started { app: Arc::new(app), issuer_not_after })
+    Ok(Started { app: Arc::new(app), edge, issuer_not_after })
+}
+
+/// Where control plane and data plane meet: neither knows the other.
+struct Joint(Edge);
+
+impl DataPlane for Joint {
+    fn notice(&self, events: &[Event]) {
+        self.0.notice(events);
+    }
+
+    fn is_connected(&self, tunnel: TunnelId) -> bool {
+        self.0.is_connected(tunnel)
+    }
+}
+
+fn use_certificate(edge: &Edge, chain: &Path, key: &Path) -> anyhow::Result<()> {
+    let certificates = CertificateDer::pem_file_iter(chain)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("edge_tls_cert: cannot read certificates from {}", chain.display()))?;
+    let private_key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("edge_tls_key: cannot read a private key from {}", key.display()))?;
+    edge.use_certificate(certificates, private_key)
+        .with_context(|| format!("cannot use {} with {}", chain.display(), key.display()))
 }
 
 fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyhow::Result<CaDir> {

@@ -14,4 +14,4 @@ pub use app::{App, Clock, DataPlane, NewTunnel, Random, SignedCertificate, Syste
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
 pub use metrics::Metrics;
-pub use server::{Limits, serve};
+pub use server::{Limits, serve, serve_connection};

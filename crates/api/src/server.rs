@@ -10,6 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -102,12 +103,7 @@ pub async fn serve(
             // connection's buffers and its large future come afterwards.
             if first_octet {
                 Box::pin(async move {
-                    let connection = http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(limits.headers)
-                        .max_headers(MAX_HEADERS)
-                        .max_buf_size(MAX_BUFFER)
-                        .serve_connection(TokioIo::new(stream), service);
+                    let connection = protocol(&limits).serve_connection(TokioIo::new(stream), service);
                     if let Err(error) = watcher.watch(connection).await {
                         tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
                     }
@@ -124,4 +120,34 @@ pub async fn serve(
         tracing::warn!("requests were still in flight at the end of the grace period");
     }
     Ok(())
+}
+
+/// Serves one connection that somebody else has accepted, until it ends or
+/// `stop` is done.
+pub async fn serve_connection<IO>(io: IO, router: Router, limits: &Limits, stop: impl Future<Output = ()>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router);
+    let mut connection = std::pin::pin!(protocol(limits).serve_connection(TokioIo::new(io), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
+    }
+}
+
+fn protocol(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.headers)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER);
+    builder
 }

@@ -1,0 +1,27 @@
+//! The wire between an agent and the edge, without I/O.
+//!
+//! An agent dials the edge with HTTP/2 and opens streams: [`StreamRequest`]
+//! reads what it asks. Intakes are answered with an [`Envelope`], a visitor's
+//! request; the [`ReplyHead`] comes back on a stream of its own. WebSockets and
+//! raw TCP connections run over bridges, whose bytes are framed as
+//! [`bridge`] says. [`visitor`] has the rules for what crosses from visitors
+//! to agents, and [`websocket`] the strict RFC 6455 that visitors speak.
+
+pub mod bridge;
+pub mod limits;
+pub mod visitor;
+pub mod websocket;
+
+mod envelope;
+mod frame;
+mod hello;
+mod id;
+mod reply;
+mod stream;
+
+pub use envelope::{Envelope, EnvelopeError, EnvelopeKind};
+pub use frame::{FrameError, FrameHeader, Opcode, apply_mask, is_valid_close_code};
+pub use hello::{HelloAnswer, HelloAnswerError};
+pub use id::{BridgeId, IdError, OwnerToken, RequestId};
+pub use reply::{ReplyError, ReplyHead};
+pub use stream::{Bridge, BridgeKind, Credential, Hello, Intake, Reply, StreamError, StreamRequest};

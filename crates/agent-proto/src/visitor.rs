@@ -1,0 +1,283 @@
+//! Which header fields cross from visitors to agents and back, and how.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::stream::text;
+
+/// The headers of a visitor's request as an agent may see them.
+///
+/// Left out are the fields of the connection (RFC 9110 section 7.6.1) and those
+/// that it lists, `host`, `expect`, what the agent itself says about the
+/// visitor's address, and everything that looks like the protocol's own. Blanks
+/// around values go, and so does every octet outside printable ASCII but the
+/// tab: an agent loses its connection over one that is not UTF-8. Several
+/// `cookie` fields become one (RFC 9113 section 8.2.3). `content-length` stays
+/// only if it is `body_len`.
+pub fn request_headers(headers: &HeaderMap, body_len: u64) -> HeaderMap {
+    let listed = connection_options(headers);
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        if is_left_out(name) || listed.contains(&name.as_str()) || *name == header::COOKIE {
+            continue;
+        }
+        if *name == header::CONTENT_LENGTH && text(headers, name).and_then(|len| len.parse().ok()) != Some(body_len) {
+            continue;
+        }
+        kept.append(name.clone(), printable(value));
+    }
+    if let Some(cookie) = cookie(headers) {
+        kept.insert(header::COOKIE, cookie);
+    }
+    kept
+}
+
+/// The headers of a visitor's WebSocket handshake as an agent may see them:
+/// those of [`request_headers`] without the handshake's own but the offered
+/// subprotocols, which are one list.
+pub fn handshake_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = request_headers(headers, 0);
+    kept.remove(header::CONTENT_LENGTH);
+    let offers: Vec<&[u8]> =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().map(HeaderValue::as_bytes).collect();
+    if !offers.is_empty()
+        && let Ok(offer) = HeaderValue::from_bytes(&offers.join(&b", "[..]))
+    {
+        kept.insert(header::SEC_WEBSOCKET_PROTOCOL, printable(&offer));
+    }
+    kept
+}
+
+/// The headers of an agent's reply as a visitor may see them: without those of
+/// the connection, the protocol's own, and `content-length`, which the edge
+/// makes from the body.
+pub fn reply_headers(mut headers: HeaderMap) -> HeaderMap {
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_of_connection(name) || **name == header::CONTENT_LENGTH || is_ours(name))
+        .cloned()
+        .collect();
+    for name in unwanted {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// The headers that an accepting reply adds to the 101: those of
+/// [`reply_headers`] without the handshake's own but the chosen subprotocol.
+pub fn acceptance_headers(headers: HeaderMap) -> HeaderMap {
+    let mut kept = reply_headers(headers);
+    for name in [
+        header::SEC_WEBSOCKET_ACCEPT,
+        header::SEC_WEBSOCKET_EXTENSIONS,
+        header::SEC_WEBSOCKET_KEY,
+        header::SEC_WEBSOCKET_VERSION,
+    ] {
+        kept.remove(name);
+    }
+    kept
+}
+
+/// What an agent forwards no path for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the path could mean another one")]
+pub struct PathError;
+
+/// Could this path mean another one to the application than it says? Agents ask
+/// so of the part before `?` and answer 400: an encoded slash or backslash,
+/// octets that are encoded twice, `.` and `..`, a backslash, control octets.
+///
+/// # Errors
+///
+/// [`PathError`] if it could.
+pub fn check_path(path_and_query: &str) -> Result<(), PathError> {
+    let path = path_and_query.split('?').next().unwrap_or_default();
+    let lower = path.to_ascii_lowercase();
+    if lower.contains("%2f") || lower.contains("%5c") {
+        return Err(PathError);
+    }
+    let once = percent_decoded(path.as_bytes());
+    if percent_decoded(&once) != once || once.iter().any(|octet| octet.is_ascii_control() || *octet == b'\\') {
+        return Err(PathError);
+    }
+    let is_dots = |segment: &[u8]| segment == b"." || segment == b"..";
+    if once.split(|octet| *octet == b'/').any(is_dots) { Err(PathError) } else { Ok(()) }
+}
+
+fn percent_decoded(path: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.first_chunk::<2>().filter(|_| *first == b'%');
+        let octet = digits.and_then(|digits| std::str::from_utf8(digits).ok()).and_then(hex_octet);
+        decoded.push(octet.unwrap_or(*first));
+        rest = if octet.is_some() { &after[2..] } else { after };
+    }
+    decoded
+}
+
+fn hex_octet(digits: &str) -> Option<u8> {
+    // from_str_radix would take a sign.
+    let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)
+}
+
+fn connection_options(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|option| !option.is_empty()).collect()
+}
+
+fn is_left_out(name: &HeaderName) -> bool {
+    is_of_connection(name)
+        || is_ours(name)
+        || matches!(
+            name.as_str(),
+            "host"
+                | "expect"
+                | "forwarded"
+                | "x-forwarded-for"
+                | "x-forwarded-host"
+                | "x-forwarded-proto"
+                | "sec-websocket-key"
+                | "sec-websocket-version"
+                | "sec-websocket-extensions"
+                | "sec-websocket-protocol"
+        )
+}
+
+/// What is said to the next hop only (RFC 9110 section 7.6.1 and those of old).
+fn is_of_connection(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "upgrade"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+    )
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with("inkbox-")
+}
+
+fn cookie(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let first = cookies.next()?;
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in cookies {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    HeaderValue::from_bytes(&joined).ok().map(|joined| printable(&joined))
+}
+
+fn printable(value: &HeaderValue) -> HeaderValue {
+    let octets = value.as_bytes();
+    let is_fine = |octet: &u8| (b' '..=b'~').contains(octet) || *octet == b'\t';
+    let trimmed = octets.trim_ascii();
+    if trimmed.len() == octets.len() && octets.iter().all(is_fine) {
+        return value.clone();
+    }
+    let clean: Vec<u8> = trimmed.iter().copied().filter(|octet| is_fine(octet)).collect();
+    HeaderValue::from_bytes(clean.trim_ascii()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &[u8])]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_bytes(value).expect("a value"));
+        }
+        headers
+    }
+
+    fn lines(headers: &HeaderMap) -> Vec<String> {
+        let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap_or("?"));
+        headers.iter().map(line).collect()
+    }
+
+    #[test]
+    fn what_belongs_to_the_connection_stays_behind() {
+        let sent = headers(&[
+            ("host", b"a.example"),
+            ("connection", b"close, X-Hop"),
+            ("x-hop", b"1"),
+            ("keep-alive", b"5"),
+            ("te", b"trailers"),
+            ("transfer-encoding", b"chunked"),
+            ("proxy-authorization", b"secret"),
+            ("expect", b"100-continue"),
+            ("x-forwarded-for", b"6.6.6.6"),
+            ("forwarded", b"for=6.6.6.6"),
+            ("inkbox-request-id", b"mine"),
+            ("inkbox-h-x", b"mine"),
+            ("sec-websocket-key", b"k"),
+            ("accept", b"*/*"),
+        ]);
+        assert_eq!(lines(&request_headers(&sent, 0)), ["accept: */*"]);
+    }
+
+    #[test]
+    fn cookies_are_merged_and_other_repeats_are_not() {
+        let sent = headers(&[("cookie", b"a=1"), ("x", b"1"), ("cookie", b"b=2"), ("x", b"2")]);
+        assert_eq!(lines(&request_headers(&sent, 0)), ["x: 1", "x: 2", "cookie: a=1; b=2"]);
+    }
+
+    #[test]
+    fn values_are_printable_ascii() {
+        let sent = headers(&[("x-latin", b"caf\xe9"), ("x-utf8", "café".as_bytes()), ("x-blank", b"  a\tb \t")]);
+        assert_eq!(lines(&request_headers(&sent, 0)), ["x-latin: caf", "x-utf8: caf", "x-blank: a\tb"]);
+    }
+
+    #[test]
+    fn content_length_stays_only_if_it_is_true() {
+        let sent = headers(&[("content-length", b"3")]);
+        assert_eq!(lines(&request_headers(&sent, 3)), ["content-length: 3"]);
+        assert!(request_headers(&sent, 4).is_empty());
+    }
+
+    #[test]
+    fn a_handshake_keeps_its_offer_as_one_list() {
+        let sent = headers(&[
+            ("sec-websocket-protocol", b"chat"),
+            ("sec-websocket-protocol", b"superchat"),
+            ("sec-websocket-extensions", b"permessage-deflate"),
+            ("upgrade", b"websocket"),
+        ]);
+        assert_eq!(lines(&handshake_headers(&sent)), ["sec-websocket-protocol: chat, superchat"]);
+    }
+
+    #[test]
+    fn a_reply_keeps_its_repeats_and_loses_what_the_edge_makes() {
+        let sent = headers(&[
+            ("set-cookie", b"a=1"),
+            ("set-cookie", b"b=2"),
+            ("content-length", b"99"),
+            ("connection", b"close"),
+            ("transfer-encoding", b"chunked"),
+            ("inkbox-reason", b"x"),
+        ]);
+        assert_eq!(lines(&reply_headers(sent)), ["set-cookie: a=1", "set-cookie: b=2"]);
+        let sent = headers(&[("sec-websocket-accept", b"x"), ("sec-websocket-protocol", b"chat"), ("x-app", b"1")]);
+        let mut kept = lines(&acceptance_headers(sent));
+        kept.sort();
+        assert_eq!(kept, ["sec-websocket-protocol: chat", "x-app: 1"]);
+    }
+
+    #[test]
+    fn paths_that_could_mean_another_one_are_refused() {
+        for fine in ["/", "/a/b?x=%2f..", "/a%20b", "/%E2%82%AC", "/a..b", "/...", "/100%", "/%zz"] {
+            assert_eq!(check_path(fine), Ok(()), "{fine}");
+        }
+        for bad in ["/a%2Fb", "/a%5cb", "/../x", "/%2e%2e/x", "/a/.", "/%252e", "/a\\b", "/a%00", "/%0a", "/a/.."] {
+            assert_eq!(check_path(bad), Err(PathError), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! One agent's connection: HTTP/2 with the `h2` crate directly, because the
+//! end of a session needs a GOAWAY of its own (see [`crate::splice`]).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_proto::limits::{
+    DEFAULT_POOL_SIZE, DRAIN_DEBUG_DATA, MAX_BODY, PING_INTERVAL, PING_TIMEOUT, SUPERSEDED, SUPERSEDED_DEBUG_DATA,
+};
+use agent_proto::{BridgeKind, Credential, Hello, HelloAnswer, OwnerToken, StreamRequest};
+use bytes::Bytes;
+use h2::ext::Protocol;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Ping, PingPong, RecvStream};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tunnel_model::{
+    ApiKeySecret, Caller, EndReason, ExchangeKind, KeyId, LiveRefusal, SecretHash, SessionId, Status, Tunnel, TunnelId,
+};
+use uuid::Uuid;
+
+use crate::Shared;
+use crate::reply::{Buffered, ReplyStream, answer};
+use crate::splice::{Control, SILENCE, Splice};
+use crate::tunnels::{Entry, Link, Signal, end_intake};
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve<IO>(io: IO, ip: IpAddr, shared: Arc<Shared>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let control = Arc::new(Control::default());
+    let splice = Splice::new(io, Arc::clone(&control));
+    let limits = &shared.settings.agent;
+    let handshake = Builder::new()
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        // An agent whose application cancels a request resets its streams in
+        // bursts; the defaults of h2 would take that for an attack.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(None)
+        // A thousand WebSockets may each have small frames on their way.
+        .data_frame_budget(DATA_FRAME_BUDGET)
+        .max_send_buffer_size(SEND_BUFFER)
+        .handshake(splice);
+    let handshake = tokio::time::timeout(shared.settings.hello_time, handshake).await;
+    let Ok(Ok(connection)) = handshake else {
+        tracing::debug!(%ip, "an agent's connection ended before HTTP/2 began");
+        return;
+    };
+    let (signals, received) = mpsc::unbounded_channel();
+    let (admissions, admitted) = mpsc::channel(1);
+    let agent = Agent {
+        ip,
+        session: shared.tunnels.next_session(),
+        shared,
+        control,
+        signals,
+        admissions,
+        membership: None,
+        hellos: 0,
+        strays: 0,
+    };
+    agent.run(connection, received, admitted).await;
+}
+
+/// Streams at once: every parked intake, reply and bridge is one.
+const MAX_STREAMS: u32 = 4096;
+/// Four times the least: fewer headers on large replies, where the agent follows.
+const MAX_FRAME: u32 = 64 * 1024;
+/// What agents are promised for the headers of a reply.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// Octets of bookkeeping for small frames that nobody has read yet.
+const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
+/// Octets of one stream that are taken from a bridge before they are sent.
+const SEND_BUFFER: usize = 1024 * 1024;
+/// Streams that are answered with an error before the connection is ended.
+const MAX_STRAYS: u32 = 256;
+/// From the 409s of a takeover to its GOAWAY, so that they leave first.
+const SETTLE: Duration = Duration::from_millis(20);
+
+struct Agent {
+    ip: IpAddr,
+    session: SessionId,
+    shared: Arc<Shared>,
+    control: Arc<Control>,
+    signals: mpsc::UnboundedSender<Signal>,
+    admissions: mpsc::Sender<Membership>,
+    membership: Option<Membership>,
+    hellos: u32,
+    strays: u32,
+}
+
+/// What a connection has after its hello.
+struct Membership {
+    tunnel: Uuid,
+    entry: Arc<Entry>,
+    credential: Credential,
+    owner_token: OwnerToken,
+    link: Arc<Link>,
+}
+
+impl Agent {
+    async fn run<IO>(
+        mut self,
+        mut connection: Connection<Splice<IO>, Bytes>,
+        mut signals: mpsc::UnboundedReceiver<Signal>,
+        mut admitted: mpsc::Receiver<Membership>,
+    ) where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut heart = Heart::new(connection.ping_pong());
+        let mut plan = Plan::default();
+        let hello_until = Instant::now() + self.shared.settings.hello_time;
+        loop {
+            tokio::select! {
+                biased;
+                // Before streams: an agent parks its intakes as soon as it has the answer.
+                Some(membership) = admitted.recv(), if self.membership.is_none() => self.membership = Some(membership),
+                accepted = connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        while self.membership.is_none() {
+                            let Ok(membership) = admitted.try_recv() else { break };
+                            self.membership = Some(membership);
+                        }
+                        self.handle(request, respond);
+                        if self.strays > MAX_STRAYS {
+                            tracing::warn!(ip = %self.ip, "an agent opens nothing but streams that nobody knows; closing");
+                            break;
+                        }
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!(ip = %self.ip, error = &error as &dyn std::error::Error, "an agent's connection broke");
+                        break;
+                    }
+                    None => break,
+                },
+                Some(signal) = signals.recv() => plan.follow(signal),
+                () = plan.due(), if plan.is_pending() => match plan.step() {
+                    Step::GoAway { code, debug_data } => self.control.go_away(code, debug_data),
+                    Step::Close => break,
+                },
+                () = heart.beat() => {
+                    tracing::info!(ip = %self.ip, "an agent does not answer PINGs; closing");
+                    break;
+                }
+                () = sleep_until(hello_until), if self.membership.is_none() => {
+                    tracing::debug!(ip = %self.ip, "no hello in time; closing");
+                    break;
+                }
+            }
+        }
+        // A hello that is still being checked must not leave a session behind.
+        admitted.close();
+        let membership = self.membership.take().or_else(|| admitted.try_recv().ok());
+        if let Some(membership) = membership {
+            self.shared.tunnels.close_session(&membership.entry, self.session);
+            tracing::info!(tunnel = %membership.tunnel, ip = %self.ip, "an agent left");
+        }
+    }
+
+    fn handle(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (head, body) = request.into_parts();
+        let protocol = head.extensions.get::<Protocol>().map(Protocol::as_str);
+        let stream = StreamRequest::decode(&head.method, head.uri.path(), protocol, &head.headers);
+        match stream {
+            Ok(StreamRequest::Hello(hello)) => self.hello(hello, respond),
+            Ok(StreamRequest::Intake(intake)) => {
+                let member = self.membership.as_ref().filter(|member| member.tunnel == intake.tunnel);
+                let member = member.filter(|member| member.owner_token.matches(intake.owner_token.expose()));
+                let Some(member) = member else {
+                    self.strays += 1;
+                    end_intake(&mut respond, StatusCode::UNAUTHORIZED, "owner-token-invalid");
+                    return;
+                };
+                let parked =
+                    self.shared.tunnels.park(&member.entry, self.session, respond.stream_id().as_u32(), respond);
+                self.strays = if parked.is_ok() { 0 } else { self.strays + 1 };
+            }
+            Ok(StreamRequest::Reply(reply)) => {
+                let Some(member) = self.member(reply.tunnel, &reply.credential) else {
+                    ReplyStream::new(body, respond, Arc::new(Buffered::new(0))).refuse(StatusCode::UNAUTHORIZED);
+                    return;
+                };
+                let stream = ReplyStream::new(body, respond, Arc::clone(&member.link.buffered));
+                let Some(exchange) = self.shared.tunnels.exchange_of(reply.request_id.as_u128()) else {
+                    stream.refuse(StatusCode::NOT_FOUND);
+                    return;
+                };
+                let head = reply.head.unwrap_or_else(|error| {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "a malformed reply");
+                    let mut head = agent_proto::ReplyHead::new(StatusCode::BAD_GATEWAY);
+                    head.reason = Some("reply-malformed".to_owned());
+                    head
+                });
+                // Refused for a reply that is late or the second one; the agent was told so.
+                let _ = self.shared.tunnels.reply(&member.entry, exchange, head, stream);
+            }
+            Ok(StreamRequest::Bridge(bridge)) => {
+                let Some(member) = self.member(bridge.tunnel, &bridge.credential) else {
+                    answer(&mut respond, StatusCode::UNAUTHORIZED);
+                    return;
+                };
+                let kind = match bridge.kind {
+                    BridgeKind::Tcp => ExchangeKind::Tcp,
+                    BridgeKind::WebSocket => ExchangeKind::WebSocket,
+                };
+                let Some(exchange) = self.shared.tunnels.exchange_of(bridge.id.as_u128()) else {
+                    answer(&mut respond, StatusCode::NOT_FOUND);
+                    return;
+                };
+                let tunnels = &self.shared.tunnels;
+                let opened = tunnels.open_bridge(&member.entry, self.session, exchange, kind, body, respond);
+                if let Err((refusal, mut respond)) = opened {
+                    let is_taken = matches!(refusal, LiveRefusal::BridgeTaken | LiveRefusal::UnwantedBridge);
+                    answer(&mut respond, if is_taken { StatusCode::CONFLICT } else { StatusCode::NOT_FOUND });
+                }
+            }
+            Err(error) => {
+                self.strays += 1;
+                tracing::debug!(ip = %self.ip, path = head.uri.path(), error = &error as &dyn std::error::Error, "a stream that no agent opens");
+                ReplyStream::new(body, respond, Arc::new(Buffered::new(0))).refuse(error.status());
+            }
+        }
+    }
+
+    /// The membership, if the stream is its tunnel's and shows its credential.
+    ///
+    /// It is compared with that of the hello, not checked anew: after a rotation
+    /// a live connection goes on with the old secret.
+    fn member(&self, tunnel: Uuid, credential: &Credential) -> Option<&Membership> {
+        let member = self.membership.as_ref()?;
+        (member.tunnel == tunnel && member.credential.is_same(credential)).then_some(member)
+    }
+
+    fn hello(&mut self, hello: Hello, mut respond: SendResponse<Bytes>) {
+        self.hellos += 1;
+        if self.membership.is_some() || self.hellos > 1 {
+            self.strays += 1;
+            answer(&mut respond, StatusCode::CONFLICT);
+            return;
+        }
+        let (shared, session, ip) = (Arc::clone(&self.shared), self.session, self.ip);
+        let (signals, admissions) = (self.signals.clone(), self.admissions.clone());
+        let link = Arc::new(Link {
+            ip,
+            windows: self.control.windows(),
+            buffered: Arc::new(Buffered::new(shared.settings.agent.reply_buffer.max(MAX_BODY))),
+            turn: tokio::sync::Mutex::new(()),
+        });
+        tokio::spawn(async move {
+            let tunnel = hello.tunnel;
+            match admit(&shared, hello, session, Arc::clone(&link), signals).await {
+                Ok((membership, body)) => {
+                    tracing::info!(%tunnel, %ip, "an agent is connected");
+                    let entry = Arc::clone(&membership.entry);
+                    if admissions.send(membership).await.is_err() {
+                        shared.tunnels.close_session(&entry, session);
+                        return;
+                    }
+                    let response =
+                        Response::builder().header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                    let sent = response.body(()).ok().and_then(|response| respond.send_response(response, false).ok());
+                    if let Some(mut stream) = sent {
+                        // If the connection has gone, its task knows.
+                        let _ = stream.send_data(Bytes::from(body), true);
+                    }
+                }
+                Err(denied) => {
+                    tracing::info!(%tunnel, %ip, reason = denied.reason(), "an agent was not let in");
+                    let body = format!(r#"{{"reason":"{}"}}"#, denied.reason());
+                    let response = Response::builder().status(denied.status()).header(CONTENT_TYPE, "application/json");
+                    let sent = response.body(()).ok().and_then(|response| respond.send_response(response, false).ok());
+                    if let Some(mut stream) = sent {
+                        let _ = stream.send_data(Bytes::from(body), true);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Why an agent is not let in.
+#[derive(Clone, Copy, Debug)]
+enum Denied {
+    /// No such tunnel, or none for this credential: agents stop for good.
+    Forbidden,
+    /// The server is on its way out: agents come back.
+    Draining,
+    /// The store failed: agents come back.
+    Internal,
+    /// A later hello was faster.
+    Superseded,
+    /// Deleted, or without a certificate: agents stop for good.
+    NotActive,
+    /// Unknown or revoked: agents stop for good.
+    Unauthorized,
+}
+
+impl Denied {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Forbidden | Self::NotActive => StatusCode::FORBIDDEN,
+            Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Superseded => StatusCode::CONFLICT,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Forbidden => "forbidden",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+            Self::Superseded => "hello-superseded",
+            Self::NotActive => "tunnel-not-active",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+impl From<store::StoreError> for Denied {
+    fn from(error: store::StoreError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "cannot check an agent's hello");
+        Self::Internal
+    }
+}
+
+async fn admit(
+    shared: &Arc<Shared>,
+    hello: Hello,
+    session: SessionId,
+    link: Arc<Link>,
+    signals: mpsc::UnboundedSender<Signal>,
+) -> Result<(Membership, Vec<u8>), Denied> {
+    if shared.is_stopping() {
+        return Err(Denied::Draining);
+    }
+    let id = TunnelId::from_bytes(hello.tunnel.into_bytes());
+    let (tunnel, key) = check(shared, id, &hello.credential).await?;
+    let mut octets = [0; 16];
+    getrandom::fill(&mut octets).map_err(|_| Denied::Internal)?;
+    let owner_token = OwnerToken::from_random(octets);
+    let entry =
+        shared.tunnels.admit(&tunnel, session, Arc::clone(&link), key, signals).map_err(|_| Denied::Superseded)?;
+    // What was revoked or deleted between the check and the admission was not
+    // there to be ended; what comes later finds the session.
+    if let Err(denied) = check(shared, id, &hello.credential).await {
+        shared.tunnels.revoke(id);
+        shared.tunnels.close_session(&entry, session);
+        return Err(denied);
+    }
+    let answer = HelloAnswer {
+        owner_token: owner_token.clone(),
+        pool_size: Some(hello.pool_size.unwrap_or(DEFAULT_POOL_SIZE)),
+        response_deadline_seconds: Some(shared.settings.response_deadline.as_secs_f64()),
+    };
+    let membership = Membership { tunnel: hello.tunnel, entry, credential: hello.credential, owner_token, link };
+    Ok((membership, answer.to_json()))
+}
+
+/// Who presents the credential, and may it speak for the tunnel?
+async fn check(shared: &Shared, id: TunnelId, credential: &Credential) -> Result<(Tunnel, Option<KeyId>), Denied> {
+    let tunnel = shared.store.tunnel(id).await?;
+    let (tunnel, key) = match credential {
+        Credential::TunnelSecret(secret) => {
+            let tunnel = tunnel.ok_or(Denied::Unauthorized)?;
+            let is_same = tunnel.secret_hash.is_some_and(|hash| hash.matches(&SecretHash::of(secret)));
+            if !is_same {
+                return Err(Denied::Unauthorized);
+            }
+            (tunnel, None)
+        }
+        Credential::ApiKey(presented) => {
+            let presented: ApiKeySecret = presented.parse().map_err(|_| Denied::Unauthorized)?;
+            let key = shared.store.api_key(presented.id()).await?.ok_or(Denied::Unauthorized)?;
+            let caller: Caller = key.caller(&presented).ok_or(Denied::Unauthorized)?;
+            (tunnel.filter(|tunnel| caller.sees_tunnel(tunnel)).ok_or(Denied::Forbidden)?, Some(key.id))
+        }
+    };
+    if tunnel.status == Status::Active { Ok((tunnel, key)) } else { Err(Denied::NotActive) }
+}
+
+/// How a session ends, step by step.
+#[derive(Default)]
+struct Plan {
+    steps: std::collections::VecDeque<(Instant, Step)>,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    GoAway { code: u32, debug_data: &'static str },
+    Close,
+}
+
+impl Plan {
+    fn follow(&mut self, signal: Signal) {
+        let now = Instant::now();
+        let settled = now + SETTLE;
+        self.steps.clear();
+        match signal {
+            Signal::GoElsewhere => {
+                self.steps.push_back((now, Step::GoAway { code: 0, debug_data: DRAIN_DEBUG_DATA }));
+            }
+            Signal::End(EndReason::Superseded) => {
+                let go_away = Step::GoAway { code: SUPERSEDED, debug_data: SUPERSEDED_DEBUG_DATA };
+                self.steps.extend([(settled, go_away), (settled + SILENCE, Step::Close)]);
+            }
+            // The intakes were answered; what is written now is read before the end.
+            Signal::End(EndReason::Drained | EndReason::Revoked) => self.steps.push_back((settled, Step::Close)),
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
+    async fn due(&self) {
+        match self.steps.front() {
+            Some((due, _)) => sleep_until(*due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        self.steps.pop_front().map_or(Step::Close, |(_, step)| step)
+    }
+}
+
+/// PINGs that must be answered: a path that is gone tells nobody.
+struct Heart {
+    pings: Option<PingPong>,
+    due: Instant,
+    is_waiting: bool,
+}
+
+impl Heart {
+    fn new(pings: Option<PingPong>) -> Self {
+        Self { pings, due: Instant::now() + PING_INTERVAL, is_waiting: false }
+    }
+
+    /// Returns when a PING was not answered in time.
+    async fn beat(&mut self) {
+        let Some(pings) = &mut self.pings else { return std::future::pending().await };
+        loop {
+            if self.is_waiting {
+                tokio::select! {
+                    pong = std::future::poll_fn(|cx| pings.poll_pong(cx)) => {
+                        if pong.is_err() {
+                            // The connection's own end says more.
+                            return std::future::pending().await;
+                        }
+                        self.is_waiting = false;
+                        self.due = Instant::now() + PING_INTERVAL;
+                    }
+                    () = sleep_until(self.due) => return,
+                }
+            } else {
+                sleep_until(self.due).await;
+                if pings.send_ping(Ping::opaque()).is_err() {
+                    return std::future::pending().await;
+                }
+                self.is_waiting = true;
+                self.due = Instant::now() + PING_TIMEOUT;
+            }
+        }
+    }
+}

@@ -1,0 +1,551 @@
+//! Visitors of edge tunnels: HTTP/1.1 and HTTP/2 in, envelopes out.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use agent_proto::limits::MAX_BODY;
+use agent_proto::visitor::{acceptance_headers, handshake_headers, reply_headers, request_headers};
+use agent_proto::{Envelope, EnvelopeError, EnvelopeKind};
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::ext::Protocol;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
+
+use crate::reply::{AgentReply, ReplyBody, ReplyBroken};
+use crate::tunnels::{Entry, Ticket};
+use crate::{Shared, websocket};
+
+/// Who visits, and whom.
+pub(crate) struct Visit {
+    pub(crate) ip: IpAddr,
+    /// The name that TLS was made for.
+    pub(crate) host: String,
+    pub(crate) name: TunnelName,
+    pub(crate) shared: Arc<Shared>,
+    /// Requests that have no answer yet.
+    active: AtomicUsize,
+}
+
+/// Header fields of a request; an envelope takes 110.
+const MAX_FIELDS: usize = 128;
+/// Octets of a request's head that is read at once, and of what waits to be written.
+const MAX_BUFFER: usize = 64 * 1024;
+/// Octets of a request's headers over HTTP/2.
+const MAX_HEADER_LIST: u32 = 32 * 1024;
+/// Requests at once on one connection.
+const MAX_STREAMS: u32 = 128;
+/// A visitor sends at most this much before it is read.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+impl Visit {
+    pub(crate) fn new(ip: IpAddr, host: String, name: TunnelName, shared: Arc<Shared>) -> Self {
+        Self { ip, host, name, shared, active: AtomicUsize::new(0) }
+    }
+}
+
+/// Serves one connection until it ends, idles, or the server stops.
+pub(crate) async fn serve<IO>(io: IO, is_http2: bool, visit: Arc<Visit>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stopping = visit.shared.stopping.clone();
+    let limits = visit.shared.settings.visitor;
+    let served = Arc::clone(&visit);
+    let service = service_fn(move |request| {
+        let visit = Arc::clone(&served);
+        async move {
+            visit.active.fetch_add(1, Ordering::Relaxed);
+            let mut response = Box::pin(answer(&visit, request)).await;
+            if visit.shared.is_stopping() && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            visit.active.fetch_sub(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let ended = if is_http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(limits.keep_alive)
+            .keep_alive_timeout(limits.head)
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = std::pin::pin!(connection);
+        let mut is_leaving = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => break ended,
+                _ = stopping.wait_for(|stop| *stop), if !is_leaving => {
+                    is_leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = idle(&visit, limits.idle), if !is_leaving => {
+                    is_leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    } else {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_headers(MAX_FIELDS)
+            .max_buf_size(MAX_BUFFER)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped_for(&mut stopping, LAME_DUCK) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(ip = %visit.ip, error = &error as &dyn std::error::Error, "a visitor's connection ended");
+    }
+}
+
+/// How long a connection is kept after the signal to stop for the request that
+/// may be on its way: its answer says that it is the last one.
+const LAME_DUCK: Duration = Duration::from_secs(1);
+
+async fn stopped_for(stopping: &mut watch::Receiver<bool>, time: Duration) {
+    // An error means that the sender is gone, which is a reason to stop too.
+    let _ = stopping.wait_for(|stop| *stop).await;
+    tokio::time::sleep(time).await;
+}
+
+/// Returns when no request has been there for a while.
+async fn idle(visit: &Visit, time: Duration) {
+    let mut quiet = 0;
+    // Looked at four times: a connection that is busy now and then is not idle.
+    while quiet < 4 {
+        tokio::time::sleep(time / 4).await;
+        quiet = if visit.active.load(Ordering::Relaxed) == 0 { quiet + 1 } else { 0 };
+    }
+}
+
+async fn answer(visit: &Arc<Visit>, request: Request<Incoming>) -> Response<ReplyBody> {
+    let is_head = request.method() == Method::HEAD;
+    let answered = match Wanted::of(&request, visit) {
+        Ok(Wanted::Http) => exchange(visit, request).await,
+        Ok(Wanted::WebSocket { key }) => upgrade(visit, request, key).await,
+        Err(problem) => Err(problem),
+    };
+    let mut response = answered.unwrap_or_else(Response::from);
+    if is_head {
+        *response.body_mut() = ReplyBody::Headless;
+    }
+    response
+}
+
+/// What a request asks for, by its head.
+enum Wanted {
+    Http,
+    /// With `Sec-WebSocket-Key` over HTTP/1.1, without over HTTP/2.
+    WebSocket {
+        key: Option<HeaderValue>,
+    },
+}
+
+impl Wanted {
+    fn of(request: &Request<Incoming>, visit: &Visit) -> Result<Self, Problem> {
+        let headers = request.headers();
+        check_authority(request, &visit.host)?;
+        check_framing(request)?;
+        let protocol = request.extensions().get::<Protocol>();
+        match (request.method(), protocol) {
+            (&Method::CONNECT, Some(protocol)) if protocol.as_str() == "websocket" => {
+                check_version(headers)?;
+                return Ok(Self::WebSocket { key: None });
+            }
+            (&Method::CONNECT, Some(_)) => return Err(Problem::NotImplemented),
+            (&Method::CONNECT | &Method::TRACE, None) => return Err(Problem::MethodNotAllowed),
+            _ => {}
+        }
+        if !has_token(headers, &header::UPGRADE, "websocket") || request.version() != Version::HTTP_11 {
+            return Ok(Self::Http);
+        }
+        // RFC 6455 section 4.2.1
+        if request.method() != Method::GET || !has_token(headers, &header::CONNECTION, "upgrade") {
+            return Err(Problem::BadRequest("a WebSocket handshake is a GET with Connection: Upgrade"));
+        }
+        check_version(headers)?;
+        let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+        match (keys.next(), keys.next()) {
+            (Some(key), None) if key.len() == 24 && key.as_bytes().ends_with(b"==") => {
+                Ok(Self::WebSocket { key: Some(key.clone()) })
+            }
+            _ => Err(Problem::BadRequest("Sec-WebSocket-Key must be 16 octets in base64")),
+        }
+    }
+}
+
+/// Host and SNI must agree (RFC 9110 section 7.4): a connection that was made
+/// for one name is used for no other.
+fn check_authority(request: &Request<Incoming>, host: &str) -> Result<(), Problem> {
+    let mut fields = request.headers().get_all(header::HOST).iter();
+    let field = fields.next();
+    if fields.next().is_some() {
+        return Err(Problem::BadRequest("there is more than one Host"));
+    }
+    let field =
+        field.map(|value| value.to_str().map_err(|_| Problem::BadRequest("Host is no host name"))).transpose()?;
+    let authority = match (request.uri().authority(), field) {
+        // The target's authority wins (RFC 9112 section 3.2.2), but who sends two
+        // different ones means trouble.
+        (Some(authority), Some(field)) if !same_host(authority.as_str(), field) => {
+            return Err(Problem::BadRequest("Host and request target do not agree"));
+        }
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(field)) => field,
+        (None, None) => return Err(Problem::BadRequest("there is no Host")),
+    };
+    if authority.contains('@') {
+        return Err(Problem::BadRequest("the authority has user information"));
+    }
+    if same_host(authority, host) { Ok(()) } else { Err(Problem::Misdirected) }
+}
+
+fn same_host(left: &str, right: &str) -> bool {
+    let bare = |authority: &str| {
+        let host = match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => host,
+            _ => authority,
+        };
+        host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+    };
+    bare(left) == bare(right)
+}
+
+/// What two servers in a row could understand differently.
+fn check_framing(request: &Request<Incoming>) -> Result<(), Problem> {
+    let headers = request.headers();
+    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
+    if lengths > 1 || (lengths == 1 && headers.contains_key(header::TRANSFER_ENCODING)) {
+        return Err(Problem::BadRequest("the length of the body is ambiguous"));
+    }
+    let codings = headers.get_all(header::TRANSFER_ENCODING).iter().count();
+    if codings > 1 || (codings == 1 && !has_token(headers, &header::TRANSFER_ENCODING, "chunked")) {
+        return Err(Problem::BadRequest("the only transfer coding is chunked"));
+    }
+    let is_http2 = request.version() == Version::HTTP_2;
+    if is_http2 && headers.get(header::TE).is_some_and(|te| te != "trailers") {
+        return Err(Problem::BadRequest("TE may only say trailers"));
+    }
+    if !request.uri().path().starts_with('/') && request.method() != Method::CONNECT {
+        return Err(Problem::BadRequest("the request target must begin with a slash"));
+    }
+    Ok(())
+}
+
+fn check_version(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_13 = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    if is_13 { Ok(()) } else { Err(Problem::WebSocketVersion) }
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case(token))
+}
+
+/// One request through the tunnel.
+async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Response<ReplyBody>, Problem> {
+    let shared = &visit.shared;
+    let (head, body) = request.into_parts();
+    let entry = find(visit).await?;
+    let body = collect(body, &head.headers, shared.settings.visitor.body).await?;
+    let (exchange, request_id, _) = shared.tunnels.next_exchange();
+    let mut headers = request_headers(&head.headers, body.len() as u64);
+    limit_encodings(&mut headers);
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let kind = EnvelopeKind::Webhook { method: head.method, path, headers, body_uri: None };
+    let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
+    let ticket = start(visit, entry, exchange, ExchangeKind::Http, envelope, body)?;
+    answer_with(ticket).await
+}
+
+/// A WebSocket handshake through the tunnel.
+async fn upgrade(
+    visit: &Arc<Visit>,
+    mut request: Request<Incoming>,
+    key: Option<HeaderValue>,
+) -> Result<Response<ReplyBody>, Problem> {
+    let shared = &visit.shared;
+    let entry = find(visit).await?;
+    let (exchange, request_id, id) = shared.tunnels.next_exchange();
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let kind = EnvelopeKind::WebSocket { id, path, headers: handshake_headers(request.headers()) };
+    let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
+    let mut ticket = start(visit, entry, exchange, ExchangeKind::WebSocket, envelope, Bytes::new())?;
+    let reply = ticket.reply().await?;
+    if reply.head.status != StatusCode::OK {
+        ticket.is_over();
+        return respond(reply).await;
+    }
+    let AgentReply { head, body } = reply;
+    // The agent opens the bridge only after this is answered.
+    drop(body);
+    let bridge = ticket.bridge().await?;
+    let mut response = Response::new(ReplyBody::Full(Bytes::new()));
+    *response.headers_mut() = acceptance_headers(head.headers);
+    if let Some(key) = key {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, websocket::accept(&key));
+    }
+    let upgraded = hyper::upgrade::on(&mut request);
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => websocket::run(TokioIo::new(upgraded), bridge, &shared).await,
+            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "a WebSocket never began"),
+        }
+        drop(ticket);
+    });
+    Ok(response)
+}
+
+/// The tunnel, if it is an edge tunnel that can be asked.
+async fn find(visit: &Visit) -> Result<Arc<Entry>, Problem> {
+    let tunnels = &visit.shared.tunnels;
+    if let Some(entry) = tunnels.by_name(&visit.name) {
+        return match entry.mode() {
+            (TlsMode::Edge, Status::Active) => Ok(entry),
+            (TlsMode::Passthrough, _) => Err(Problem::Misdirected),
+            (TlsMode::Edge, _) => Err(Problem::NotFound),
+        };
+    }
+    let tunnel = visit.shared.store.tunnel_by_name(&visit.name).await.map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "cannot look up a visitor's tunnel");
+        Problem::Internal
+    })?;
+    let tunnel = tunnel.filter(|tunnel| tunnel.status == Status::Active).ok_or(Problem::NotFound)?;
+    match tunnel.tls_mode {
+        TlsMode::Passthrough => Err(Problem::Misdirected),
+        TlsMode::Edge => tunnels.entry_for_visitor(&tunnel).ok_or(Problem::Failed(Failure::AgentOffline)),
+    }
+}
+
+fn start(
+    visit: &Visit,
+    entry: Arc<Entry>,
+    exchange: tunnel_model::ExchangeId,
+    kind: ExchangeKind,
+    envelope: Envelope,
+    body: Bytes,
+) -> Result<Ticket, Problem> {
+    // Once here to see that it can be, once more for the stream that takes it.
+    envelope.encode()?;
+    Ok(visit.shared.tunnels.start(entry, exchange, kind, envelope, body)?)
+}
+
+/// The whole body, which an envelope must have from its beginning.
+async fn collect(body: Incoming, headers: &HeaderMap, time: Duration) -> Result<Bytes, Problem> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(Problem::BodyTooLarge);
+    }
+    let mut body = body;
+    let mut collected = BytesMut::new();
+    loop {
+        // The clock is for the next octets, not for the whole: slow is fine, silent is not.
+        let frame = timeout(time, body.frame()).await.map_err(|_| Problem::BodyTooSlow)?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|_| Problem::BadRequest("the body broke off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if collected.len() + data.len() > MAX_BODY {
+            return Err(Problem::BodyTooLarge);
+        }
+        if collected.is_empty() && body.is_end_stream() {
+            return Ok(data);
+        }
+        collected.extend_from_slice(&data);
+    }
+    Ok(collected.freeze())
+}
+
+/// Agents of the SDKs decompress what their application answers and leave its
+/// `content-encoding` there. For gzip the body tells; so only gzip is asked for.
+fn limit_encodings(headers: &mut HeaderMap) {
+    if headers.contains_key(header::ACCEPT_ENCODING) {
+        let takes_gzip = has_token(headers, &header::ACCEPT_ENCODING, "gzip");
+        let wanted = if takes_gzip { "gzip" } else { "identity" };
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(wanted));
+    }
+}
+
+async fn answer_with(mut ticket: Ticket) -> Result<Response<ReplyBody>, Problem> {
+    let reply = ticket.reply().await?;
+    ticket.is_over();
+    respond(reply).await
+}
+
+async fn respond(reply: AgentReply) -> Result<Response<ReplyBody>, Problem> {
+    let AgentReply { head, body } = reply;
+    let mut response = Response::new(ReplyBody::Full(Bytes::new()));
+    *response.status_mut() = head.status;
+    let has_no_body = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let mut headers = reply_headers(head.headers);
+    if let Some(reason) = head.reason.and_then(|reason| HeaderValue::try_from(reason).ok()) {
+        headers.insert(REASON, reason);
+    }
+    if !has_no_body {
+        let mut body = body.into_body(head.content_length, MAX_BODY).await?;
+        // See `limit_encodings`.
+        let claims_gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
+        if claims_gzip && !body.begins_with(&GZIP_MAGIC).await? {
+            headers.remove(header::CONTENT_ENCODING);
+        }
+        *response.body_mut() = body;
+    }
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+const REASON: HeaderName = HeaderName::from_static("inkbox-reason");
+/// RFC 1952 section 2.3.1
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Why a visitor gets no reply of the application.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Problem {
+    BadRequest(&'static str),
+    BodyTooLarge,
+    BodyTooSlow,
+    Failed(Failure),
+    HeadersTooLarge,
+    Internal,
+    MethodNotAllowed,
+    Misdirected,
+    NotFound,
+    NotImplemented,
+    ReplyBroken,
+    WebSocketVersion,
+}
+
+impl Problem {
+    /// Status, word for programs, words for people.
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::BadRequest(why) => (StatusCode::BAD_REQUEST, "bad-request", why),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large", "32 MiB of body fit"),
+            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "request-timeout", "the body did not arrive"),
+            Self::Failed(Failure::AgentBusy) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "agent-busy", "the agent takes no more requests at the moment")
+            }
+            Self::Failed(Failure::AgentLost) => {
+                (StatusCode::BAD_GATEWAY, "agent-lost", "the agent left before it had answered")
+            }
+            Self::Failed(Failure::AgentOffline) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "agent-offline", "no agent is connected for this host")
+            }
+            Self::Failed(Failure::AgentTimeout) => {
+                (StatusCode::GATEWAY_TIMEOUT, "agent-timeout", "the agent did not answer in time")
+            }
+            Self::Failed(Failure::TunnelGone) | Self::NotFound => {
+                (StatusCode::NOT_FOUND, "not-found", "there is no such host")
+            }
+            Self::HeadersTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "headers-too-large",
+                "110 fields and 60 KiB of headers fit",
+            ),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed"),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "CONNECT and TRACE stay here")
+            }
+            Self::Misdirected => {
+                (StatusCode::MISDIRECTED_REQUEST, "misdirected", "the connection was made for another host")
+            }
+            Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the only protocol is websocket"),
+            Self::ReplyBroken => (StatusCode::BAD_GATEWAY, "reply-malformed", "the agent's reply is not whole"),
+            Self::WebSocketVersion => {
+                (StatusCode::UPGRADE_REQUIRED, "websocket-version", "Sec-WebSocket-Version must be 13")
+            }
+        }
+    }
+}
+
+impl From<Problem> for Response<ReplyBody> {
+    fn from(problem: Problem) -> Self {
+        let (status, reason, words) = problem.parts();
+        let mut response = Self::new(ReplyBody::Full(Bytes::from(format!("{words}\n"))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(REASON, HeaderValue::from_static(reason));
+        match problem {
+            Problem::Failed(Failure::AgentBusy | Failure::AgentOffline) => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            }
+            Problem::MethodNotAllowed => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            }
+            Problem::WebSocketVersion => {
+                headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            }
+            // What was not read of the request must not be taken for the next one.
+            Problem::BadRequest(_) | Problem::BodyTooLarge | Problem::BodyTooSlow => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<EnvelopeError> for Problem {
+    fn from(error: EnvelopeError) -> Self {
+        match error {
+            EnvelopeError::TooLarge { .. } | EnvelopeError::TooManyFields { .. } => Self::HeadersTooLarge,
+            _ => Self::BadRequest("the request target has octets that no URI has"),
+        }
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<LiveRefusal> for Problem {
+    fn from(refusal: LiveRefusal) -> Self {
+        match refusal {
+            LiveRefusal::QueueFull => Self::Failed(Failure::AgentBusy),
+            _ => Self::Failed(Failure::AgentOffline),
+        }
+    }
+}
+
+impl From<ReplyBroken> for Problem {
+    fn from(_: ReplyBroken) -> Self {
+        Self::ReplyBroken
+    }
+}

@@ -1,0 +1,292 @@
+//! A visitor's WebSocket joined with an agent's bridge: RFC 6455 frames on one
+//! side, messages as JSON on the other.
+
+use std::io;
+use std::time::Duration;
+
+use agent_proto::Opcode;
+use agent_proto::bridge::{Message, MessageDecoder, Outer, OuterDecoder};
+use agent_proto::is_valid_close_code;
+use agent_proto::limits::SMALL_WINDOW_FRAME;
+use agent_proto::websocket::{Event, Reader, Role, write_close, write_frame};
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use h2::{RecvStream, SendStream};
+use http::HeaderValue;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::Shared;
+use crate::flow::send_frame;
+use crate::splice::Windows;
+use crate::tunnels::Bridge;
+
+/// `Sec-WebSocket-Accept` for a visitor's key (RFC 6455 section 4.2.2).
+pub(crate) fn accept(key: &HeaderValue) -> HeaderValue {
+    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    context.update(key.as_bytes());
+    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let text = STANDARD.encode(context.finish());
+    // base64 is ASCII.
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Serves until both sides have ended.
+pub(crate) async fn run<IO>(visitor: IO, bridge: Bridge, shared: &Shared)
+where
+    IO: AsyncRead + AsyncWrite + Send,
+{
+    let settings = &shared.settings;
+    let max_frame = match bridge.link.windows {
+        Windows::Small => SMALL_WINDOW_FRAME,
+        Windows::Credited => settings.agent.max_message,
+    };
+    let (read, write) = split(visitor);
+    let (frames, queued) = mpsc::unbounded_channel();
+    let Bridge { recv, send, link } = bridge;
+    let mut stopping = shared.stopping.clone();
+    let mut to_agent = ToAgent { read, send, link: &link, frames: frames.clone(), max_frame };
+    let mut to_visitor = ToVisitor { recv, frames, max_message: settings.agent.max_agent_message };
+    let writer = write_all(write, queued, settings.visitor.stall);
+    let forward = async {
+        let end = tokio::select! {
+            end = to_agent.pump() => end,
+            _ = stopping.wait_for(|stop| *stop) => End::Visitor { code: RESTART, reason: "service restart".to_owned() },
+        };
+        to_agent.finish(end).await;
+    };
+    let backward = to_visitor.pump();
+    let both = async {
+        let (mut forward, mut backward) = (std::pin::pin!(forward), std::pin::pin!(backward));
+        tokio::select! {
+            // The visitor said goodbye: the agent's side ends soon after.
+            () = forward.as_mut() => drop(timeout(CLOSING, backward).await),
+            // The agent did: the visitor answers the Close, or is cut off.
+            () = backward.as_mut() => drop(timeout(CLOSING, forward).await),
+        }
+    };
+    tokio::pin!(writer);
+    tokio::select! {
+        () = both => {}
+        // The visitor takes nothing any more: nobody is left to tell.
+        _ = writer.as_mut() => return,
+    }
+    to_agent.end();
+    drop((to_agent, to_visitor));
+    // What is queued, the Close among it, is written before the connection ends.
+    drop(timeout(CLOSING, writer).await);
+}
+
+/// How long the second side may take to end after the first.
+const CLOSING: Duration = Duration::from_secs(5);
+/// RFC 6455 section 7.4.1 and the registry behind it.
+const NORMAL: u16 = 1000;
+const GOING_AWAY: u16 = 1001;
+const PROTOCOL_ERROR: u16 = 1002;
+const TOO_BIG: u16 = 1009;
+const INTERNAL_ERROR: u16 = 1011;
+const RESTART: u16 = 1012;
+/// Octets that are read from a visitor at once.
+const READ: usize = 16 * 1024;
+
+/// Frames for the visitor, and the octets of the bridge that they are.
+type Frames = mpsc::UnboundedSender<(Bytes, Option<Credit>)>;
+
+/// Octets that the agent gets back once they are written.
+struct Credit {
+    flow: h2::FlowControl,
+    octets: usize,
+}
+
+/// Why the visitor's direction ends.
+enum End {
+    /// The agent's side is to hear of it: a Close, or one that we make of a loss.
+    Visitor { code: u16, reason: String },
+    /// The agent's stream takes nothing any more.
+    Agent,
+}
+
+struct ToAgent<'a, R> {
+    read: R,
+    send: SendStream<Bytes>,
+    link: &'a crate::tunnels::Link,
+    frames: Frames,
+    max_frame: usize,
+}
+
+impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
+    async fn pump(&mut self) -> End {
+        let mut reader = Reader::new(Role::Server, self.max_frame);
+        let mut buffer = BytesMut::with_capacity(READ);
+        loop {
+            match reader.next_event() {
+                Ok(None) => {}
+                Ok(Some(Event::Text(text))) => {
+                    if let Some(end) = self.send(&Message::Text(text)).await {
+                        return end;
+                    }
+                    continue;
+                }
+                Ok(Some(Event::Binary(data))) => {
+                    if let Some(end) = self.send(&Message::Binary(data)).await {
+                        return end;
+                    }
+                    continue;
+                }
+                Ok(Some(Event::Ping(data))) => {
+                    let mut pong = BytesMut::new();
+                    write_frame(Opcode::Pong, &data, None, &mut pong);
+                    self.queue(pong.freeze());
+                    continue;
+                }
+                Ok(Some(Event::Pong(_))) => continue,
+                Ok(Some(Event::Close { code, reason })) => {
+                    let mut echo = BytesMut::new();
+                    write_close(code, "", None, &mut echo);
+                    self.queue(echo.freeze());
+                    return End::Visitor { code: code.unwrap_or(NORMAL), reason };
+                }
+                Err(violation) => return self.close(violation.close_code(), &violation.to_string()),
+            }
+            buffer.clear();
+            buffer.reserve(READ);
+            match self.read.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return End::Visitor { code: GOING_AWAY, reason: String::new() },
+                Ok(_) => reader.push(&buffer),
+            }
+        }
+    }
+
+    async fn send(&mut self, message: &Message) -> Option<End> {
+        if message.encoded_len() > self.max_frame {
+            return Some(self.close(TOO_BIG, "message too big"));
+        }
+        let mut frame = BytesMut::with_capacity(message.encoded_len());
+        message.encode(None, &mut frame);
+        send_frame(&mut self.send, self.link, frame.freeze()).await.err().map(|_| End::Agent)
+    }
+
+    /// Tells the visitor, and then the agent, that it is over.
+    fn close(&self, code: u16, reason: &str) -> End {
+        let mut close = BytesMut::new();
+        write_close(Some(code), reason, None, &mut close);
+        self.queue(close.freeze());
+        End::Visitor { code, reason: reason.to_owned() }
+    }
+
+    /// The inner close, with the end of the stream: nothing may follow it.
+    async fn finish(&mut self, end: End) {
+        let End::Visitor { code, reason } = end else { return };
+        if code == RESTART {
+            let mut close = BytesMut::new();
+            write_close(Some(code), &reason, None, &mut close);
+            self.queue(close.freeze());
+        }
+        let mut frame = BytesMut::new();
+        Message::Close { code, reason }.encode(None, &mut frame);
+        // Small: h2 keeps it until there is room.
+        let _ = self.send.send_data(frame.freeze(), true);
+    }
+
+    /// Ends our half of the stream, if it has not ended.
+    fn end(&mut self) {
+        let _ = self.send.send_data(Bytes::new(), true);
+    }
+
+    fn queue(&self, frame: Bytes) {
+        // Without a receiver the visitor has gone.
+        let _ = self.frames.send((frame, None));
+    }
+}
+
+struct ToVisitor {
+    recv: RecvStream,
+    frames: Frames,
+    max_message: usize,
+}
+
+impl ToVisitor {
+    /// Reads eagerly: frames that nobody has read are held against the agent's
+    /// whole connection. What is not written yet is not credited.
+    async fn pump(&mut self) {
+        let mut outer = OuterDecoder::new();
+        let mut messages = MessageDecoder::new(self.max_message);
+        loop {
+            let chunk = match self.recv.data().await {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(_)) | None => return self.close(INTERNAL_ERROR, ""),
+            };
+            let octets = chunk.len();
+            outer.push(chunk);
+            let mut out = BytesMut::new();
+            let end = translate(&mut outer, &mut messages, &mut out);
+            let credit = Credit { flow: self.recv.flow_control().clone(), octets };
+            // Without a receiver the visitor has gone, and the bridge ends with it.
+            if self.frames.send((out.freeze(), Some(credit))).is_err() {
+                return;
+            }
+            if let Some((code, reason)) = end {
+                self.close(code, &reason);
+                // Agents send a second close; it is read and forgotten.
+                while let Some(Ok(rest)) = self.recv.data().await {
+                    let _ = self.recv.flow_control().release_capacity(rest.len());
+                }
+                return;
+            }
+        }
+    }
+
+    fn close(&self, code: u16, reason: &str) {
+        let code = if is_valid_close_code(code) { code } else { NORMAL };
+        let mut close = BytesMut::new();
+        write_close(Some(code), reason, None, &mut close);
+        let _ = self.frames.send((close.freeze(), None));
+    }
+}
+
+/// Turns what has come over the bridge into frames; answers the close, if it is there.
+fn translate(outer: &mut OuterDecoder, messages: &mut MessageDecoder, out: &mut BytesMut) -> Option<(u16, String)> {
+    loop {
+        match messages.next_message() {
+            Ok(Some(Message::Text(text))) => write_frame(Opcode::Text, text.as_bytes(), None, out),
+            Ok(Some(Message::Binary(data))) => write_frame(Opcode::Binary, &data, None, out),
+            Ok(Some(Message::Close { code, reason })) => return Some((code, reason)),
+            Err(_) => return Some((TOO_BIG, "message too big".to_owned())),
+            Ok(None) => match outer.next_event() {
+                Ok(Some(Outer::Data(data) | Outer::Text(data))) => messages.push(&data),
+                Ok(Some(Outer::Close { code, reason })) => return Some((code.unwrap_or(NORMAL), reason)),
+                Ok(Some(Outer::Ping(_) | Outer::Pong)) => {}
+                Ok(None) => return None,
+                Err(_) => return Some((PROTOCOL_ERROR, String::new())),
+            },
+        }
+    }
+}
+
+/// Writes what is queued, and gives the agent its octets back.
+async fn write_all<W: AsyncWrite + Unpin>(
+    mut write: W,
+    mut queued: mpsc::UnboundedReceiver<(Bytes, Option<Credit>)>,
+    stall: Duration,
+) -> io::Result<()> {
+    while let Some((frame, credit)) = queued.recv().await {
+        if !frame.is_empty() {
+            let written = tokio::select! {
+                written = write.write_all(&frame) => written,
+                () = sleep(stall) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            written?;
+            if queued.is_empty() {
+                write.flush().await?;
+            }
+        }
+        if let Some(mut credit) = credit {
+            // Fails only when the stream is gone.
+            let _ = credit.flow.release_capacity(credit.octets);
+        }
+    }
+    write.shutdown().await
+}
