@@ -1,10 +1,12 @@
 """Expectations: each one that holds is counted, the first that does not ends the script.
 
-A script hands its main function to `run`, which prints `N passed, 0 failed`
+Where the rest can be judged all the same, `each` runs them as named checks. A script hands its main function to `run`, which prints `N passed, 0 failed`
 and exits 0, or prints what was expected and what came and exits 1.
 """
 
+import concurrent.futures
 import sys
+import time
 
 _passed = []
 
@@ -64,6 +66,35 @@ def raises(what, error_class, call, *values, **named):
         )
         return error
     raise Failed(f"{what}\n  expected: {error_class.__name__}\n  came: {_shown(result)}")
+
+
+def each(checks, at_once=1):
+    """Calls every (name, call) and prints a line for each; fails at the end if one of them did."""
+    failures = [name for name in together(checks, at_once) if name]
+    if failures:
+        raise Failed(f"{len(failures)} of {len(checks)} checks do not hold: {'; '.join(failures)}")
+
+
+def together(checks, at_once):
+    """Like `each`, but answers the names of the checks that failed, and None for the others."""
+
+    def one(check):
+        name, call = check
+        began, came = time.monotonic(), None
+        try:
+            call()
+        except Exception as error:
+            kind = "" if isinstance(error, Failed) else f"{type(error).__name__}: "
+            came = f"{kind}{error}".replace("\n", "\n    ")
+        _passed.extend([True] * (came is None))
+        took = f"{time.monotonic() - began:.1f} s"
+        line = f"ok      {name} ({took})\n" if came is None else f"FAILED  {name} ({took})\n    {came}\n"
+        # In one piece: others print too.
+        print(line, end="", flush=True)
+        return name if came is not None else None
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(one, checks))
 
 
 def run(main):

@@ -79,13 +79,14 @@ class Client:
 
 
 class Server:
-    def __init__(self, binary, data_dir=None, key=ADMIN_KEY, edge_port=None, **settings):
+    def __init__(self, binary, data_dir=None, key=ADMIN_KEY, edge_port=None, edge_socket=None, **settings):
         """Does not start yet: `with` or `start` does.
 
         Without `data_dir` a temporary one is made and removed again. With
         `key=None` the server makes its own admin key. Each of `settings` is a
         flag, `signings_per_day=4` for `--signings-per-day 4`. The edge has a free
-        port unless `edge_port` names one.
+        port unless `edge_port` names one; or it takes `edge_socket`, a listening
+        socket that stays open over restarts, as from systemd.
         """
         self._binary = pathlib.Path(binary).resolve()
         self._place = pathlib.Path(tempfile.mkdtemp(prefix="adit-interop-"))
@@ -93,6 +94,7 @@ class Server:
         self.log = self._place / "server.log"
         self.key = key
         self._edge_port = edge_port
+        self._edge_socket = edge_socket
         self._own_key = key is None
         self.settings = {
             "zone": ZONE,
@@ -138,9 +140,15 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}
         if not self._own_key:
             environment["ADIT_BOOTSTRAP_API_KEY"] = self.key
+        stdin = subprocess.DEVNULL
+        if self._edge_socket is not None:
+            # The first inherited socket is descriptor 3, for the process that LISTEN_PID names.
+            passed_on = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&0 </dev/null'
+            command, stdin = ["sh", "-c", passed_on, "sh", *command], self._edge_socket
+            self.edge_port = self._edge_socket.getsockname()[1]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self._place
+                command, stdin=stdin, stdout=log, stderr=log, env=environment, cwd=self._place
             )
 
     def _wait_until_ready(self):

@@ -20,7 +20,7 @@ mod reply;
 mod stream;
 
 pub use envelope::{Envelope, EnvelopeError, EnvelopeKind};
-pub use frame::{FrameError, FrameHeader, Opcode, apply_mask, is_valid_close_code};
+pub use frame::{FrameError, FrameHeader, HeaderOctets, Opcode, apply_mask, is_valid_close_code};
 pub use hello::{HelloAnswer, HelloAnswerError};
 pub use id::{BridgeId, IdError, OwnerToken, RequestId};
 pub use reply::{ReplyError, ReplyHead};

@@ -17,7 +17,8 @@ pub fn request_headers(headers: &HeaderMap, body_len: u64) -> HeaderMap {
     let listed = connection_options(headers);
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        if is_left_out(name) || listed.contains(&name.as_str()) || *name == header::COOKIE {
+        let is_listed = listed.iter().any(|option| option.eq_ignore_ascii_case(name.as_str()));
+        if is_left_out(name) || is_listed || *name == header::COOKIE {
             continue;
         }
         if *name == header::CONTENT_LENGTH && text(headers, name).and_then(|len| len.parse().ok()) != Some(body_len) {

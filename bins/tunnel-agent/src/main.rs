@@ -1,0 +1,147 @@
+//! A shell over the agent library: flags, printed output, exit statuses.
+
+mod connect;
+mod tunnels;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use agent::{Credential, Rest, Trust};
+use anyhow::{Context as _, bail};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use http::Uri;
+
+/// Put a local application behind a public name.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+                  tunnel-agent tunnels create my-agent                          a name of your own\n  \
+                  tunnel-agent connect my-agent --forward-to http://127.0.0.1:3000\n  \
+                  tunnel-agent tunnels create bank --tls-mode passthrough       TLS ends here, not at the server\n  \
+                  tunnel-agent tunnels list --json | jq -r '.[].public_host'\n\n\
+                  Exit status: 0 done, 1 failed, 2 wrong flags, 3 another agent has taken the tunnel over,\n\
+                  4 the server refuses this agent for good."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a tunnel from this machine until it is stopped
+    Connect(connect::Connect),
+    /// Look after tunnels
+    #[command(subcommand)]
+    Tunnels(tunnels::Tunnels),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where the server is, and who asks.
+#[derive(Args)]
+struct Server {
+    /// The server: https://ZONE, or its plain API port on this machine
+    #[arg(long, global = true, value_name = "URL", env = "ADIT_SERVER", default_value = "http://127.0.0.1:8080")]
+    server: Uri,
+
+    /// API key
+    #[arg(long, global = true, value_name = "KEY", env = "ADIT_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+
+    /// File with the API key [default: ./adit-data/admin-api-key, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_API_KEY_FILE")]
+    api_key_file: Option<PathBuf>,
+
+    /// PEM file of the root to trust instead of the system's [default: ./adit-data/ca/root.crt, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_CA")]
+    ca: Option<PathBuf>,
+
+    /// JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// Where a server that was started beside us keeps these.
+const LOCAL_KEY: &str = "adit-data/admin-api-key";
+const LOCAL_ROOT: &str = "adit-data/ca/root.crt";
+
+impl Server {
+    fn rest(&self) -> anyhow::Result<Rest> {
+        Ok(Rest::new(self.server.clone(), Credential::ApiKey(self.key()?), Some(self.trust()?))?)
+    }
+
+    fn key(&self) -> anyhow::Result<String> {
+        if let Some(key) = &self.api_key {
+            return Ok(key.clone());
+        }
+        let path = match &self.api_key_file {
+            Some(path) => path.clone(),
+            None if PathBuf::from(LOCAL_KEY).exists() => LOCAL_KEY.into(),
+            None => bail!("there is no API key: set ADIT_API_KEY, or name its file with --api-key-file"),
+        };
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the API key from {}", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn trust(&self) -> anyhow::Result<Trust> {
+        let path = self.ca.clone().or_else(|| Some(PathBuf::from(LOCAL_ROOT)).filter(|path| path.exists()));
+        match path {
+            Some(path) => Trust::from_file(&path).with_context(|| format!("cannot use {}", path.display())),
+            None => Ok(Trust::of_system()?),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tunnel-agent: error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  caused by: {cause}");
+            }
+            match error.downcast_ref() {
+                Some(agent::Error::Superseded) => ExitCode::from(3),
+                Some(agent::Error::Denied { .. }) => ExitCode::from(4),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "tunnel-agent", &mut io::stdout());
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(async {
+        let rest = cli.server.rest()?;
+        match cli.command {
+            Command::Connect(connect) => connect.run(rest, cli.server.json).await,
+            Command::Tunnels(tunnels) => print(&tunnels.run(&rest, cli.server.json).await?),
+            Command::Completions { .. } => Ok(()),
+        }
+    })
+}
+
+/// Whoever reads may have seen enough (`| head`): that is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}

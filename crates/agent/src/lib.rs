@@ -1,0 +1,404 @@
+//! Puts a local application behind a public name.
+//!
+//! An [`Agent`] dials the edge of an Adit server, parks a few streams there and
+//! serves what visitors send: to a URL on this machine, or to a service in this
+//! process. In passthrough mode TLS ends here, with a key that never leaves.
+//!
+//! ```no_run
+//! use agent::{Agent, Credential, Rest, Trust, Upstream};
+//!
+//! # async fn example() -> Result<(), agent::Error> {
+//! let trust = Trust::from_file("adit-data/ca/root.crt".as_ref())?;
+//! let key = Credential::ApiKey(std::env::var("ADIT_API_KEY").unwrap_or_default());
+//! let rest = Rest::new("https://tunnels.example".parse().expect("a URL"), key, Some(trust))?;
+//! let upstream = Upstream::url(&"http://127.0.0.1:3000".parse().expect("a URL"), None)?;
+//! Agent::new(rest, "my-agent", upstream).run(|event| println!("{event:?}")).await
+//! # }
+//! ```
+
+mod certificate;
+mod exchange;
+mod passthrough;
+mod rest;
+mod session;
+mod tls;
+mod upstream;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use http::{Method, StatusCode};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+pub use agent_proto::Credential;
+pub use rest::{Rest, Tunnel};
+pub use tls::Trust;
+pub use upstream::{AgentBody, Upstream};
+
+use crate::certificate::Certificate;
+use crate::session::{End, Session};
+use crate::tls::Address;
+
+/// Serves one tunnel.
+#[derive(Debug)]
+pub struct Agent {
+    rest: Rest,
+    name: String,
+    upstream: Upstream,
+    edge: Option<(String, u16)>,
+    state: Option<PathBuf>,
+    pool_size: Option<u8>,
+}
+
+/// What the agent did, for whoever watches.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A new certificate is in use.
+    CertificateRenewed {
+        /// The end of its validity.
+        not_after: SystemTime,
+    },
+    /// Visitors reach the application.
+    Connected {
+        /// The host that they call.
+        public_host: String,
+        /// Who terminates TLS: `edge` or `passthrough`.
+        tls_mode: String,
+    },
+    /// The edge is being dialled.
+    Connecting,
+    /// The edge restarts: another session takes over.
+    Draining,
+    /// The connection is lost; the next attempt comes after `delay`.
+    Reconnecting {
+        /// How long the agent waits.
+        delay: Duration,
+        /// What happened.
+        error: String,
+    },
+    /// A certificate could not be renewed; it is tried again in a minute.
+    RenewalFailed {
+        /// What happened.
+        error: String,
+    },
+    /// A visitor was answered.
+    Served {
+        /// The request's method.
+        method: Method,
+        /// Its path and query.
+        path: String,
+        /// The status of the answer.
+        status: StatusCode,
+        /// How long it took.
+        micros: u64,
+    },
+    /// The application could not be asked.
+    UpstreamFailed {
+        /// What happened.
+        error: String,
+    },
+}
+
+/// Why the agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// JSON of another shape.
+    #[error("the server's answer is not what was expected")]
+    Answer(#[source] serde_json::Error),
+    /// The edge does not join a bridge.
+    #[error("the edge answered {0} to a bridge")]
+    Bridge(StatusCode),
+    /// No certificate could be made or used.
+    #[error("cannot use the certificate")]
+    Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// TCP or TLS.
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
+    /// The edge does not let this agent in, now or later.
+    #[error("the edge refuses the agent: {status}, {reason}")]
+    Denied {
+        /// 401 or 403.
+        status: StatusCode,
+        /// The edge's word for it.
+        reason: String,
+    },
+    /// HTTP/2 broke.
+    #[error("the connection to the edge broke")]
+    Http2(#[from] h2::Error),
+    /// The hello failed.
+    #[error("the hello failed")]
+    Hello(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A value that fits no header field or URI.
+    #[error("a value does not fit HTTP")]
+    Http(#[from] http::Error),
+    /// HTTP/1.1 broke.
+    #[error("HTTP failed")]
+    Hyper(#[from] hyper::Error),
+    /// No tunnel of this name is there for this key.
+    #[error("there is no tunnel {0:?} that this key may see: create it first")]
+    NoTunnel(String),
+    /// The server says no.
+    #[error("the server answered {status}: {detail}")]
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// Its words.
+        detail: String,
+    },
+    /// The server's URL cannot be used.
+    #[error("{0}")]
+    Server(&'static str),
+    /// Something took too long.
+    #[error("{0} did not come in time")]
+    Slow(&'static str),
+    /// A file of the agent's state.
+    #[error("cannot use {}", path.display())]
+    State {
+        /// Which file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// Another agent has taken the tunnel over.
+    #[error("another agent has taken the tunnel over")]
+    Superseded,
+    /// No trust anchors.
+    #[error("cannot tell whom to trust")]
+    Trust(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The application's URL cannot be used.
+    #[error("{0}")]
+    Upstream(&'static str),
+}
+
+impl Error {
+    /// The error and its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
+    /// Would another attempt fail the same way?
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Denied { .. } | Self::NoTunnel(_) | Self::Superseded | Self::Server(_) | Self::Trust(_) => true,
+            Self::Upstream(_) | Self::State { .. } | Self::Http(_) => true,
+            // Too many requests pass, and so does a server that fails.
+            Self::Refused { status, .. } => status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS,
+            _ => false,
+        }
+    }
+}
+
+/// What all parts of a running agent share.
+pub(crate) struct Shared {
+    rest: Rest,
+    tunnel: Tunnel,
+    upstream: Upstream,
+    certificate: Option<Certificate>,
+    pool_size: Option<u8>,
+    observer: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+impl Shared {
+    fn tell(&self, event: Event) {
+        (self.observer)(event);
+    }
+}
+
+/// The first delay before another attempt, and the longest.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LAST_DELAY: Duration = Duration::from_secs(30);
+/// The same while the edge restarts.
+const HANDOFF_DELAY: Duration = Duration::from_millis(100);
+/// A session that served for so long begins with [`FIRST_DELAY`] again.
+const SERVED: Duration = Duration::from_secs(5);
+
+impl Agent {
+    /// An agent for the tunnel `name`, whose visitors `upstream` answers.
+    pub fn new(rest: Rest, name: impl Into<String>, upstream: Upstream) -> Self {
+        Self { rest, name: name.into(), upstream, edge: None, state: None, pool_size: None }
+    }
+
+    /// Dials the edge at this host and port instead of the zone's port 443. TLS
+    /// still verifies the zone.
+    #[must_use]
+    pub fn edge(self, host: impl Into<String>, port: u16) -> Self {
+        Self { edge: Some((host.into(), port)), ..self }
+    }
+
+    /// Keeps key and certificate of a passthrough tunnel here, instead of
+    /// `~/.local/state/adit/NAME`.
+    #[must_use]
+    pub fn state_directory(self, path: impl Into<PathBuf>) -> Self {
+        Self { state: Some(path.into()), ..self }
+    }
+
+    /// Asks the edge to park so many streams, 1 to 32.
+    #[must_use]
+    pub fn pool_size(self, streams: u8) -> Self {
+        Self { pool_size: Some(streams.clamp(1, 32)), ..self }
+    }
+
+    /// Serves until another agent takes the tunnel over or the edge refuses
+    /// this one for good; what passes is tried again.
+    ///
+    /// # Errors
+    ///
+    /// Always: there is no other end. Dropping the future stops the agent.
+    pub async fn run(self, observer: impl Fn(Event) + Send + Sync + 'static) -> Result<(), Error> {
+        let shared = Arc::new(self.prepare(Box::new(observer)).await?);
+        let address = shared.edge_address();
+        let sessions = serve(Arc::clone(&shared), self.edge.or(address));
+        match &shared.certificate {
+            Some(certificate) => tokio::select! {
+                ended = sessions => ended,
+                () = certificate.keep_fresh(&shared.rest, &shared.tunnel, |event| shared.tell(event)) => Ok(()),
+            },
+            None => sessions.await,
+        }
+    }
+
+    /// Everything that comes before the first session, tried until it works or
+    /// cannot work.
+    async fn prepare(&self, observer: Box<dyn Fn(Event) + Send + Sync>) -> Result<Shared, Error> {
+        let mut delay = FIRST_DELAY;
+        loop {
+            let error = match self.look_up().await {
+                Ok((tunnel, certificate)) => {
+                    return Ok(Shared {
+                        rest: self.rest.clone(),
+                        tunnel,
+                        upstream: self.upstream.clone(),
+                        certificate,
+                        pool_size: self.pool_size,
+                        observer,
+                    });
+                }
+                Err(error) if error.is_final() => return Err(error),
+                Err(error) => error,
+            };
+            observer(Event::Reconnecting { delay, error: error.chain() });
+            sleep(delay).await;
+            delay = (delay * 2).min(LAST_DELAY);
+        }
+    }
+
+    async fn look_up(&self) -> Result<(Tunnel, Option<Certificate>), Error> {
+        let tunnel = self.rest.tunnel(&self.name).await?;
+        let certificate = match tunnel.tls_mode.as_str() {
+            "passthrough" => {
+                let directory = self.state.clone().unwrap_or_else(|| certificate::default_directory(&self.name));
+                Some(Certificate::open(directory, &self.rest, &tunnel).await?)
+            }
+            _ => None,
+        };
+        Ok((tunnel, certificate))
+    }
+}
+
+impl Shared {
+    /// Where the data plane is, if nobody said.
+    fn edge_address(&self) -> Option<(String, u16)> {
+        // A server that runs with its defaults on this machine.
+        const LOCAL_PORT: u16 = 4443;
+        let is_local = tls::is_localhost(&self.tunnel.zone);
+        self.rest.edge_address().or_else(|| is_local.then(|| (self.tunnel.zone.clone(), LOCAL_PORT)))
+    }
+}
+
+/// One session after the other; during a restart of the edge, two at once.
+async fn serve(shared: Arc<Shared>, edge: Option<(String, u16)>) -> Result<(), Error> {
+    let zone = shared.tunnel.zone.clone();
+    let (host, port) = edge.unwrap_or_else(|| (zone.clone(), 443));
+    let trust = shared.rest.trust().cloned().map_or_else(Trust::of_system, Ok)?;
+    let (newest, watched) = watch::channel(None);
+    let (mut delay, mut is_handoff) = (FIRST_DELAY, false);
+    loop {
+        if !is_handoff {
+            shared.tell(Event::Connecting);
+        }
+        let begun = async {
+            let tls = trust.connect(&zone, Address(&host, port), b"h2").await?;
+            Session::begin(&shared, tls, watched.clone()).await
+        };
+        let begun = tokio::time::timeout(LAST_DELAY, begun).await.unwrap_or(Err(Error::Slow("the session")));
+        let error = match begun {
+            Ok(session) => {
+                newest.send_replace(Some(session.send_request()));
+                let (public_host, tls_mode) = (shared.tunnel.public_host.clone(), shared.tunnel.tls_mode.clone());
+                shared.tell(Event::Connected { public_host, tls_mode });
+                let since = Instant::now();
+                let end = session.run(Arc::clone(&shared)).await;
+                if since.elapsed() >= SERVED {
+                    delay = FIRST_DELAY;
+                }
+                match end {
+                    End::Superseded => return Err(Error::Superseded),
+                    End::Drained => {
+                        shared.tell(Event::Draining);
+                        (is_handoff, delay) = (true, HANDOFF_DELAY);
+                        continue;
+                    }
+                    End::Lost(error) => {
+                        error.map_or_else(|| "the edge closed the connection".to_owned(), |e| chain(&*e))
+                    }
+                }
+            }
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => error.chain(),
+        };
+        let wait = jitter(delay);
+        shared.tell(Event::Reconnecting { delay: wait, error });
+        sleep(wait).await;
+        is_handoff = false;
+        delay = (delay * 2).min(LAST_DELAY);
+    }
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// A quarter more or less, so that a thousand agents do not knock at once.
+fn jitter(delay: Duration) -> Duration {
+    let fraction = u32::from_be_bytes(mask());
+    delay.mul_f64(0.75 + 0.5 * f64::from(fraction) / f64::from(u32::MAX))
+}
+
+/// A masking key (RFC 6455 section 5.3). Inside TLS nobody is there to be
+/// confused by a predictable one, so it need not be costly.
+pub(crate) fn mask() -> [u8; 4] {
+    static STATE: AtomicU64 = AtomicU64::new(0);
+    if STATE.load(Ordering::Relaxed) == 0 {
+        let mut seed = [0; 8];
+        // Without a generator the key is a known one, which is as good as any.
+        let _ = getrandom::fill(&mut seed);
+        STATE.store(u64::from_ne_bytes(seed) | 1, Ordering::Relaxed);
+    }
+    // splitmix64
+    let state = STATE.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let octets = (mixed ^ (mixed >> 31)).to_be_bytes();
+    [octets[0], octets[1], octets[2], octets[3]]
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("tunnel", &self.tunnel).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,261 @@
+//! The application behind the agent: a URL, or a service in this process.
+//!
+//! Both are spoken to in HTTP/1.1, so that WebSockets and streamed bodies work
+//! the same way for both.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, header};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::Error;
+use crate::tls::{Address, Trust};
+
+/// A body on its way to the application, or to a visitor.
+pub type AgentBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Where visitors' requests go.
+#[derive(Clone)]
+pub struct Upstream(Arc<Inner>);
+
+struct Inner {
+    dial: Dial,
+    /// What the application sees as `Host`.
+    host: HeaderValue,
+    idle: Mutex<Vec<SendRequest<AgentBody>>>,
+}
+
+enum Dial {
+    Tcp { host: String, port: u16 },
+    Tls { host: String, port: u16, trust: Trust },
+    Service(Box<dyn Fn(tokio::io::DuplexStream) + Send + Sync>),
+}
+
+/// A connection to the application.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Connections that wait for the next request; more are closed.
+const MAX_IDLE: usize = 256;
+/// Octets between an in-process service and the agent.
+const PIPE: usize = 64 * 1024;
+
+impl Upstream {
+    /// An application at an `http` or `https` URL; `trust` is for the latter.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is another one, or has a path.
+    pub fn url(url: &Uri, trust: Option<&Trust>) -> Result<Self, Error> {
+        let usage = Error::Upstream("forward to a URL such as http://127.0.0.1:3000, without a path");
+        if !matches!(url.path(), "" | "/") || url.query().is_some() {
+            return Err(usage);
+        }
+        let (Some(host), Some(authority)) = (url.host(), url.authority()) else { return Err(usage) };
+        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let dial = match (url.scheme_str(), trust) {
+            (Some("http"), _) => Dial::Tcp { host: bare, port: url.port_u16().unwrap_or(80) },
+            (Some("https"), Some(trust)) => {
+                Dial::Tls { host: bare, port: url.port_u16().unwrap_or(443), trust: trust.clone() }
+            }
+            _ => return Err(usage),
+        };
+        let host = HeaderValue::from_str(authority.as_str()).map_err(http::Error::from)?;
+        Ok(Self::new(dial, host))
+    }
+
+    /// A service in this process, for example an `axum::Router`.
+    pub fn service<S, B>(service: S) -> Self
+    where
+        S: tower::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let serve = move |io| {
+            let service = TowerToHyperService::new(service.clone());
+            tokio::spawn(async move {
+                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service);
+                if let Err(error) = connection.with_upgrades().await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "the service's connection ended");
+                }
+            });
+        };
+        Self::new(Dial::Service(Box::new(serve)), HeaderValue::from_static("localhost"))
+    }
+
+    fn new(dial: Dial, host: HeaderValue) -> Self {
+        Self(Arc::new(Inner { dial, host, idle: Mutex::default() }))
+    }
+
+    /// Sends a request and answers when the head of the response is there. The
+    /// request's `host` becomes the application's own.
+    pub(crate) async fn send(&self, mut request: Request<AgentBody>) -> Result<Response<UpstreamBody>, Error> {
+        request.headers_mut().insert(header::HOST, self.0.host.clone());
+        loop {
+            let idle = self.take_idle();
+            let is_reused = idle.is_some();
+            let mut sender = match idle {
+                Some(sender) => sender,
+                None => self.dial().await?,
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let (head, body) = response.into_parts();
+                    return Ok(Response::from_parts(
+                        head,
+                        UpstreamBody { body, sender: Some(sender), upstream: self.clone() },
+                    ));
+                }
+                // The application closed an idle connection while we took it: nothing was sent.
+                Err(mut error) => match error.take_message().filter(|_| is_reused) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(error.into_error().into()),
+                },
+            }
+        }
+    }
+
+    /// Sends a request on a connection of its own, which may be upgraded.
+    pub(crate) async fn send_upgrade(&self, mut request: Request<AgentBody>) -> Result<Response<Incoming>, Error> {
+        request.headers_mut().insert(header::HOST, self.0.host.clone());
+        let mut sender = self.dial().await?;
+        Ok(sender.send_request(request).await?)
+    }
+
+    fn take_idle(&self) -> Option<SendRequest<AgentBody>> {
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(sender) = idle.pop() {
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn put_idle(&self, sender: SendRequest<AgentBody>) {
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE && !sender.is_closed() {
+            idle.push(sender);
+        }
+    }
+
+    async fn dial(&self) -> Result<SendRequest<AgentBody>, Error> {
+        let io: Box<dyn Io> = match &self.0.dial {
+            Dial::Tcp { host, port } => Box::new(Address(host, *port).connect().await.map_err(Error::Connect)?),
+            Dial::Tls { host, port, trust } => {
+                Box::new(trust.connect(host, Address(host, *port), b"http/1.1").await?)
+            }
+            Dial::Service(serve) => {
+                let (near, far) = tokio::io::duplex(PIPE);
+                serve(far);
+                Box::new(near)
+            }
+        };
+        let (sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a connection to the application ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("host", &self.0.host).finish_non_exhaustive()
+    }
+}
+
+/// The body of a response. Read to its end, its connection is used again.
+pub(crate) struct UpstreamBody {
+    body: Incoming,
+    sender: Option<SendRequest<AgentBody>>,
+    upstream: Upstream,
+}
+
+impl UpstreamBody {
+    fn finish(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            self.upstream.put_idle(sender);
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.finish(),
+            Some(Ok(_)) if self.body.is_end_stream() => self.finish(),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => self.sender = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+/// A body that is there already.
+pub(crate) fn full(body: Bytes) -> AgentBody {
+    http_body_util::Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Speaks HTTP/1.1 or HTTP/2 with whoever is at the other end of `io`, and
+/// hands each request to `serve`.
+pub(crate) async fn serve_http<IO, S, F>(io: IO, is_http2: bool, serve: S) -> Result<(), hyper::Error>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<AgentBody>> + Send + 'static,
+{
+    let service = hyper::service::service_fn(move |request| {
+        let response = serve(request);
+        async move { Ok::<_, std::convert::Infallible>(response.await) }
+    });
+    if is_http2 {
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder.serve_connection(TokioIo::new(io), service).await
+    } else {
+        let builder = hyper::server::conn::http1::Builder::new();
+        builder.serve_connection(TokioIo::new(io), service).with_upgrades().await
+    }
+}
+
+/// The application's side of an upgraded connection.
+pub(crate) async fn upgraded<T>(response: Response<T>) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(io::Error::other)
+}

@@ -1,0 +1,205 @@
+"""Calls public hosts as strangers do: curl, plain sockets, and a WebSocket client of a hundred lines."""
+
+import base64
+import hashlib
+import http.client
+import os
+import pathlib
+import socket
+import ssl
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+PATIENCE = 20.0
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+@dataclass
+class Page:
+    """What a visitor got. `headers` are pairs with lower-case names, repeats kept."""
+
+    status: int
+    headers: list
+    body: bytes
+    http_version: str = ""
+
+    def all(self, name):
+        return [value for each, value in self.headers if each == name]
+
+    def first(self, name):
+        return next(iter(self.all(name)), None)
+
+    def __repr__(self):
+        return f"{self.status} {self.headers} {self.body[:300]!r}"
+
+
+class Unanswered(Exception):
+    """curl ended without an answer; the text is its own."""
+
+
+def curl(root, url, *options, timeout=PATIENCE):
+    with tempfile.TemporaryDirectory() as place:
+        heads, body = pathlib.Path(place) / "heads", pathlib.Path(place) / "body"
+        # `--globoff` and `--path-as-is`: the URL is sent as it stands.
+        command = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--max-time", str(timeout)]
+        command += ["--cacert", root, "--dump-header", heads, "--output", body, "--write-out", "%{http_version}"]
+        done = subprocess.run([*command, *options, url], capture_output=True, check=False)
+        if done.returncode != 0:
+            raise Unanswered(f"curl {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+        # Interim answers come before the last one.
+        head = heads.read_bytes().decode("latin-1").split("\r\n\r\n")[-2].split("\r\n")
+        headers = [_field(line) for line in head[1:]]
+        read = body.read_bytes() if body.exists() else b""
+        return Page(int(head[0].split(" ")[1]), headers, read, done.stdout.decode())
+
+
+def fetch(context, host, method="GET", path="/", body=None, headers=None, address=None, timeout=PATIENCE):
+    """One request on a connection of its own, from the loopback address `address` if one is given."""
+    source = (address, 0) if address else None
+    connection = http.client.HTTPSConnection(host, timeout=timeout, context=context, source_address=source)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        fields = [(name.lower(), value) for name, value in answer.getheaders()]
+        return Page(answer.status, fields, answer.read(), f"{answer.version / 10}")
+    finally:
+        connection.close()
+
+
+def dial(context, host, timeout=PATIENCE):
+    tcp = socket.create_connection((host, 443), timeout)
+    try:
+        return context.wrap_socket(tcp, server_hostname=host)
+    except BaseException:
+        tcp.close()
+        raise
+
+
+def raw(context, host, request):
+    """Sends octets as they are and reads until the other side ends."""
+    with dial(context, host) as connection:
+        connection.sendall(request)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    return Page(int(lines[0].split(" ")[1]), [_field(line) for line in lines[1:]], body, lines[0][5:8])
+
+
+def trust(root):
+    context = ssl.create_default_context(cafile=root)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class Ended(Exception):
+    """The connection ended without a Close frame."""
+
+
+class WebSocket:
+    """RFC 6455, client side. `status` is 101, or a refusal whose `headers` tell more."""
+
+    def __init__(self, context, host, path, subprotocols=(), timeout=PATIENCE):
+        self._connection = dial(context, host, timeout)
+        self._read = self._connection.makefile("rb")
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+        if subprotocols:
+            lines.append(f"Sec-WebSocket-Protocol: {', '.join(subprotocols)}")
+        self._connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        self.status = int(self._read.readline().split(b" ")[1])
+        fields = iter(lambda: self._read.readline().decode("latin-1").rstrip("\r\n"), "")
+        self.headers = dict(_field(line) for line in fields)
+        if self.status == 101:
+            digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+            wanted, came = base64.b64encode(digest).decode(), self.headers.get("sec-websocket-accept")
+            if came != wanted:
+                raise ValueError(f"Sec-WebSocket-Accept is {came}, not {wanted}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        self._read.close()
+        self._connection.close()
+
+    @property
+    def subprotocol(self):
+        return self.headers.get("sec-websocket-protocol")
+
+    def send(self, message):
+        """A text or octets, whole."""
+        text = isinstance(message, str)
+        self.send_frame(TEXT if text else BINARY, message.encode() if text else message)
+
+    def send_frame(self, opcode, payload, final=True):
+        head = bytes([opcode | (0x80 if final else 0)])
+        if len(payload) < 126:
+            head += bytes([0x80 | len(payload)])
+        elif len(payload) < 65536:
+            head += struct.pack("!BH", 0x80 | 126, len(payload))
+        else:
+            head += struct.pack("!BQ", 0x80 | 127, len(payload))
+        mask = os.urandom(4)
+        self._connection.sendall(head + mask + _masked(payload, mask))
+
+    def send_close(self, code, reason=""):
+        self.send_frame(CLOSE, struct.pack("!H", code) + reason.encode())
+
+    def receive(self):
+        """The next message: a text, octets, or a tuple of opcode and payload for anything else."""
+        parts, kind = [], None
+        while True:
+            final, opcode, payload = self._frame()
+            if opcode >= CLOSE:
+                return opcode, payload
+            kind = kind or opcode
+            parts.append(payload)
+            if final:
+                whole = b"".join(parts)
+                return whole.decode() if kind == TEXT else whole
+
+    def closed(self):
+        """Reads on until the Close frame; its code and reason."""
+        while True:
+            message = self.receive()
+            if isinstance(message, tuple) and message[0] == CLOSE:
+                payload = message[1]
+                code = struct.unpack("!H", payload[:2])[0] if payload else None
+                return code, payload[2:].decode()
+
+    def _frame(self):
+        first, second = self._exactly(2)
+        if second & 0x80 or first & 0x70:
+            raise ValueError(f"a server's frame is unmasked and has no extension bits: {first:02x} {second:02x}")
+        length = second
+        if length == 126:
+            (length,) = struct.unpack("!H", self._exactly(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self._exactly(8))
+        return bool(first & 0x80), first & 0x0F, self._exactly(length)
+
+    def _exactly(self, count):
+        try:
+            octets = self._read.read(count)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise Ended(f"{type(error).__name__}: {error}") from error
+        if len(octets) < count:
+            raise Ended("the end of the stream")
+        return octets
+
+
+def _masked(payload, mask):
+    repeated = (mask * (len(payload) // 4 + 1))[: len(payload)]
+    number = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
+    return number.to_bytes(len(payload), "big")
+
+
+def _field(line):
+    name, _, value = line.partition(":")
+    return name.strip().lower(), value.strip()
