@@ -1,25 +1,34 @@
-//! Adit in one process: a server on a temporary directory, an agent that asks
-//! it for a certificate, and a visitor who checks the agent's TLS.
+//! Adit in one process: a server on a temporary directory, an application on
+//! loopback, an agent for each of two tunnels, and a visitor who trusts the
+//! root and nothing else.
 //!
 //! Run it with `cargo run -p examples --bin quickstart`.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use agent::{Agent, Credential, Event, Rest, Trust, Upstream};
 use anyhow::{Context as _, ensure};
-use api::{App, Clock as _, Limits, Metrics, SystemClock, SystemRandom};
+use api::{App, Clock as _, DataPlane, Limits, Metrics, SystemClock, SystemRandom};
+use axum::Router;
+use axum::routing::get;
 use ca_dir::{CaDir, leaf_profile};
-use http_body_util::{BodyExt as _, Full};
-use hyper::Request;
+use edge::Edge;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use pki_core::crypto::aws_lc::AwsLc;
-use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage, certificates_from_pem, inspect_certificate};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
-use serde_json::{Value, json};
-use store::SqliteStore;
-use tunnel_model::{OrganizationId, Rules};
+use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage, inspect_certificate};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
+use store::{SqliteStore, Store};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tunnel_model::{OrganizationId, Rules, TunnelId};
 
 const ZONE: &str = "adit.localhost";
 
@@ -28,125 +37,184 @@ async fn main() -> anyhow::Result<()> {
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     println!("Adit quickstart: everything below happens in this process and in a temporary directory.\n");
 
-    let (server, root) = Server::start(directory.path()).await?;
     step(1, "A server starts on an empty directory");
-    tell("API", &format!("http://{}", server.address));
-    tell("root certificate", &inspect_certificate(&root)?.subject);
+    let server = Server::start(directory.path()).await?;
+    tell("API", &format!("http://{}", server.api));
+    tell("edge", &format!("{} for agents and visitors, over TLS", server.edge));
+    tell("root certificate", &inspect_certificate(&server.root)?.subject);
     tell("admin API key", "made and stored as a hash only");
 
-    step(2, "Somebody creates a tunnel whose TLS ends in the agent");
-    let wanted = json!({ "tunnel_name": "my-agent", "tls_mode": "passthrough" });
-    let created = server.call("POST", "/api/v1/tunnels", &wanted).await?.expect_status(201)?;
-    let tunnel = &created["tunnel"];
-    let (id, host) = (text(tunnel, "id")?, text(tunnel, "public_host")?);
-    tell("public host", &host);
-    tell("status", &text(tunnel, "status")?);
+    step(2, "Somebody has an application on this machine");
+    let application = start_application().await?;
+    tell("application", &format!("http://{application}"));
 
-    step(3, "The agent makes a key, which never leaves it, and a certificate signing request");
-    let key = rcgen::KeyPair::generate()?;
-    let csr = request(&key, &host)?;
-    tell("key", "ECDSA P-256, in the agent's memory");
-    tell("request", &format!("CN={host}, {} octets of PEM", csr.len()));
+    step(3, "It gets two public names: TLS of the first ends at the server, of the second in the agent");
+    let rest = server.rest()?;
+    for (name, tls_mode) in [("shop", "edge"), ("bank", "passthrough")] {
+        let wanted = json!({ "tunnel_name": name, "tls_mode": tls_mode });
+        rest.call(Method::POST, "/api/v1/tunnels", Some(wanted)).await?;
+        let tunnel = rest.tunnel(name).await?;
+        tell(name, &format!("https://{}:{}/ ({tls_mode}, {})", tunnel.public_host, server.edge.port(), tunnel.status));
+    }
 
-    step(4, "The server checks the request and signs it");
-    let sign = format!("/api/v1/tunnels/{id}/sign-csr");
-    let signed = server.call("POST", &sign, &json!({ "csr_pem": csr })).await?.expect_status(200)?;
-    let first = chain(&signed)?;
-    let leaf = inspect_certificate(&first[0])?;
-    tell("gate", "size, PEM, DER, key, signature, proof of possession, names, extensions: passed");
-    tell("certificate", &format!("{} for {}", leaf.serial, leaf.subject_alt_names.join(", ")));
-    tell("valid until", &leaf.not_after.to_string());
-    tell("chain", &format!("leaf <- {} <- root", leaf.issuer));
-    tell("SHA-256", &text(&signed, "cert_fingerprint_sha256")?);
-    let shown = server.call("GET", &format!("/api/v1/tunnels/{id}"), &Value::Null).await?.expect_status(200)?;
-    ensure!(
-        shown["cert_fingerprint_sha256"] == signed["cert_fingerprint_sha256"],
-        "the tunnel shows another certificate"
+    step(4, "An agent for each dials out; that of bank makes a key and has the server sign its certificate");
+    for name in ["shop", "bank"] {
+        let url = start_agent(&server, name, &format!("http://{application}"), directory.path()).await?;
+        tell(name, &format!("connected, {url} leads to the application"));
+    }
+    let bank = rest.call(Method::GET, &format!("/api/v1/tunnels/{}", rest.tunnel("bank").await?.id), None).await?;
+    let signed = bank["cert_fingerprint_sha256"].as_str().context("bank has a certificate")?.to_owned();
+    tell("signed for bank", &format!("SHA-256 {signed}"));
+
+    step(5, "A visitor fetches both");
+    for name in ["shop", "bank"] {
+        let visit = visit(&server, name, "/hello").await?;
+        tell(name, &format!("{} {:?}", visit.status, visit.body.trim_end()));
+        tell("  verified", &format!("{} over {}, chain up to the root", visit.host, visit.version));
+        let is_agents = visit.fingerprint == signed;
+        ensure!(is_agents == (name == "bank"), "{name} presented the wrong certificate");
+        let who = if is_agents {
+            "the agent: the certificate is the one signed for its key, which never left it"
+        } else {
+            "the server: it issued itself a certificate for this name"
+        };
+        tell("  TLS ended at", who);
+    }
+
+    step(6, "A request for somebody else's name is refused, with the reason");
+    let foreign = request(&rcgen::KeyPair::generate()?, &format!("someone-else.{ZONE}"))?;
+    let refused = rest.sign_csr(rest.tunnel("bank").await?.id, &foreign).await;
+    tell("answer", &refused.err().context("it was signed")?.to_string());
+
+    println!("\nNext, in three terminals:");
+    println!(
+        "  cargo run --release -p api-server                                   a server that stays, in ./adit-data"
     );
-    tell("tunnel's status", &text(&shown, "status")?);
-
-    step(5, "A visitor who trusts the root makes a TLS handshake with the agent");
-    tell("verified", &handshake(&first, &key, &root, &host)?);
-
-    step(6, "The certificate is renewed with a new key before it ends");
-    let new_key = rcgen::KeyPair::generate()?;
-    let renewed =
-        server.call("POST", &sign, &json!({ "csr_pem": request(&new_key, &host)? })).await?.expect_status(200)?;
-    let second = chain(&renewed)?;
-    tell("new serial", &inspect_certificate(&second[0])?.serial);
-    tell("verified", &handshake(&second, &new_key, &root, &host)?);
-
-    step(7, "A request for somebody else's name is refused, with the reason");
-    let foreign = request(&key, &format!("someone-else.{ZONE}"))?;
-    let refused = server.call("POST", &sign, &json!({ "csr_pem": foreign })).await?.expect_status(400)?;
-    tell("answer", &format!("400 {}", text(&refused, "title")?));
-    tell("detail", &text(&refused, "detail")?);
-
-    println!("\nNext:");
-    println!("  cargo run -p api-server                               a server that stays, in ./adit-data");
-    println!("  curl -H \"X-API-Key: $(cat adit-data/admin-api-key)\" http://127.0.0.1:8080/api/v1/tunnels");
-    println!("  cargo run -p ca-cli -- csr my-agent.adit.localhost    a key and a request of your own");
-    println!("  cargo run -p ca-cli -- --help                         sign, inspect and verify from a shell");
+    println!("  cargo run --release -p tunnel-agent -- tunnels create my-agent      a name");
+    println!("  cargo run --release -p tunnel-agent -- connect my-agent --forward-to http://127.0.0.1:3000");
+    println!("  curl --cacert adit-data/ca/root.crt https://my-agent.{ZONE}:4443/");
     Ok(())
 }
 
-/// A server as `api-server` wires it, on a port that the system chooses.
+/// A server as `api-server` wires it, on ports that the system chooses.
 struct Server {
-    address: SocketAddr,
+    api: SocketAddr,
+    edge: SocketAddr,
     admin_key: String,
+    root: Vec<u8>,
+}
+
+/// Where control plane and data plane meet: neither knows the other.
+struct Joint(Edge);
+
+impl DataPlane for Joint {
+    fn notice(&self, events: &[tunnel_model::Event]) {
+        self.0.notice(events);
+    }
+
+    fn is_connected(&self, tunnel: TunnelId) -> bool {
+        self.0.is_connected(tunnel)
+    }
 }
 
 impl Server {
-    async fn start(directory: &std::path::Path) -> anyhow::Result<(Self, Vec<u8>)> {
+    async fn start(directory: &Path) -> anyhow::Result<Self> {
         let now = Time::from_unix(SystemClock.now().micros() / 1_000_000);
         let zone: DnsName = ZONE.parse()?;
-        let store = SqliteStore::open(directory)?;
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory)?);
         let ca = CaDir::create(&directory.join("ca"), &zone, None, now)?;
         let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, 90))?;
         let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
+        let edge = Edge::new(edge::Settings::new(ZONE.parse()?), Arc::clone(&store), authority.clone())?;
         let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
-        let app = App::new(Arc::new(store), clock, random, authority, Rules::new(), ZONE.parse()?);
+        let app = App::new(store, clock, random, authority, Rules::new(), ZONE.parse()?)
+            .with_data_plane(Arc::new(Joint(edge.clone())));
         let admin_key = app.bootstrap(&OrganizationId::new("org_quickstart"), None).await?;
         let admin_key = admin_key.context("an empty store has no key yet")?.expose().to_owned();
 
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
+        let api_listener = TcpListener::bind("127.0.0.1:0").await?;
+        let edge_listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (api_address, edge_address) = (api_listener.local_addr()?, edge_listener.local_addr()?);
         let limits = Limits::default();
         let metrics = Arc::new(Metrics::new());
         let router = api::router(Arc::new(app), Arc::clone(&metrics), &limits);
-        tokio::spawn(async move { api::serve(listener, router, &limits, metrics, std::future::pending()).await });
-        Ok((Self { address, admin_key }, ca.root))
+        tokio::spawn(async move { api::serve(api_listener, router, &limits, metrics, std::future::pending()).await });
+        tokio::spawn(async move { edge.serve(edge_listener, None, std::future::pending()).await });
+        Ok(Self { api: api_address, edge: edge_address, admin_key, root: ca.root })
     }
 
-    /// One HTTP request, as any client would send it.
-    async fn call(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Answer> {
-        let stream = tokio::net::TcpStream::connect(self.address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", self.address.to_string())
-            .header("x-api-key", &self.admin_key)
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body.to_string())))?;
-        let response = sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok(Answer { status, body: serde_json::from_slice(&body)? })
+    fn rest(&self) -> anyhow::Result<Rest> {
+        let trust = Trust::only(vec![CertificateDer::from(self.root.clone())])?;
+        let key = Credential::ApiKey(self.admin_key.clone());
+        Ok(Rest::new(format!("http://{}", self.api).parse()?, key, Some(trust))?)
     }
 }
 
-struct Answer {
-    status: u16,
-    body: Value,
+/// An application that knows nothing of tunnels.
+async fn start_application() -> anyhow::Result<SocketAddr> {
+    let hello = |headers: HeaderMap| async move {
+        let asked = headers.get("x-forwarded-host").and_then(|host| host.to_str().ok()).unwrap_or("nobody");
+        format!("hello from the application, asked for {asked}\n")
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let router = Router::new().route("/hello", get(hello));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(address)
 }
 
-impl Answer {
-    fn expect_status(self, status: u16) -> anyhow::Result<Value> {
-        ensure!(self.status == status, "the server answered {}: {}", self.status, self.body);
-        Ok(self.body)
+/// Starts an agent and waits until it is connected; answers its public URL.
+async fn start_agent(server: &Server, name: &str, forward_to: &str, directory: &Path) -> anyhow::Result<String> {
+    let (connected, mut url) = tokio::sync::mpsc::unbounded_channel();
+    let agent = Agent::new(server.rest()?, name, Upstream::url(&forward_to.parse()?, None)?)
+        .edge("127.0.0.1", server.edge.port())
+        .state_directory(directory.join(name));
+    let observe = move |event| {
+        if let Event::Connected { url, .. } = event {
+            // The quickstart waits for the first one only.
+            let _ = connected.send(url);
+        }
+    };
+    let agent = tokio::spawn(agent.run(observe));
+    tokio::select! {
+        url = url.recv() => url.context("the agent ended"),
+        ended = agent => ended?.map(|()| String::new()).context("the agent ended"),
+        () = tokio::time::sleep(Duration::from_secs(15)) => anyhow::bail!("the agent did not connect in time"),
     }
+}
+
+/// What a visitor sees.
+struct Visit {
+    host: String,
+    status: http::StatusCode,
+    body: String,
+    version: String,
+    /// SHA-256 of the certificate that was presented.
+    fingerprint: String,
+}
+
+/// One request by a visitor who trusts the root and nothing else.
+async fn visit(server: &Server, name: &str, path: &str) -> anyhow::Result<Visit> {
+    let host = format!("{name}.{ZONE}");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(server.root.clone()))?;
+    let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let stream = TcpStream::connect(server.edge).await?;
+    let tls = TlsConnector::from(config).connect(ServerName::try_from(host.clone())?, stream).await;
+    let tls = tls.context("the visitor does not accept the certificate")?;
+    let session = tls.get_ref().1;
+    let version = format!("{:?}", session.protocol_version().context("the handshake is done")?);
+    let leaf = session.peer_certificates().and_then(|chain| chain.first()).context("a certificate was presented")?;
+    let fingerprint = inspect_certificate(leaf)?.fingerprint_sha256.to_string();
+
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder().uri(path).header("host", &host).body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    ensure!(status.is_success(), "the visitor got {status}: {}", String::from_utf8_lossy(&body));
+    Ok(Visit { host, status, body: String::from_utf8_lossy(&body).into_owned(), version, fingerprint })
 }
 
 /// What `openssl req -new` or an SDK would send.
@@ -157,51 +225,10 @@ fn request(key: &rcgen::KeyPair, host: &str) -> anyhow::Result<String> {
     Ok(params.serialize_request(key)?.pem()?)
 }
 
-/// Leaf and intermediate in DER, as a TLS server presents them.
-fn chain(signed: &Value) -> anyhow::Result<Vec<Vec<u8>>> {
-    let pem = text(signed, "cert_pem")? + &text(signed, "chain_pem")?;
-    Ok(certificates_from_pem(pem.as_bytes())?)
-}
-
-/// A handshake over loopback: the agent presents its chain, the visitor trusts
-/// the root and nothing else.
-fn handshake(chain: &[Vec<u8>], key: &rcgen::KeyPair, root: &[u8], host: &str) -> anyhow::Result<String> {
-    let chain = chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
-    let agent = Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?);
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(root.to_vec()))?;
-    let visitor = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
-
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let serving = std::thread::spawn(move || -> anyhow::Result<()> {
-        let (mut stream, _) = listener.accept()?;
-        let mut connection = ServerConnection::new(agent)?;
-        while connection.is_handshaking() {
-            connection.complete_io(&mut stream)?;
-        }
-        Ok(())
-    });
-    let mut stream = TcpStream::connect(address)?;
-    let mut connection = ClientConnection::new(visitor, ServerName::try_from(host.to_owned())?)?;
-    while connection.is_handshaking() {
-        connection.complete_io(&mut stream).context("the visitor does not accept the certificate")?;
-    }
-    serving.join().map_err(|_| anyhow::anyhow!("the agent's thread panicked"))??;
-    let version = connection.protocol_version().context("the handshake is done")?;
-    Ok(format!("{host} over {version:?}, chain up to the root"))
-}
-
 fn step(number: u32, what: &str) {
     println!("{number}. {what}");
 }
 
 fn tell(name: &str, value: &str) {
     println!("     {name:<17} {value}");
-}
-
-fn text(object: &Value, field: &str) -> anyhow::Result<String> {
-    let value = object[field].as_str().with_context(|| format!("the answer has no {field}: {object}"))?;
-    Ok(value.to_owned())
 }

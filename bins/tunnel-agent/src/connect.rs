@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agent::{Agent, Event, Rest, Trust, Upstream};
+use agent::{Agent, Credential, Event, Rest, Trust, Upstream};
 use anyhow::Context as _;
 use clap::Args;
 use http::Uri;
@@ -32,6 +32,10 @@ pub(crate) struct Connect {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     pool_size: Option<u8>,
 
+    /// The tunnel's connect secret: what the edge is shown instead of the API key
+    #[arg(long, value_name = "SECRET", env = "ADIT_CONNECT_SECRET", hide_env_values = true)]
+    connect_secret: Option<String>,
+
     /// PEM file of the root that an https application's certificate ends in [default: the system's]
     #[arg(long, value_name = "FILE")]
     forward_ca: Option<PathBuf>,
@@ -52,6 +56,9 @@ impl Connect {
         }
         if let Some(directory) = self.state_dir {
             agent = agent.state_directory(directory);
+        }
+        if let Some(secret) = self.connect_secret {
+            agent = agent.credential(Credential::TunnelSecret(secret));
         }
         if let Some(streams) = self.pool_size {
             agent = agent.pool_size(streams);
@@ -111,8 +118,8 @@ impl Teller {
                 let not_after = jiff::Timestamp::try_from(*not_after).map(|time| time.to_string()).unwrap_or_default();
                 json!({ "event": "certificate-renewed", "not_after": not_after })
             }
-            Event::Connected { public_host, tls_mode } => json!({
-                "event": "connected", "url": format!("https://{public_host}/"), "tls_mode": tls_mode,
+            Event::Connected { url, tls_mode } => json!({
+                "event": "connected", "url": url, "tls_mode": tls_mode,
                 "forward_to": self.forward_to,
             }),
             Event::Connecting => json!({ "event": "connecting" }),

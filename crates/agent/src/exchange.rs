@@ -124,10 +124,11 @@ pub(crate) async fn serve_websocket(
 ) {
     let limit = deadline.unwrap_or(HANDSHAKE);
     let local = timeout(limit, open(shared, path, headers, visitor)).await;
-    let local = local.unwrap_or_else(|_| Err(failure(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded")));
+    let local = local.unwrap_or_else(|_| Err(refusal(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded")));
     let (head, local) = match local {
         Ok(accepted) => accepted,
-        Err((head, body)) => {
+        Err(refusal) => {
+            let (head, body) = *refusal;
             streams.reply(request_id, head, body).await;
             return;
         }
@@ -140,7 +141,12 @@ pub(crate) async fn serve_websocket(
     }
 }
 
-type Refusal = (ReplyHead, Bytes);
+/// What the visitor gets instead of a WebSocket.
+type Refusal = Box<(ReplyHead, Bytes)>;
+
+fn refusal(status: StatusCode, reason: &'static str) -> Refusal {
+    Box::new(failure(status, reason))
+}
 
 /// The handshake with the application (RFC 6455 section 4.1).
 async fn open(
@@ -150,9 +156,9 @@ async fn open(
     visitor: Option<IpAddr>,
 ) -> Result<(ReplyHead, impl AsyncRead + AsyncWrite), Refusal> {
     let mut request = request(shared, Method::GET, path, headers, full(Bytes::new()), visitor)
-        .map_err(|_| failure(StatusCode::BAD_REQUEST, "invalid-path"))?;
+        .map_err(|_| refusal(StatusCode::BAD_REQUEST, "invalid-path"))?;
     let mut key = [0; 16];
-    getrandom::fill(&mut key).map_err(|_| failure(StatusCode::INTERNAL_SERVER_ERROR, "internal"))?;
+    getrandom::fill(&mut key).map_err(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal"))?;
     let fields = request.headers_mut();
     fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -162,7 +168,7 @@ async fn open(
     }
     let unreachable = |error: Error| {
         shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
-        failure(StatusCode::BAD_GATEWAY, "upstream-unreachable")
+        refusal(StatusCode::BAD_GATEWAY, "upstream-unreachable")
     };
     let response = shared.upstream.send_upgrade(request).await.map_err(unreachable)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -172,11 +178,11 @@ async fn open(
         let status = if head.status.is_success() { StatusCode::BAD_GATEWAY } else { head.status };
         let mut reply = ReplyHead::new(status);
         reply.headers = reply_headers(head.headers);
-        return Err((reply, body));
+        return Err(Box::new((reply, body)));
     }
     let mut reply = ReplyHead::new(StatusCode::OK);
     reply.headers = acceptance_headers(response.headers().clone());
-    let local = upgraded(response).await.map_err(|_| failure(StatusCode::BAD_GATEWAY, "upstream-error"))?;
+    let local = upgraded(response).await.map_err(|_| refusal(StatusCode::BAD_GATEWAY, "upstream-error"))?;
     Ok((reply, local))
 }
 

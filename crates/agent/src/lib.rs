@@ -53,6 +53,7 @@ pub struct Agent {
     edge: Option<(String, u16)>,
     state: Option<PathBuf>,
     pool_size: Option<u8>,
+    credential: Option<Credential>,
 }
 
 /// What the agent did, for whoever watches.
@@ -66,8 +67,8 @@ pub enum Event {
     },
     /// Visitors reach the application.
     Connected {
-        /// The host that they call.
-        public_host: String,
+        /// What they call; with the edge's port, if it is not 443.
+        url: String,
         /// Who terminates TLS: `edge` or `passthrough`.
         tls_mode: String,
     },
@@ -206,6 +207,7 @@ impl Error {
 pub(crate) struct Shared {
     rest: Rest,
     tunnel: Tunnel,
+    credential: Credential,
     upstream: Upstream,
     certificate: Option<Certificate>,
     pool_size: Option<u8>,
@@ -229,7 +231,7 @@ const SERVED: Duration = Duration::from_secs(5);
 impl Agent {
     /// An agent for the tunnel `name`, whose visitors `upstream` answers.
     pub fn new(rest: Rest, name: impl Into<String>, upstream: Upstream) -> Self {
-        Self { rest, name: name.into(), upstream, edge: None, state: None, pool_size: None }
+        Self { rest, name: name.into(), upstream, edge: None, state: None, pool_size: None, credential: None }
     }
 
     /// Dials the edge at this host and port instead of the zone's port 443. TLS
@@ -250,6 +252,13 @@ impl Agent {
     #[must_use]
     pub fn pool_size(self, streams: u8) -> Self {
         Self { pool_size: Some(streams.clamp(1, 32)), ..self }
+    }
+
+    /// Proves itself to the edge with this, instead of the control plane's key:
+    /// for tunnels with a connect secret.
+    #[must_use]
+    pub fn credential(self, credential: Credential) -> Self {
+        Self { credential: Some(credential), ..self }
     }
 
     /// Serves until another agent takes the tunnel over or the edge refuses
@@ -281,6 +290,7 @@ impl Agent {
                     return Ok(Shared {
                         rest: self.rest.clone(),
                         tunnel,
+                        credential: self.credential.clone().unwrap_or_else(|| self.rest.credential().clone()),
                         upstream: self.upstream.clone(),
                         certificate,
                         pool_size: self.pool_size,
@@ -338,8 +348,10 @@ async fn serve(shared: Arc<Shared>, edge: Option<(String, u16)>) -> Result<(), E
         let error = match begun {
             Ok(session) => {
                 newest.send_replace(Some(session.send_request()));
-                let (public_host, tls_mode) = (shared.tunnel.public_host.clone(), shared.tunnel.tls_mode.clone());
-                shared.tell(Event::Connected { public_host, tls_mode });
+                let Tunnel { public_host, tls_mode, .. } = &shared.tunnel;
+                let port = if port == 443 { String::new() } else { format!(":{port}") };
+                let url = format!("https://{public_host}{port}/");
+                shared.tell(Event::Connected { url, tls_mode: tls_mode.clone() });
                 let since = Instant::now();
                 let end = session.run(Arc::clone(&shared)).await;
                 if since.elapsed() >= SERVED {

@@ -74,7 +74,7 @@ async fn forward(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respon
     let mut onward = Request::new(body.map_err(Into::into).boxed_unsync());
     *onward.method_mut() = head.method;
     *onward.uri_mut() = path.parse().unwrap_or_default();
-    *onward.headers_mut() = end_to_end(head.headers);
+    *onward.headers_mut() = end_to_end(&head.headers);
     put_forwarded(onward.headers_mut(), &shared.tunnel.public_host, None);
     let response = match (visitor, upgrade) {
         (Some(visitor), Some(protocol)) => {
@@ -108,10 +108,10 @@ async fn forward(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respon
 
 /// The headers of a request without those of the visitor's connection; `host`
 /// and what is said about the visitor's address are ours to say.
-fn end_to_end(headers: HeaderMap) -> HeaderMap {
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let websocket: Vec<_> = headers.iter().filter(|(name, _)| name.as_str().starts_with("sec-websocket-")).collect();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let mut kept = agent_proto::visitor::request_headers(&headers, length.unwrap_or(u64::MAX));
+    let mut kept = agent_proto::visitor::request_headers(headers, length.unwrap_or(u64::MAX));
     for (name, value) in websocket {
         kept.append(name.clone(), value.clone());
     }

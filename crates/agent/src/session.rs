@@ -87,7 +87,7 @@ impl Session {
         let (send, mut connection) = handshake?;
         let pings = connection.ping_pong();
         let zone: Authority = shared.tunnel.zone.parse().map_err(http::Error::from)?;
-        let credential = shared.rest.credential().clone();
+        let credential = shared.credential.clone();
         let hello = Hello { tunnel: shared.tunnel.id, credential: credential.clone(), pool_size: shared.pool_size };
         let streams = Streams { send, zone, tunnel: shared.tunnel.id, credential, newest };
         let mut send = streams.send.clone();

@@ -157,9 +157,7 @@ impl Upstream {
     async fn dial(&self) -> Result<SendRequest<AgentBody>, Error> {
         let io: Box<dyn Io> = match &self.0.dial {
             Dial::Tcp { host, port } => Box::new(Address(host, *port).connect().await.map_err(Error::Connect)?),
-            Dial::Tls { host, port, trust } => {
-                Box::new(trust.connect(host, Address(host, *port), b"http/1.1").await?)
-            }
+            Dial::Tls { host, port, trust } => Box::new(trust.connect(host, Address(host, *port), b"http/1.1").await?),
             Dial::Service(serve) => {
                 let (near, far) = tokio::io::duplex(PIPE);
                 serve(far);

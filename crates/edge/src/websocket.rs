@@ -215,10 +215,7 @@ impl ToVisitor {
         let mut outer = OuterDecoder::new();
         let mut messages = MessageDecoder::new(self.max_message);
         loop {
-            let chunk = match self.recv.data().await {
-                Some(Ok(chunk)) => chunk,
-                Some(Err(_)) | None => return self.close(INTERNAL_ERROR, ""),
-            };
+            let Some(Ok(chunk)) = self.recv.data().await else { return self.close(INTERNAL_ERROR, "") };
             let octets = chunk.len();
             outer.push(chunk);
             let mut out = BytesMut::new();
