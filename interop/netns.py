@@ -19,17 +19,18 @@ def enter(hosts):
 
     `hosts` maps an address to the names that resolve to it.
     """
+    # So that what the script has started and made goes with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if MARK in os.environ:
         return
     name = f"adit-interop-{os.getpid()}"
     # `ip netns exec` puts the files of this directory over those of /etc.
     etc = pathlib.Path("/etc/netns") / name
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        _ip("netns", "add", name)
         etc.mkdir(parents=True)
         lines = ["127.0.0.1 localhost", *(f"{address} {' '.join(names)}" for address, names in hosts.items())]
         (etc / "hosts").write_text("\n".join(lines) + "\n")
-        _ip("netns", "add", name)
         _ip("-n", name, "link", "set", "lo", "up")
         command = ["ip", "netns", "exec", name, sys.executable, *sys.argv]
         status = _run(command, {**os.environ, MARK: name})

@@ -423,9 +423,9 @@ class Http2:
         while view:
             with self.changed:
                 holds = self.changed.wait_for(
-                    lambda: min(self.window, stream.window) > 0 or stream.is_over or self.ended_at, timeout
+                    lambda: min(self.window, stream.window) > 0 or stream.reset is not None or self.ended_at, timeout
                 )
-                if not holds or stream.is_over or self.ended_at:
+                if not holds or stream.reset is not None or self.ended_at:
                     raise Ended(f"no window for {len(view)} octets: {stream}, connection {self.window}")
                 room = min(self.window, stream.window, self.max_frame, len(view))
                 self.window -= room
@@ -539,6 +539,8 @@ class Http2:
                 self.write(out)
         if call:
             call(stream)
+            with self.changed:
+                self.changed.notify_all()
 
     def _take_data(self, stream, seen):
         length = len(seen.payload)
@@ -725,7 +727,7 @@ class Bridge:
     def __init__(self, agent, bridge_id, kind, on_message, on_data):
         self.agent, self._buffer, self._inner = agent, bytearray(), bytearray()
         self._on_message, self._on_data = on_message, on_data
-        self.messages = []
+        self.messages, self.ended = [], False
         fields = [("sec-websocket-version", "13"), agent.credential, (f"inkbox-{kind}-id", bridge_id)]
         fields += [("sec-websocket-protocol", "inkbox-tunnel-tcp")] if kind == "tcp" else []
         head = agent.headers("CONNECT", f"/_system/{kind}/{bridge_id}", *fields)
@@ -748,6 +750,7 @@ class Bridge:
                 self.agent.credit(stream, octets)
                 if opcode in (1, 2):
                     self._take_payload(payload)
+            self.ended = stream.ended
 
     def _take_payload(self, payload):
         if self._kind == "tcp":

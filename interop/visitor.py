@@ -48,7 +48,8 @@ def curl(root, url, *options, timeout=PATIENCE):
         command += ["--cacert", root, "--dump-header", heads, "--output", body, "--write-out", "%{http_version}"]
         done = subprocess.run([*command, *options, url], capture_output=True, check=False)
         if done.returncode != 0:
-            raise Unanswered(f"curl {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+            told = done.stderr.decode(errors="replace").strip()
+            raise Unanswered(f"{told}, asked for {url} {' '.join(map(str, options))[:200]}")
         # Interim answers come before the last one.
         head = heads.read_bytes().decode("latin-1").split("\r\n\r\n")[-2].split("\r\n")
         headers = [_field(line) for line in head[1:]]
@@ -98,37 +99,13 @@ class Ended(Exception):
     """The connection ended without a Close frame."""
 
 
-class WebSocket:
-    """RFC 6455, client side. `status` is 101, or a refusal whose `headers` tell more."""
+class Frames:
+    """RFC 6455 over a connection. A client masks what it sends, a server does not."""
 
-    def __init__(self, context, host, path, subprotocols=(), timeout=PATIENCE):
-        self._connection = dial(context, host, timeout)
-        self._read = self._connection.makefile("rb")
-        key = base64.b64encode(os.urandom(16)).decode()
-        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
-        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
-        if subprotocols:
-            lines.append(f"Sec-WebSocket-Protocol: {', '.join(subprotocols)}")
-        self._connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        self.status = int(self._read.readline().split(b" ")[1])
-        fields = iter(lambda: self._read.readline().decode("latin-1").rstrip("\r\n"), "")
-        self.headers = dict(_field(line) for line in fields)
-        if self.status == 101:
-            digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-            wanted, came = base64.b64encode(digest).decode(), self.headers.get("sec-websocket-accept")
-            if came != wanted:
-                raise ValueError(f"Sec-WebSocket-Accept is {came}, not {wanted}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_error):
-        self._read.close()
-        self._connection.close()
-
-    @property
-    def subprotocol(self):
-        return self.headers.get("sec-websocket-protocol")
+    def __init__(self, connection, read, is_client=True):
+        self._connection = connection
+        self._read = read
+        self._is_client = is_client
 
     def send(self, message):
         """A text or octets, whole."""
@@ -136,15 +113,18 @@ class WebSocket:
         self.send_frame(TEXT if text else BINARY, message.encode() if text else message)
 
     def send_frame(self, opcode, payload, final=True):
+        masked = 0x80 if self._is_client else 0
         head = bytes([opcode | (0x80 if final else 0)])
         if len(payload) < 126:
-            head += bytes([0x80 | len(payload)])
+            head += bytes([masked | len(payload)])
         elif len(payload) < 65536:
-            head += struct.pack("!BH", 0x80 | 126, len(payload))
+            head += struct.pack("!BH", masked | 126, len(payload))
         else:
-            head += struct.pack("!BQ", 0x80 | 127, len(payload))
-        mask = os.urandom(4)
-        self._connection.sendall(head + mask + _masked(payload, mask))
+            head += struct.pack("!BQ", masked | 127, len(payload))
+        if masked:
+            mask = os.urandom(4)
+            head, payload = head + mask, _masked(payload, mask)
+        self._connection.sendall(head + payload)
 
     def send_close(self, code, reason=""):
         self.send_frame(CLOSE, struct.pack("!H", code) + reason.encode())
@@ -173,14 +153,16 @@ class WebSocket:
 
     def _frame(self):
         first, second = self._exactly(2)
-        if second & 0x80 or first & 0x70:
-            raise ValueError(f"a server's frame is unmasked and has no extension bits: {first:02x} {second:02x}")
-        length = second
+        if first & 0x70 or bool(second & 0x80) == self._is_client:
+            raise ValueError(f"a mask of the wrong side, or bits of an extension: {first:02x} {second:02x}")
+        length = second & 0x7F
         if length == 126:
             (length,) = struct.unpack("!H", self._exactly(2))
         elif length == 127:
             (length,) = struct.unpack("!Q", self._exactly(8))
-        return bool(first & 0x80), first & 0x0F, self._exactly(length)
+        mask = None if self._is_client else self._exactly(4)
+        payload = self._exactly(length)
+        return bool(first & 0x80), first & 0x0F, _masked(payload, mask) if mask else payload
 
     def _exactly(self, count):
         try:
@@ -192,6 +174,42 @@ class WebSocket:
         if len(octets) < count:
             raise Ended("the end of the stream")
         return octets
+
+
+class WebSocket(Frames):
+    """Of a visitor. `status` is 101, or a refusal whose `headers` tell more."""
+
+    def __init__(self, context, host, path, subprotocols=(), timeout=PATIENCE):
+        connection = dial(context, host, timeout)
+        super().__init__(connection, connection.makefile("rb"))
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+        if subprotocols:
+            lines.append(f"Sec-WebSocket-Protocol: {', '.join(subprotocols)}")
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        self.status = int(self._read.readline().split(b" ")[1])
+        fields = iter(lambda: self._read.readline().decode("latin-1").rstrip("\r\n"), "")
+        self.headers = dict(_field(line) for line in fields)
+        came = self.headers.get("sec-websocket-accept")
+        if self.status == 101 and came != accept(key):
+            raise ValueError(f"Sec-WebSocket-Accept is {came}, not {accept(key)}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        self._read.close()
+        self._connection.close()
+
+    @property
+    def subprotocol(self):
+        return self.headers.get("sec-websocket-protocol")
+
+
+def accept(key):
+    """`Sec-WebSocket-Accept` for a key."""
+    return base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
 
 
 def _masked(payload, mask):

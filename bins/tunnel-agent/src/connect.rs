@@ -32,6 +32,14 @@ pub(crate) struct Connect {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     pool_size: Option<u8>,
 
+    /// Threads to serve with
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    threads: u8,
+
+    /// Tell of the connection, not of every request
+    #[arg(long, short)]
+    quiet: bool,
+
     /// The tunnel's connect secret: what the edge is shown instead of the API key
     #[arg(long, value_name = "SECRET", env = "ADIT_CONNECT_SECRET", hide_env_values = true)]
     connect_secret: Option<String>,
@@ -42,6 +50,10 @@ pub(crate) struct Connect {
 }
 
 impl Connect {
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.into()
+    }
+
     pub(crate) async fn run(self, rest: Rest, json: bool) -> anyhow::Result<()> {
         let trust = match (&self.forward_ca, self.forward_to.scheme_str()) {
             (Some(path), _) => Some(Trust::from_file(path)?),
@@ -63,7 +75,7 @@ impl Connect {
         if let Some(streams) = self.pool_size {
             agent = agent.pool_size(streams);
         }
-        let teller = Teller::new(json, &self.forward_to);
+        let teller = Teller::new(json, self.quiet, &self.forward_to);
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         tokio::select! {
@@ -78,20 +90,24 @@ impl Connect {
 /// the last line is the present state.
 struct Teller {
     json: bool,
+    quiet: bool,
     is_terminal: bool,
     forward_to: String,
     served: AtomicU64,
 }
 
 impl Teller {
-    fn new(json: bool, forward_to: &Uri) -> Self {
+    fn new(json: bool, quiet: bool, forward_to: &Uri) -> Self {
         let is_terminal = !json && stderr().is_terminal();
-        Self { json, is_terminal, forward_to: forward_to.to_string(), served: AtomicU64::new(0) }
+        Self { json, quiet, is_terminal, forward_to: forward_to.to_string(), served: AtomicU64::new(0) }
     }
 
     fn tell(&self, event: &Event) {
         if let Event::Served { .. } = event {
             self.served.fetch_add(1, Ordering::Relaxed);
+            if self.quiet {
+                return;
+            }
         }
         let value = self.value(event);
         // Whoever listens may have gone; the tunnel goes on.

@@ -126,7 +126,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         clap_complete::generate(shell, &mut Cli::command(), "tunnel-agent", &mut io::stdout());
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    // One thread serves more than most applications do, and wakes no other.
+    let mut runtime = match &cli.command {
+        Command::Connect(connect) if connect.threads() > 1 => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(connect.threads());
+            builder
+        }
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
         let rest = cli.server.rest()?;
         match cli.command {

@@ -2,5 +2,7 @@
 
 mod cases;
 mod harness;
+mod live;
+mod live_harness;
 mod reference;
 mod table;

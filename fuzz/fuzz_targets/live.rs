@@ -1,0 +1,11 @@
+//! Random commands to the traffic model and to a plain one, which must agree;
+//! at most one session is admitted after every step.
+
+#![no_main]
+
+#[path = "../../crates/tunnel-model/tests/it/live_harness.rs"]
+mod live_harness;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    live_harness::run(bytes);
+});
