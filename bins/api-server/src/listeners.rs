@@ -9,7 +9,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header;
 use axum::routing::get;
-use edge::Rest;
+use edge::{Edge, Rest};
 use listenfd::ListenFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,7 +46,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     };
     let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.sweep_interval.0.0, stopped.clone()));
     let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
-    let side_routes = side_routes(Arc::clone(&started.app), Arc::clone(&metrics));
+    let side_routes = side_routes(Arc::clone(&started.app), started.edge.clone(), Arc::clone(&metrics));
     let rest: Rest = {
         let (routes, stopped) = (routes.clone(), stopped.clone());
         Arc::new(move |io| {
@@ -89,7 +89,7 @@ async fn sweep(app: Arc<App>, interval: std::time::Duration, mut stopped: watch:
     }
 }
 
-fn side_routes(app: Arc<App>, metrics: Arc<Metrics>) -> Router {
+fn side_routes(app: Arc<App>, edge: Edge, metrics: Arc<Metrics>) -> Router {
     const TEXT: [(header::HeaderName, &str); 1] =
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     let ready = move || async move {
@@ -101,10 +101,15 @@ fn side_routes(app: Arc<App>, metrics: Arc<Metrics>) -> Router {
             }
         }
     };
+    let numbers = move || async move {
+        let stats = edge.stats();
+        metrics.set_traffic(stats.connections, stats.agents, stats.exchanges, stats.answered, stats.failed);
+        (TEXT, metrics.encode())
+    };
     Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(move || async move { (TEXT, metrics.encode()) }))
+        .route("/metrics", get(numbers))
 }
 
 /// The listening socket that a supervisor has passed on (systemd's

@@ -19,6 +19,22 @@ pub struct Metrics {
     signed: Counter,
     connections: Gauge,
     issuer_expiry: Gauge<f64, AtomicU64>,
+    traffic: Traffic,
+}
+
+/// What a data plane tells when it is asked.
+#[derive(Default)]
+struct Traffic {
+    connections: Gauge,
+    agents: Gauge,
+    exchanges: Gauge,
+    answered: Counter,
+    failed: Family<FailureLabels, Counter>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct FailureLabels {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -40,6 +56,7 @@ impl Metrics {
             signed: Counter::default(),
             connections: Gauge::default(),
             issuer_expiry: Gauge::default(),
+            traffic: Traffic::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("api_requests", "Requests answered", metrics.requests.clone());
@@ -51,7 +68,34 @@ impl Metrics {
             "When the issuing certificate ends, seconds since the Unix epoch",
             metrics.issuer_expiry.clone(),
         );
+        let traffic = &metrics.traffic;
+        registry.register("edge_connections", "Open connections at the edge", traffic.connections.clone());
+        registry.register("edge_agents", "Agents that are connected", traffic.agents.clone());
+        registry.register("edge_exchanges", "Visitors' requests and bridges in flight", traffic.exchanges.clone());
+        registry.register("edge_answered", "Visitors' requests that an application answered", traffic.answered.clone());
+        registry.register("edge_failed", "Visitors' requests that the edge answered", traffic.failed.clone());
         metrics
+    }
+
+    /// Takes over what a data plane has counted since its start.
+    pub fn set_traffic(
+        &self,
+        connections: usize,
+        agents: usize,
+        exchanges: usize,
+        answered: u64,
+        failed: impl IntoIterator<Item = (&'static str, u64)>,
+    ) {
+        let gauge = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge(&self.traffic.connections, connections);
+        gauge(&self.traffic.agents, agents);
+        gauge(&self.traffic.exchanges, exchanges);
+        // Counters only grow: what is new is added.
+        let raise = |counter: &Counter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
+        raise(&self.traffic.answered, answered);
+        for (reason, value) in failed {
+            raise(&self.traffic.failed.get_or_create(&FailureLabels { reason }), value);
+        }
     }
 
     /// Everything in the text format of Prometheus.

@@ -15,6 +15,7 @@ mod listener;
 mod passthrough;
 mod reply;
 mod splice;
+mod stats;
 mod tls;
 mod tunnels;
 mod visitor;
@@ -38,8 +39,11 @@ use tokio::time::{Instant, sleep};
 use tunnel_model::{Caller, Command, Event, LiveRules, Refusal, Rules, Timestamp, TunnelId, Zone};
 
 use crate::passthrough::Bridges;
+use crate::stats::Counters;
 use crate::tls::Certificates;
 use crate::tunnels::{Observation, Tunnels};
+
+pub use stats::Stats;
 
 /// What the data plane goes by.
 #[derive(Clone, Debug)]
@@ -169,6 +173,7 @@ pub(crate) struct Shared {
     store: Arc<dyn Store>,
     tunnels: Arc<Tunnels>,
     bridges: Bridges,
+    counters: Counters,
     zone_tls: Arc<ServerConfig>,
     visitor_tls: Arc<ServerConfig>,
     rest: OnceLock<Rest>,
@@ -215,6 +220,7 @@ impl Edge {
             settings,
             store,
             bridges: Bridges::new(),
+            counters: Counters::default(),
             zone_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1"])?,
             visitor_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1"])?,
             rest: OnceLock::new(),
@@ -252,6 +258,17 @@ impl Edge {
     /// Has the tunnel an agent now?
     pub fn is_connected(&self, tunnel: TunnelId) -> bool {
         self.shared.tunnels.is_connected(tunnel)
+    }
+
+    /// What is there now, and what there was since the start.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            connections: self.shared.connections.load(Ordering::Relaxed),
+            agents: self.shared.tunnels.sessions(),
+            exchanges: self.shared.tunnels.exchanges(),
+            answered: self.shared.counters.answered(),
+            failed: self.shared.counters.failed(),
+        }
     }
 
     /// Serves until `stop` is done; then finishes what is in flight, sends the

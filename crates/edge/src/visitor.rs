@@ -151,7 +151,11 @@ async fn answer(visit: &Arc<Visit>, request: Request<Incoming>) -> Response<Repl
         Ok(Wanted::WebSocket { key }) => upgrade(visit, request, key).await,
         Err(problem) => Err(problem),
     };
-    let mut response = answered.unwrap_or_else(Response::from);
+    let counters = &visit.shared.counters;
+    let mut response = answered.inspect(|_| counters.count_answer()).unwrap_or_else(|problem| {
+        counters.count_failure(problem.parts().1);
+        problem.into()
+    });
     if is_head {
         *response.body_mut() = ReplyBody::Headless;
     }
