@@ -80,7 +80,9 @@ class Case:
     def _send(self, socket, hello):
         if self.size:
             expect.that(
-                f"the ClientHello has about {self.size} octets", abs(len(hello) - self.size) < self.size / 10, len(hello)
+                f"the ClientHello has about {self.size} octets",
+                abs(len(hello) - self.size) < self.size / 10,
+                len(hello),
             )
         if self.spell is str.upper:
             expect.that("the name goes out in upper case", ZONE.upper().encode() in hello)

@@ -1,7 +1,8 @@
 """Expectations: each one that holds is counted, the first that does not ends the script.
 
-Where the rest can be judged all the same, `each` runs them as named checks. A script hands its main function to `run`, which prints `N passed, 0 failed`
-and exits 0, or prints what was expected and what came and exits 1.
+Where the rest can be judged all the same, `each` runs them as named checks. A script
+hands its main function to `run`, which prints `N passed, 0 failed` and exits 0, or
+prints what was expected and what came and exits 1.
 """
 
 import concurrent.futures

@@ -19,7 +19,6 @@ import json
 import os
 import queue
 import resource
-import socket
 import struct
 import threading
 import time
@@ -46,6 +45,7 @@ from scripted_agent import (
     Ended,
     Http2,
     PassthroughSite,
+    Stream,
     Tls,
     WebSocket,
     answer_all,
@@ -263,15 +263,15 @@ def is_cut_off(drip, tls, seconds):
 
 
 def slow_headers_h2(scene):
-    connection = visit_h2(scene.server, scene.innocent.tunnel.host)
-    # A literal of 200 octets comes octet by octet.
+    connection = visit_h2(scene.server, scene.innocent.tunnel.host, answers_pings=False)
+    connection.settle()
+    # A literal of 200 octets comes octet by octet, but not so many that their number tells.
     block = hpack.Encoder().encode(request(scene.innocent.tunnel.host)) + b"\x00\x06x-slow\x7f\x49"
     connection.write(frame(HEADERS, 0, 1, block))
     began = time.monotonic()
     with contextlib.suppress(Ended):
-        while not connection.has_ended(1.0) and time.monotonic() - began < 95.0:
+        while not connection.has_ended(25.0) and time.monotonic() - began < 95.0:
             connection.write(frame(CONTINUATION, 0, 1, b"a"))
-    print(f"        after {time.monotonic() - began:.1f} s, GOAWAY {connection.goaway}", flush=True)
     expect.that("cut off within 95 s", connection.ended_at, "it still listens")
 
 
@@ -369,7 +369,10 @@ def large_head(scene):
     host = scene.innocent.tunnel.host
     for what, head in (
         ("one field of 1 MiB", b"X-Bomb: " + b"a" * MIB + b"\r\n"),
-        ("10,000 fields", b"".join(b"X-Bomb-%d: abcdefghijklmnopqrstuvwxyz0123456789\r\n" % each for each in range(10_000))),
+        (
+            "10,000 fields",
+            b"".join(b"X-Bomb-%d: abcdefghijklmnopqrstuvwxyz0123456789\r\n" % each for each in range(10_000)),
+        ),
         ("a path of 1 MiB", None),
     ):
         data = get(host)[:-2] + head + b"\r\n" if head else get(host, "/" + "a" * MIB)
@@ -412,22 +415,18 @@ def hpack_bomb(scene):
     block += b"\xbe" * 12_000
     with scene.bounded(64 * MIB):
         connection.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, block[:16384]))
-        connection.streams[1] = stream = _stream()
+        connection.streams[1] = stream = Stream(1, 65535)
         connection.answer(stream)
     refused = connection.ended_at or stream.reset is not None or stream.status == 431
     expect.that("47 MB out of 16 KB are refused", refused, stream)
-
-
-def _stream():
-    from scripted_agent import Stream
-
-    return Stream(1, 65535)
 
 
 def flood(scene, frames, repeat, opening=b"", must_end=False, host=None, most=64 * MIB, seconds=15.0, reads=True):
     """Sends frames until they are all sent, the server has enough of it, or time is over."""
     host = host or scene.innocent.tunnel.host
     connection = visit_h2(scene.server, host, reads=reads)
+    if reads:
+        connection.settle()
     connection.tls.socket.settimeout(5.0)
     began, sent = time.monotonic(), 0
     with scene.bounded(most):
@@ -464,7 +463,8 @@ def rapid_reset(scene):
     def burst(number):
         streams = range(1 + number * 200, 1 + number * 200 + 200, 2)
         return b"".join(
-            frame(HEADERS, END_HEADERS | END_STREAM, each, block) + frame(RST_STREAM, 0, each, cancel) for each in streams
+            frame(HEADERS, END_HEADERS | END_STREAM, each, block) + frame(RST_STREAM, 0, each, cancel)
+            for each in streams
         )
 
     flood(scene, burst, 200, must_end=True, host=tunnel.host)
@@ -514,7 +514,7 @@ def made_you_reset(scene):
 
 def continuation_flood(scene):
     opening = frame(HEADERS, END_STREAM, 1, head_block(scene.innocent.tunnel.host))
-    field = b"\x00\x06x-more\x7f\x81\x7b" + b"a" * 15_900
+    field = b"\x00\x06x-more\x7f\x81\x7b" + b"a" * 15_872
     flood(scene, frame(CONTINUATION, 0, 1, field), 2000, opening, must_end=True)
 
 
@@ -691,7 +691,12 @@ def bare_line_feeds(scene):
 def smuggling_h2(scene):
     tunnel, agent, paths = recording(scene)
     host, wrong = tunnel.host, []
-    pseudo = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", host.encode()), (b":path", TARGET.encode())]
+    pseudo = [
+        (b":method", b"POST"),
+        (b":scheme", b"https"),
+        (b":authority", host.encode()),
+        (b":path", TARGET.encode()),
+    ]
 
     def replaced(name, value):
         return [(each, value if each == name else old) for each, old in pseudo]
@@ -749,7 +754,13 @@ def raw_fields(answer):
 
 def strips_ours(scene):
     tunnel, agent, envelope = scene.held()
-    lies = ("Inkbox-Status: 500", "inkbox-request-id: 1", "inkbox-h-x: y", "INKBOX-Route-Kind: tcp-stream", "inkbox-: z")
+    lies = (
+        "Inkbox-Status: 500",
+        "inkbox-request-id: 1",
+        "inkbox-h-x: y",
+        "INKBOX-Route-Kind: tcp-stream",
+        "inkbox-: z",
+    )
     visitor = later(lambda: visit(scene.server, tunnel.host).ask(get(tunnel.host, "/", *lies, "X-Kept: 1")))
     check_ours(envelope(), agent)
     expect.equal("it is answered", visitor.result(10.0).status, 200)
@@ -803,7 +814,9 @@ def cookies(scene):
     agent.reply(asked.id, b"ok", ("inkbox-h-set-cookie", "a=1; Path=/"), ("inkbox-h-set-cookie", "b=2, c=3"))
     expect.equal("two set-cookie fields", connection.answer(stream).all("set-cookie"), ["a=1; Path=/", "b=2, c=3"])
     visitor = later(
-        lambda: visit(scene.server, tunnel.host).ask(get(tunnel.host, "/", "Cookie: a=1", "Cookie: b=2", "X-M: 1", "X-M: 2"))
+        lambda: visit(scene.server, tunnel.host).ask(
+            get(tunnel.host, "/", "Cookie: a=1", "Cookie: b=2", "X-M: 1", "X-M: 2")
+        )
     )
     asked = envelope()
     expect.equal("one cookie field over HTTP/1.1", [v for n, v in asked.fields if n == "cookie"], ["a=1; b=2"])
@@ -822,7 +835,9 @@ def too_many_fields(scene):
         connection = visit_h2(scene.server, tunnel.host)
         fields = [(f"x-{each}", "y") for each in range(count)]
         expect.equal(
-            f"{count} fields over HTTP/2", connection.answer(connection.open(request(tunnel.host, "/", *fields))).status, 431
+            f"{count} fields over HTTP/2",
+            connection.answer(connection.open(request(tunnel.host, "/", *fields))).status,
+            431,
         )
     lines = [f"X-{each}: {'y' * 8000}" for each in range(8)]
     answer = came_of(later(lambda: visit(scene.server, tunnel.host).ask(get(tunnel.host, "/", *lines))))
@@ -841,14 +856,22 @@ def odd_values(scene):
     for name, value in fields:
         plain = all(" " <= each <= "~" for each in value) and value == value.strip()
         expect.that("values are printable ASCII without outer blanks", plain, (name, value))
-    expect.that("the field is there", any(name == "x-name" and value.startswith("caf") for name, value in fields), fields)
+    expect.that(
+        "the field is there", any(name == "x-name" and value.startswith("caf") for name, value in fields), fields
+    )
     connection = visit_h2(scene.server, tunnel.host)
     stream = connection.open([*request(tunnel.host), (b"x-name", b"caf\xe9"), (b"x-tab", b"a\tb")])
     expect.equal("over HTTP/2 as well", connection.answer(stream).status, 200)
     for name, value in json.loads(bytes(stream.body))["headers"]:
         plain = all(" " <= each <= "~" or each == "\t" for each in value)
         expect.that("values are printable ASCII, or a tab within", plain, (name, value))
-    came = came_of(later(lambda: visit(scene.server, tunnel.host).ask(b"GET /caf\xe9 HTTP/1.1\r\nHost: " + tunnel.host.encode() + b"\r\n\r\n")))
+    came = came_of(
+        later(
+            lambda: visit(scene.server, tunnel.host).ask(
+                b"GET /caf\xe9 HTTP/1.1\r\nHost: " + tunnel.host.encode() + b"\r\n\r\n"
+            )
+        )
+    )
     expect.one_of("a path in Latin-1", getattr(came, "status", 400), 200, 400)
     serves(tunnel, agent)
 
@@ -930,7 +953,20 @@ def foreign_bridges(scene):
 
 def malformed_status(scene):
     tunnel, agent, envelope = scene.held(pool=8)
-    for status in ("abc", "", "99", "100", "101", "199", "600", "1000", "200 OK", "-1", "２００".encode().decode("latin-1"), None):
+    for status in (
+        "abc",
+        "",
+        "99",
+        "100",
+        "101",
+        "199",
+        "600",
+        "1000",
+        "200 OK",
+        "-1",
+        "２００".encode().decode("latin-1"),
+        None,
+    ):
         visitor = later(fetch, scene.server, tunnel.host)
         asked = envelope()
         if status is None:
@@ -954,8 +990,6 @@ def malformed_headers(scene):
         ("inkbox-h-inkbox-secret", "1"),
         ("inkbox-h-x-kept", "yes"),
         ("inkbox-h-", "empty"),
-        ("inkbox-h-x a", "blank"),
-        ("inkbox-h-:status", "500"),
         ("content-type", "not-ours"),
     ]
     for version in ("HTTP/1.1", "HTTP/2"):
@@ -964,9 +998,7 @@ def malformed_headers(scene):
             visitor = later(lambda: connection.answer(connection.open(request(tunnel.host))))
         else:
             visitor = later(fetch, scene.server, tunnel.host)
-        # h2 itself refuses names with blanks or colons, and then the stream has an error.
-        good = [field for field in fields if " " not in field[0] and ":" not in field[0]]
-        stream = agent.reply(envelope().id, b"hello", *good)
+        stream = agent.reply(envelope().id, b"hello", *fields)
         answer = visitor.result(10.0)
         expect.equal(f"{version}: the status", answer.status, 200)
         expect.equal(f"{version}: the body", bytes(answer.body), b"hello")
@@ -1012,7 +1044,9 @@ def dies_in_body(scene):
                 tunnel, agent, envelope = scene.held()
                 if over == "HTTP/2":
                     connection = visit_h2(scene.server, tunnel.host)
-                    visitor = later(lambda connection=connection: connection.answer(connection.open(request(tunnel.host))))
+                    visitor = later(
+                        lambda connection=connection: connection.answer(connection.open(request(tunnel.host)))
+                    )
                 else:
                     visitor = later(fetch, scene.server, tunnel.host)
                 stream = agent.start_reply(envelope().id, length=length)
@@ -1091,7 +1125,10 @@ def rubbish_on_bridge(scene):
 
 def closes_twice(scene):
     _, agent, bridge, websocket = open_websocket(scene)
-    twice = inner({"type": "close", "code": 4001, "reason": "app"}), inner({"type": "close", "code": 1000, "reason": ""})
+    twice = (
+        inner({"type": "close", "code": 4001, "reason": "app"}),
+        inner({"type": "close", "code": 1000, "reason": ""}),
+    )
     for each in twice:
         bridge.send_frame(2, each)
     bridge.close(1000)
@@ -1194,7 +1231,9 @@ def wrong_token(scene):
     stream = agent.park(9, token="wrong")
     agent.until(lambda: stream.is_over)
     expect.equal("a wrong owner token", stream.status, 401)
-    expect.that("with a reason that is not a takeover", stream.get("inkbox-reason") not in (None, "intake-superseded"), stream)
+    expect.that(
+        "with a reason that is not a takeover", stream.get("inkbox-reason") not in (None, "intake-superseded"), stream
+    )
     other = scene.tunnel().agent()
     stream = agent.park(9, token=other.token)
     agent.until(lambda: stream.is_over)
@@ -1223,7 +1262,11 @@ def hello_twice(scene):
 
 
 def garbage(scene):
-    for data in (os.urandom(10_000), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 50, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(10_000)):
+    for data in (
+        os.urandom(10_000),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 50,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(10_000),
+    ):
         tls = Tls(scene.server.edge_port, client_context(scene.server, "h2"), ZONE).handshake()
         with contextlib.suppress(OSError):
             tls.send(data)
@@ -1278,7 +1321,9 @@ def cancel_storm(scene):
         out, first = b"", agent._next
         for number in range(first, first + 2000, 2):
             head = agent.headers("POST", f"/_system/response/{uuid.uuid4()}", agent.credential, ("content-length", "9"))
-            out += frame(HEADERS, END_HEADERS, number, block.encode(head)) + frame(RST_STREAM, 0, number, struct.pack("!I", 8))
+            out += frame(HEADERS, END_HEADERS, number, block.encode(head)) + frame(
+                RST_STREAM, 0, number, struct.pack("!I", 8)
+            )
         agent._next += 2000
         agent.write(out)
     expect.that("the connection lives after 1000 more, in one write", agent.ping(), agent.goaway or agent.error)
@@ -1328,7 +1373,9 @@ def goaway_is_last(agent, code, debug_data, silence):
     expect.equal("nothing follows it in the same read", [each for each in after if each.read == seen.read], [])
     following = after[0].at if after else agent.ended_at
     expect.that(
-        f"nothing comes for {silence} s", following is None or following - seen.at >= silence, (following or 0) - seen.at
+        f"nothing comes for {silence} s",
+        following is None or following - seen.at >= silence,
+        (following or 0) - seen.at,
     )
 
 
@@ -1427,7 +1474,9 @@ def wrong_hellos(scene):
 def deleted_tunnel(scene):
     server, tunnel = scene.server, scene.tunnel()
     agent = tunnel.agent()
-    expect.one_of("the identity is deleted", server.ask("DELETE", f"/api/v1/identities/{tunnel.handle}").status, 200, 204)
+    expect.one_of(
+        "the identity is deleted", server.ask("DELETE", f"/api/v1/identities/{tunnel.handle}").status, 200, 204
+    )
     expect.that("its agent's connection is ended at once", agent.has_ended(2.0))
     expect.one_of("a new hello", tunnel.agent(says_hello=False).hello().status, 401, 403)
     came = None
@@ -1437,7 +1486,11 @@ def deleted_tunnel(scene):
     # The other way, with a request and a WebSocket under way.
     made = server.ask("POST", "/api/v1/tunnels/", {"tunnel_name": "doomed", "tls_mode": "edge"}).json
     doomed = scene.tunnel()
-    doomed.id, doomed.handle, doomed.credential = made["tunnel"]["id"], "doomed", ("x-tunnel-secret", made["connect_secret"])
+    doomed.id, doomed.handle, doomed.credential = (
+        made["tunnel"]["id"],
+        "doomed",
+        ("x-tunnel-secret", made["connect_secret"]),
+    )
     envelopes = queue.Queue()
     agent = doomed.agent(lambda _agent, asked: envelopes.put(asked))
     websocket = later(WebSocket, server, doomed.host)
@@ -1515,7 +1568,9 @@ def small_windows(scene):
     sending = [later(send, websocket, number) for number, websocket in enumerate(websockets)]
     # Requests with bodies share the window with the bridges.
     statuses = [
-        visit(scene.server, tunnel.host).ask(get(tunnel.host, "/", "Content-Length: 50000", method="POST") + bytes(50_000)).status
+        visit(scene.server, tunnel.host)
+        .ask(get(tunnel.host, "/", "Content-Length: 50000", method="POST") + bytes(50_000))
+        .status
         for _ in range(5)
     ]
     wanted = sum(each.result(30.0) for each in sending)
@@ -1611,7 +1666,7 @@ def stalled_downloads(scene):
         else:
             answer_all(agent, envelope)
 
-    agent = tunnel.agent(serve, pool=32)
+    tunnel.agent(serve, pool=32)
     connections = []
     with scene.bounded(220 * MIB):
         for _ in range(5):
@@ -1708,14 +1763,18 @@ def slow_websockets(scene):
                 sent += burst * agent.send_small(bridge.stream, frames, octets)
         sent_after = time.monotonic() - began
         expect.that("the agent's connection lives", agent.ping(30.0), agent.goaway or agent.error)
+        unread = sum(agent._initial_window - bridge.stream.window for bridge in bridges)
+        expect.that("the visitors' backlog is in the server, not in the kernel", unread > MIB, unread)
         answered = time.monotonic()
         serves(tunnel, agent)
+        took = time.monotonic() - answered
     print(
-        f"        {len(bridges)} open after {opened_after:.1f} s, {sent} messages ({sent * len(payload) / MIB:.0f} MiB) sent"
-        f" after {sent_after:.1f} s, then a request took {time.monotonic() - answered:.2f} s",
+        f"        {len(bridges)} open after {opened_after:.1f} s, {sent} messages"
+        f" ({sent * len(payload) / MIB:.0f} MiB) sent after {sent_after:.1f} s,"
+        f" {unread / MIB:.1f} MiB not credited, then a request took {took:.2f} s",
         flush=True,
     )
-    expect.that("a request is answered soon", time.monotonic() - answered < 5.0)
+    expect.that("a request is answered soon", took < 5.0, took)
     # One of them reads after all, and has every message.
     reader = websockets[0]
     expect.equal("the first message", reader.receive(), (1, b"x" * 90))

@@ -25,6 +25,7 @@ import time
 from dataclasses import dataclass
 
 import hpack
+from cryptography.hazmat.primitives import serialization
 from h2.windows import WindowManager
 
 from csr import new_csr, new_key
@@ -288,7 +289,12 @@ class WebSocket:
     def __init__(self, server, host, path="/ws", lines=(), **options):
         self.http = visit(server, host, **options)
         key = base64.b64encode(os.urandom(16)).decode()
-        upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}")
+        upgrade = (
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Key: {key}",
+        )
         self.response = self.http.ask(get(host, path, *upgrade, *lines))
         self._buffer = bytearray(self.http.rest)
 
@@ -386,7 +392,7 @@ class Http2:
         self.frames = collections.deque(maxlen=4000)
         self.goaway = self.ended_at = self.error = None
         self.last_ping = 0
-        self._fragments = b""
+        self._fragments, self._has_acknowledged = b"", False
         opening = PREFACE + settings_frame(settings)
         if not late_credit:
             opening += frame(WINDOW_UPDATE, 0, 0, struct.pack("!I", (1 << 30)))
@@ -470,6 +476,12 @@ class Http2:
         self.until(lambda: stream.is_over or self.ended_at, timeout)
         return stream
 
+    def settle(self):
+        """Waits until our SETTINGS ACK is out: nothing else may stand within a sequence of CONTINUATIONs."""
+        until = time.monotonic() + 5.0
+        while not self._has_acknowledged and not self.ended_at and time.monotonic() < until:
+            time.sleep(0.01)
+
     def ping(self, timeout=PATIENCE):
         """Does the peer answer a PING?"""
         before = self.last_ping
@@ -537,6 +549,7 @@ class Http2:
         if out:
             with contextlib.suppress(Ended):
                 self.write(out)
+            self._has_acknowledged |= seen.kind == SETTINGS
         if call:
             call(stream)
             with self.changed:
@@ -821,7 +834,7 @@ def new_tunnel(server, handle, mode="edge"):
 
 
 class PassthroughSite:
-    """An agent of a passthrough tunnel with its certificate: ends the visitors' TLS and answers each of their requests."""
+    """An agent of a passthrough tunnel with its certificate, which ends its visitors' TLS and answers them."""
 
     def __init__(self, server, handle):
         self.tunnel = new_tunnel(server, handle, "passthrough")
@@ -882,8 +895,6 @@ class _Terminated:
 
 
 def _server_context(key, signed):
-    from cryptography.hazmat.primitives import serialization
-
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -28,9 +28,9 @@ pub(crate) struct Connect {
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR")]
     state_dir: Option<PathBuf>,
 
-    /// Streams to park at the edge, 1 to 32 [default: the server's choice]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
-    pool_size: Option<u8>,
+    /// Requests that may arrive at once, 1 to 32; any number may be in progress
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pool_size: u8,
 
     /// Threads to serve with
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -61,7 +61,7 @@ impl Connect {
             (None, _) => None,
         };
         let upstream = Upstream::url(&self.forward_to, trust.as_ref())?;
-        let mut agent = Agent::new(rest, &self.name, upstream);
+        let mut agent = Agent::new(rest, &self.name, upstream).pool_size(self.pool_size);
         if let Some(edge) = &self.edge {
             let (host, port) = edge.rsplit_once(':').context("--edge is HOST:PORT")?;
             agent = agent.edge(host, port.parse().context("--edge is HOST:PORT")?);
@@ -71,9 +71,6 @@ impl Connect {
         }
         if let Some(secret) = self.connect_secret {
             agent = agent.credential(Credential::TunnelSecret(secret));
-        }
-        if let Some(streams) = self.pool_size {
-            agent = agent.pool_size(streams);
         }
         let teller = Teller::new(json, self.quiet, &self.forward_to);
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;

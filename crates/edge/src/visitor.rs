@@ -366,15 +366,15 @@ fn start(
 }
 
 /// The whole body, which an envelope must have from its beginning.
-async fn collect(body: Incoming, headers: &HeaderMap, time: Duration) -> Result<Bytes, Problem> {
+async fn collect(mut body: Incoming, headers: &HeaderMap, time: Duration) -> Result<Bytes, Problem> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_BODY as u64) {
+        discard(body, time);
         return Err(Problem::BodyTooLarge);
     }
-    let mut body = body;
     let mut collected = BytesMut::new();
     loop {
         // The clock is for the next octets, not for the whole: slow is fine, silent is not.
@@ -383,6 +383,7 @@ async fn collect(body: Incoming, headers: &HeaderMap, time: Duration) -> Result<
         let frame = frame.map_err(|_| Problem::BadRequest("the body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
         if collected.len() + data.len() > MAX_BODY {
+            discard(body, time);
             return Err(Problem::BodyTooLarge);
         }
         if collected.is_empty() && body.is_end_stream() {
@@ -391,6 +392,25 @@ async fn collect(body: Incoming, headers: &HeaderMap, time: Duration) -> Result<
         collected.extend_from_slice(&data);
     }
     Ok(collected.freeze())
+}
+
+/// Takes the rest of a body that is refused, for a while: clients that are cut
+/// off while they send lose the answer (curl does so over HTTP/2).
+fn discard(mut body: Incoming, time: Duration) {
+    tokio::spawn(async move {
+        let mut left = MAX_BODY;
+        let rest = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                let octets = frame.data_ref().map_or(0, Bytes::len);
+                if octets > left {
+                    return;
+                }
+                left -= octets;
+            }
+        };
+        // Either way it has had its time.
+        let _ = timeout(time, rest).await;
+    });
 }
 
 /// Agents of the SDKs decompress what their application answers and leave its

@@ -92,8 +92,16 @@ const RESTART: u16 = 1012;
 /// Octets that are read from a visitor at once.
 const READ: usize = 16 * 1024;
 
-/// Frames for the visitor, and the octets of the bridge that they are.
-type Frames = mpsc::UnboundedSender<(Bytes, Option<Credit>)>;
+/// What is to be written to the visitor.
+type Frames = mpsc::UnboundedSender<Out>;
+
+enum Out {
+    /// Frames, and the octets of the bridge that they are.
+    Frames(Bytes, Option<Credit>),
+    /// The Close frame. Either side may want one; the first is written, and
+    /// nothing after it (RFC 6455 section 5.5.1).
+    Close(Bytes),
+}
 
 /// Octets that the agent gets back once they are written.
 struct Credit {
@@ -139,14 +147,14 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
                 Ok(Some(Event::Ping(data))) => {
                     let mut pong = BytesMut::new();
                     write_frame(Opcode::Pong, &data, None, &mut pong);
-                    self.queue(pong.freeze());
+                    self.queue(Out::Frames(pong.freeze(), None));
                     continue;
                 }
                 Ok(Some(Event::Pong(_))) => continue,
                 Ok(Some(Event::Close { code, reason })) => {
                     let mut echo = BytesMut::new();
                     write_close(code, "", None, &mut echo);
-                    self.queue(echo.freeze());
+                    self.queue(Out::Close(echo.freeze()));
                     return End::Visitor { code: code.unwrap_or(NORMAL), reason };
                 }
                 Err(violation) => return self.close(violation.close_code(), &violation.to_string()),
@@ -173,7 +181,7 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
     fn close(&self, code: u16, reason: &str) -> End {
         let mut close = BytesMut::new();
         write_close(Some(code), reason, None, &mut close);
-        self.queue(close.freeze());
+        self.queue(Out::Close(close.freeze()));
         End::Visitor { code, reason: reason.to_owned() }
     }
 
@@ -183,7 +191,7 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
         if code == RESTART {
             let mut close = BytesMut::new();
             write_close(Some(code), &reason, None, &mut close);
-            self.queue(close.freeze());
+            self.queue(Out::Close(close.freeze()));
         }
         let mut frame = BytesMut::new();
         Message::Close { code, reason }.encode(None, &mut frame);
@@ -196,9 +204,9 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
         let _ = self.send.send_data(Bytes::new(), true);
     }
 
-    fn queue(&self, frame: Bytes) {
+    fn queue(&self, out: Out) {
         // Without a receiver the visitor has gone.
-        let _ = self.frames.send((frame, None));
+        let _ = self.frames.send(out);
     }
 }
 
@@ -222,7 +230,7 @@ impl ToVisitor {
             let end = translate(&mut outer, &mut messages, &mut out);
             let credit = Credit { flow: self.recv.flow_control().clone(), octets };
             // Without a receiver the visitor has gone, and the bridge ends with it.
-            if self.frames.send((out.freeze(), Some(credit))).is_err() {
+            if self.frames.send(Out::Frames(out.freeze(), Some(credit))).is_err() {
                 return;
             }
             if let Some((code, reason)) = end {
@@ -240,7 +248,7 @@ impl ToVisitor {
         let code = if is_valid_close_code(code) { code } else { NORMAL };
         let mut close = BytesMut::new();
         write_close(Some(code), reason, None, &mut close);
-        let _ = self.frames.send((close.freeze(), None));
+        let _ = self.frames.send(Out::Close(close.freeze()));
     }
 }
 
@@ -263,20 +271,26 @@ fn translate(outer: &mut OuterDecoder, messages: &mut MessageDecoder, out: &mut 
     }
 }
 
-/// Writes what is queued, and gives the agent its octets back.
+/// Writes what is queued, up to the Close, and gives the agent its octets back.
 async fn write_all<W: AsyncWrite + Unpin>(
     mut write: W,
-    mut queued: mpsc::UnboundedReceiver<(Bytes, Option<Credit>)>,
+    mut queued: mpsc::UnboundedReceiver<Out>,
     stall: Duration,
 ) -> io::Result<()> {
-    while let Some((frame, credit)) = queued.recv().await {
-        if !frame.is_empty() {
+    let mut is_closed = false;
+    while let Some(out) = queued.recv().await {
+        let (frames, credit, is_close) = match out {
+            Out::Frames(frames, credit) => (frames, credit, false),
+            Out::Close(frame) => (frame, None, true),
+        };
+        if !is_closed && !frames.is_empty() {
             let written = tokio::select! {
-                written = write.write_all(&frame) => written,
+                written = write.write_all(&frames) => written,
                 () = sleep(stall) => Err(io::ErrorKind::TimedOut.into()),
             };
             written?;
-            if queued.is_empty() {
+            is_closed = is_close;
+            if is_closed || queued.is_empty() {
                 write.flush().await?;
             }
         }

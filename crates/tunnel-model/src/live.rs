@@ -233,7 +233,7 @@ impl LiveRules {
     pub const fn new() -> Self {
         Self {
             queue_time: Duration::from_secs(5),
-            queue_limit: 1024,
+            queue_limit: 4096,
             intake_limit: 64,
             reply_time: Duration::from_secs(35),
             bridge_time: Duration::from_secs(10),
