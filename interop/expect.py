@@ -69,6 +69,16 @@ def raises(what, error_class, call, *values, **named):
     raise Failed(f"{what}\n  expected: {error_class.__name__}\n  came: {_shown(result)}")
 
 
+def until(what, within, holds):
+    """`holds` answers something true within so many seconds; it is asked again and again."""
+    begun, came = time.monotonic(), False
+    while not came and time.monotonic() - begun < within:
+        time.sleep(0.02)
+        came = holds()
+    took = time.monotonic() - begun
+    that(f"{what} within {within} s", came and took <= within, f"{came}, after {took:.1f} s")
+
+
 def each(checks, at_once=1):
     """Calls every (name, call) and prints a line for each; fails at the end if one of them did."""
     failures = [name for name in together(checks, at_once) if name]

@@ -15,9 +15,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gzip
-import hashlib
-import http.client
-import http.server
 import importlib.metadata
 import json
 import logging
@@ -39,8 +36,10 @@ from inkbox.tunnels.client import connect
 
 import expect
 import netns
+from application import MIB, PLAIN, Application, filler, sha256
+from expect import until
 from server import Server, arguments
-from visitor import PING, PONG, TEXT, Ended, Frames, WebSocket, accept, curl, fetch, raw, trust
+from visitor import NO_ANSWER, PING, PONG, TEXT, Calls, Ended, WebSocket, curl, dial, ends, fetch, raw, trust
 
 VERSION = tuple(int(part) for part in importlib.metadata.version("inkbox").split("."))
 HANDS_OVER = VERSION >= (0, 4, 8)
@@ -54,9 +53,6 @@ HOSTS = {
     RESTARTED_ADDRESS: [RESTARTED_ZONE, f"callable-agent.{RESTARTED_ZONE}"],
 }
 VISITOR_ADDRESS = "127.0.0.7"
-MIB = 1024 * 1024
-# A visitor's connection that cannot be made or ends without an answer.
-NO_ANSWER = (OSError, http.client.HTTPException)
 
 
 def main():
@@ -68,7 +64,7 @@ def main():
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adit-interop-")))
         scene = stack.enter_context(Scene(options.server, place, ZONE, ADDRESS))
         again = stack.enter_context(Scene(options.server, place, RESTARTED_ZONE, RESTARTED_ADDRESS))
-        upstream = stack.enter_context(Upstream())
+        upstream = stack.enter_context(Application())
         agent = stack.enter_context(scene.agent("callable"))
         # Takes half a minute, so it runs beside the others.
         stalled = beside.submit(stalls, scene)
@@ -377,10 +373,10 @@ def agent_killed(scene):
 def url_upstream(scene, upstream):
     with scene.agent("url", upstream.url) as agent:
         for version in ("--http1.1", "--http2"):
-            page = scene.curl("url", "/headers?a=1", version, "--interface", VISITOR_ADDRESS)
-            expect.equal(f"{version}: GET reaches the upstream", seen(page)["path"], "/headers?a=1")
-            forwarded = [seen(page)["headers"].get(name) for name in ("X-Forwarded-Host", "X-Forwarded-For")]
-            expect.equal(f"{version}: which hears of the visitor", forwarded, [scene.host("url"), VISITOR_ADDRESS])
+            page = scene.curl("url", "/seen?a=1", version, "--interface", VISITOR_ADDRESS)
+            expect.equal(f"{version}: GET reaches the upstream", seen(page)["target"], "/seen?a=1")
+            forwarded = [seen_headers(page, name) for name in ("x-forwarded-host", "x-forwarded-for")]
+            expect.equal(f"{version}: which hears of the visitor", forwarded, [[scene.host("url")], [VISITOR_ADDRESS]])
             page = scene.curl("url", "/echo", version, "--data-binary", "posted")
             expect.equal(f"{version}: POST reaches the upstream", (page.status, page.body), (200, b"posted"))
             for path in ("/gzip-if-asked", "/gzip-always"):
@@ -401,14 +397,14 @@ def url_upstream(scene, upstream):
                 expect.that("the upstream's WebSocket echoes", websocket.receive() == message)
                 websocket.send_close(4123, "the visitor is done")
                 expect.equal("the visitor's Close is answered", websocket.closed()[0], 4123)
-        until("the upstream hears of it", 5, lambda: upstream.closes == [4123, 4123])
-        for asked, wanted in (("close", (4002,)), ("end", (1011, 1012))):
+        until("the upstream hears of it", 5, lambda: [code for _, code, _ in upstream.closes] == [4123, 4123])
+        for asked, wanted in (("close 4002 as asked", (4002,)), ("end", (1011, 1012))):
             with scene.websocket("url", "/websocket") as websocket:
                 websocket.send(asked)
                 expect.one_of(f"an upstream's {asked} reaches the visitor", ends(websocket), *wanted)
         with scene.websocket("url", "/missing") as websocket:
             expect.that("an upstream may refuse", websocket.status in (404, 502), websocket.status)
-        served_as_before(scene, agent, "an upstream at a URL", "/headers")
+        served_as_before(scene, agent, "an upstream at a URL")
 
 
 def passthrough(scene, upstream):
@@ -423,13 +419,13 @@ def passthrough(scene, upstream):
         tunnel = scene.tunnel("pass")
         expect.equal("the agent gets one", tunnel["status"], "active")
         expect.equal("the agent is connected", tunnel["currently_connected"], True)
-        with contextlib.closing(ssl_connection(scene, "pass")) as connection:
+        with dial(scene.trust, scene.host("pass")) as connection:
             served = hashlib.sha256(connection.getpeercert(binary_form=True)).hexdigest()
         told = tunnel["cert_fingerprint_sha256"].replace(":", "").lower()
         expect.equal("the agent serves the certificate that was signed", served, told)
         for version in ("--http1.1", "--http2"):
-            page = scene.curl("pass", "/headers?a=1", version)
-            expect.equal(f"{version}: GET reaches the upstream", seen(page)["path"], "/headers?a=1")
+            page = scene.curl("pass", "/seen?a=1", version)
+            expect.equal(f"{version}: GET reaches the upstream", seen(page)["target"], "/seen?a=1")
             page = scene.curl("pass", "/echo", version, "--data-binary", "posted")
             expect.equal(f"{version}: POST reaches the upstream", (page.status, page.body), (200, b"posted"))
             page = scene.curl("pass", f"/large/{5 * MIB}", version)
@@ -442,7 +438,7 @@ def passthrough(scene, upstream):
             pages = list(pool.map(lambda number: scene.fetch("pass", path=f"/large/{1000 + number}"), range(20)))
         answers = [(each.status, each.body == filler(1000 + number)) for number, each in enumerate(pages)]
         expect.equal("20 connections at once are served", answers, [(200, True)] * 20)
-        served_as_before(scene, agent, "passthrough", "/headers")
+        served_as_before(scene, agent, "passthrough")
 
 
 def identity_deleted(scene):
@@ -469,7 +465,7 @@ def key_revoked(scene):
 
 
 def taken_over(scene):
-    with scene.agent("taken", label="first") as first, Calls(scene, "taken", "/label") as calls:
+    with scene.agent("taken", label="first") as first, Calls(partial(scene.fetch, "taken", path="/label")) as calls:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             in_flight = pool.submit(scene.fetch, "taken", path="/slow/2")
             with scene.agent("taken", create=False, label="second") as second:
@@ -488,7 +484,7 @@ def taken_over(scene):
 
 
 def server_restarts(scene):
-    with scene.agent("callable") as agent, Calls(scene, "callable", "/label") as calls:
+    with scene.agent("callable") as agent, Calls(partial(scene.fetch, "callable", path="/label")) as calls:
         with scene.websocket("callable", "/echo") as websocket, concurrent.futures.ThreadPoolExecutor(2) as pool:
             websocket.send("here")
             expect.equal("the WebSocket is open", websocket.receive(), "here")
@@ -534,9 +530,9 @@ def still_connected(agent):
     expect.equal("it was connected all the time", agent.statuses, ["connecting", "connected"])
 
 
-def served_as_before(scene, agent, what, path="/seen"):
+def served_as_before(scene, agent, what):
     """The agent serves, on the connection that it had from the beginning."""
-    expect.equal(f"after {what} requests are served", scene.fetch(agent.short_name, path=path).status, 200)
+    expect.equal(f"after {what} requests are served", scene.fetch(agent.short_name).status, 200)
     expect.equal(f"{what} leave the agent connected", agent.statuses, ["connecting", "connected"])
 
 
@@ -549,27 +545,10 @@ def failure(scene, name):
     return None if page.status < 400 else page
 
 
-def ends(websocket):
-    """The code of the Close that comes, or "lost" when the connection ends without one."""
-    try:
-        return websocket.closed()[0]
-    except Ended:
-        return "lost"
-
-
 def heard(scene, marker):
     """The codes that the app was told at the end of the WebSockets with this path."""
     ended = json.loads(scene.fetch("callable", path="/ended").body)
     return [code for target, code in ended if target == marker]
-
-
-def until(what, within, holds):
-    begun, came = time.monotonic(), False
-    while not came and time.monotonic() - begun < within:
-        time.sleep(0.02)
-        came = holds()
-    took = time.monotonic() - begun
-    expect.that(f"{what} within {within} s", came and took <= within, f"{came}, after {took:.1f} s")
 
 
 def seen(page):
@@ -580,20 +559,6 @@ def seen(page):
 
 def seen_headers(page, name):
     return [value for each, value in seen(page)["headers"] if each == name]
-
-
-def filler(length):
-    """Octets without a pattern that a shorter or shifted copy could have, too."""
-    return random.Random(length).randbytes(length)
-
-
-def sha256(octets):
-    return hashlib.sha256(octets).hexdigest()
-
-
-def ssl_connection(scene, name):
-    host = scene.host(name)
-    return scene.trust.wrap_socket(socket.create_connection((host, 443), 10), server_hostname=host)
 
 
 class Scene:
@@ -725,124 +690,6 @@ class Agent:
     def kill9(self):
         self._process.kill()
         self._process.wait()
-
-
-class Calls:
-    """A visitor that calls one path again and again, each time on a new connection, and notes what came."""
-
-    def __init__(self, scene, name, path):
-        self.outcomes = []
-        self._scene, self._name, self._path = scene, name, path
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._call)
-
-    def __enter__(self):
-        self._thread.start()
-        until("a request is answered", 10, lambda: self.outcomes)
-        return self
-
-    def __exit__(self, *_error):
-        self.end()
-
-    def end(self):
-        self._over.set()
-        self._thread.join()
-        return self.outcomes
-
-    def _call(self):
-        while not self._over.is_set():
-            begun = time.monotonic()
-            try:
-                page = self._scene.fetch(self._name, path=self._path)
-            except NO_ANSWER as error:
-                self.outcomes.append(f"{type(error).__name__}: {error}, after {time.monotonic() - begun:.2f} s")
-            else:
-                failed = f"{page.status} {page.first('inkbox-reason')}"
-                self.outcomes.append((200, page.body) if page.status == 200 else failed)
-            time.sleep(0.005)
-
-
-PLAIN = b"The same text over and over, which packs well. " * 200
-
-
-class Upstream:
-    """A plain HTTP server that agents forward to."""
-
-    def __enter__(self):
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), UpstreamHandler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        # The codes that WebSockets were closed with by the other side.
-        self.closes = self._server.closes = []
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_error):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class UpstreamHandler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        asked = "gzip" in self.headers.get("accept-encoding", "")
-        if self.path.startswith("/websocket"):
-            self._websocket()
-        elif self.path.startswith("/headers"):
-            self._answer(json.dumps({"path": self.path, "headers": dict(self.headers)}).encode())
-        elif self.path.startswith("/large/"):
-            self._answer(filler(int(self.path.split("/")[2])))
-        elif self.path == "/gzip-always" or (self.path == "/gzip-if-asked" and asked):
-            self._answer(gzip.compress(PLAIN), {"Content-Encoding": "gzip"})
-        elif self.path == "/gzip-if-asked":
-            self._answer(PLAIN)
-        else:
-            self._answer(b"no such path", status=404)
-
-    def do_POST(self):
-        if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            body = b"".join(iter(self._chunk, b""))
-        else:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self._answer(body)
-
-    def log_message(self, *_arguments):
-        pass
-
-    def _websocket(self):
-        self.close_connection = True
-        self.send_response(101)
-        self.send_header("Upgrade", "websocket")
-        self.send_header("Connection", "Upgrade")
-        self.send_header("Sec-WebSocket-Accept", accept(self.headers["sec-websocket-key"]))
-        if offered := self.headers.get("sec-websocket-protocol"):
-            self.send_header("Sec-WebSocket-Protocol", offered.split(",")[0].strip())
-        self.end_headers()
-        frames = Frames(self.connection, self.rfile, is_client=False)
-        with contextlib.suppress(Ended):
-            while (message := frames.receive()) != "end":
-                if message == "close":
-                    frames.send_close(4002, "as asked")
-                elif isinstance(message, tuple):
-                    self.server.closes.append(int.from_bytes(message[1][:2], "big"))
-                    frames.send_frame(*message)
-                    return
-                else:
-                    frames.send(message)
-
-    def _chunk(self):
-        chunk = self.rfile.read(int(self.rfile.readline().split(b";")[0], 16))
-        self.rfile.readline()
-        return chunk
-
-    def _answer(self, body, headers=None, status=200):
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def serve(asked):

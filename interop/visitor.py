@@ -1,4 +1,7 @@
-"""Calls public hosts as strangers do: curl, plain sockets, and a WebSocket client of a hundred lines."""
+"""Calls public hosts as strangers do: curl, plain sockets, and a WebSocket client of a hundred lines.
+
+Hosts under `localhost` are this machine, whether or not the resolver knows (RFC 6761 section 6.3).
+"""
 
 import base64
 import hashlib
@@ -10,9 +13,15 @@ import ssl
 import struct
 import subprocess
 import tempfile
+import threading
+import time
 from dataclasses import dataclass
 
+import expect
+
 PATIENCE = 20.0
+# A connection that cannot be made or ends without an answer.
+NO_ANSWER = (OSError, http.client.HTTPException)
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
@@ -57,11 +66,11 @@ def curl(root, url, *options, timeout=PATIENCE):
         return Page(int(head[0].split(" ")[1]), headers, read, done.stdout.decode())
 
 
-def fetch(context, host, method="GET", path="/", body=None, headers=None, address=None, timeout=PATIENCE):
-    """One request on a connection of its own, from the loopback address `address` if one is given."""
-    source = (address, 0) if address else None
-    connection = http.client.HTTPSConnection(host, timeout=timeout, context=context, source_address=source)
+def fetch(context, host, method="GET", path="/", body=None, headers=None, timeout=PATIENCE, port=443):
+    """One request on a connection of its own."""
+    connection = http.client.HTTPSConnection(host, port, context=context)
     try:
+        connection.sock = dial(context, host, timeout, port)
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
         fields = [(name.lower(), value) for name, value in answer.getheaders()]
@@ -70,8 +79,9 @@ def fetch(context, host, method="GET", path="/", body=None, headers=None, addres
         connection.close()
 
 
-def dial(context, host, timeout=PATIENCE):
-    tcp = socket.create_connection((host, 443), timeout)
+def dial(context, host, timeout=PATIENCE, port=443):
+    address = "127.0.0.1" if host.endswith(".localhost") else host
+    tcp = socket.create_connection((address, port), timeout)
     try:
         return context.wrap_socket(tcp, server_hostname=host)
     except BaseException:
@@ -79,14 +89,49 @@ def dial(context, host, timeout=PATIENCE):
         raise
 
 
-def raw(context, host, request):
+def raw(context, host, request, port=443):
     """Sends octets as they are and reads until the other side ends."""
-    with dial(context, host) as connection:
+    with dial(context, host, port=port) as connection:
         connection.sendall(request)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     return Page(int(lines[0].split(" ")[1]), [_field(line) for line in lines[1:]], body, lines[0][5:8])
+
+
+class Calls:
+    """Calls `fetch` again and again until the block ends, and notes what came."""
+
+    def __init__(self, fetch):
+        self.outcomes = []
+        self._fetch = fetch
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._call)
+
+    def __enter__(self):
+        self._thread.start()
+        expect.until("a request is answered", 10, lambda: self.outcomes)
+        return self
+
+    def __exit__(self, *_error):
+        self.end()
+
+    def end(self):
+        self._over.set()
+        self._thread.join()
+        return self.outcomes
+
+    def _call(self):
+        while not self._over.is_set():
+            begun = time.monotonic()
+            try:
+                page = self._fetch()
+            except NO_ANSWER as error:
+                self.outcomes.append(f"{type(error).__name__}: {error}, after {time.monotonic() - begun:.2f} s")
+            else:
+                failed = f"{page.status} {page.first('inkbox-reason')}"
+                self.outcomes.append((200, page.body) if page.status == 200 else failed)
+            time.sleep(0.005)
 
 
 def trust(root):
@@ -179,8 +224,8 @@ class Frames:
 class WebSocket(Frames):
     """Of a visitor. `status` is 101, or a refusal whose `headers` tell more."""
 
-    def __init__(self, context, host, path, subprotocols=(), timeout=PATIENCE):
-        connection = dial(context, host, timeout)
+    def __init__(self, context, host, path, subprotocols=(), timeout=PATIENCE, port=443):
+        connection = dial(context, host, timeout, port)
         super().__init__(connection, connection.makefile("rb"))
         key = base64.b64encode(os.urandom(16)).decode()
         lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
@@ -205,6 +250,14 @@ class WebSocket(Frames):
     @property
     def subprotocol(self):
         return self.headers.get("sec-websocket-protocol")
+
+
+def ends(websocket):
+    """The code of the Close that comes, or "lost" when the connection ends without one."""
+    try:
+        return websocket.closed()[0]
+    except Ended:
+        return "lost"
 
 
 def accept(key):

@@ -102,10 +102,10 @@ impl Envelope {
             return Err(EnvelopeError::TooManyFields { fields: visitors });
         }
         let mut fields = HeaderMap::with_capacity(visitors + 8);
-        fields.insert(REQUEST_ID, value("request id", &self.request_id.to_string())?);
+        fields.insert(REQUEST_ID, once(&self.request_id.to_string())?);
         let kind = match &self.kind {
             EnvelopeKind::Tcp { id, sni_host } => {
-                fields.insert(TCP_ID, value("bridge id", &id.to_string())?);
+                fields.insert(TCP_ID, once(&id.to_string())?);
                 fields.insert(SNI_HOST, value("SNI host", sni_host)?);
                 "tcp-stream"
             }
@@ -121,7 +121,7 @@ impl Envelope {
             EnvelopeKind::WebSocket { id, path, headers } => {
                 fields.insert(METHOD, HeaderValue::from_static("GET"));
                 fields.insert(PATH, value("path", path)?);
-                fields.insert(WS_ID, value("bridge id", &id.to_string())?);
+                fields.insert(WS_ID, once(&id.to_string())?);
                 put_prefixed(headers, &mut fields)?;
                 "ws-upgrade"
             }
@@ -172,6 +172,14 @@ impl Envelope {
 
 fn value(what: &'static str, text: &str) -> Result<HeaderValue, EnvelopeError> {
     HeaderValue::from_str(text).map_err(|_| EnvelopeError::Field(what))
+}
+
+/// A value that never comes again: kept out of HPACK's table, where it would
+/// push out those that do (RFC 7541 section 6.2.3).
+pub(crate) fn once(text: &str) -> Result<HeaderValue, EnvelopeError> {
+    let mut value = value("id", text)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn put_prefixed(headers: &HeaderMap, fields: &mut HeaderMap) -> Result<(), EnvelopeError> {

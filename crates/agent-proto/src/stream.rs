@@ -111,6 +111,8 @@ impl StreamError {
     /// The status that the stream is answered with.
     pub fn status(self) -> StatusCode {
         match self {
+            // Agents stop at 403 and would try again for ever after 400.
+            Self::Field("x-tunnel-id") => StatusCode::FORBIDDEN,
             Self::Field(_) => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoCredential => StatusCode::UNAUTHORIZED,
@@ -282,7 +284,10 @@ impl Reply {
         let mut request = request(Method::POST, zone, &path, self.tunnel)?;
         let headers = request.headers_mut();
         self.credential.put(headers)?;
-        headers.insert(crate::envelope::REQUEST_ID, HeaderValue::from_str(&self.request_id.to_string())?);
+        let mut id = HeaderValue::from_str(&self.request_id.to_string())?;
+        // Never again: no use in HPACK's table.
+        id.set_sensitive(true);
+        headers.insert(crate::envelope::REQUEST_ID, id);
         if let Ok(head) = &self.head {
             head.encode(headers)?;
         }
@@ -386,7 +391,7 @@ mod tests {
             (Method::POST, "/", vec![], 404),
             (Method::POST, "/_system/connect", vec![id], 404),
             (Method::GET, "/_system/hello", vec![id], 405),
-            (Method::POST, "/_system/hello", vec![("x-api-key", "k")], 400),
+            (Method::POST, "/_system/hello", vec![("x-api-key", "k")], 403),
             (Method::POST, "/_system/hello", vec![id], 401),
             (Method::POST, "/_system/intake", vec![id], 401),
             (Method::POST, "/_system/response/not-a-uuid", vec![id, ("x-api-key", "k")], 404),

@@ -120,6 +120,7 @@ impl Agent {
     {
         let mut heart = Heart::new(connection.ping_pong());
         let mut plan = Plan::default();
+        let mut stopping = self.shared.stopping.clone();
         let hello_until = Instant::now() + self.shared.settings.hello_time;
         loop {
             tokio::select! {
@@ -153,6 +154,7 @@ impl Agent {
                     tracing::info!(ip = %self.ip, "an agent does not answer PINGs; closing");
                     break;
                 }
+                _ = stopping.wait_for(|stop| *stop), if self.membership.is_none() => break,
                 () = sleep_until(hello_until), if self.membership.is_none() => {
                     tracing::debug!(ip = %self.ip, "no hello in time; closing");
                     break;

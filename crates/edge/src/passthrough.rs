@@ -34,9 +34,10 @@ pub(crate) async fn serve(
     let (exchange, request_id, id) = shared.tunnels.next_exchange();
     let kind = EnvelopeKind::Tcp { id, sni_host: host };
     let envelope = Envelope { request_id, forwarded_for: Some(ip), kind };
-    let Ok(mut ticket) = shared.tunnels.start(entry, exchange, ExchangeKind::Tcp, envelope, Bytes::new()) else {
-        return;
-    };
+    // Name and ids always fit.
+    let Ok(encoded) = envelope.encode() else { return };
+    let started = shared.tunnels.start(entry, exchange, ExchangeKind::Tcp, envelope, encoded, Bytes::new());
+    let Ok(mut ticket) = started else { return };
     let bridge = match ticket.bridge().await {
         Ok(bridge) => bridge,
         Err(failure) => {

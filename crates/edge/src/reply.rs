@@ -5,10 +5,13 @@
 //! holds that reply for ever. And the stream is answered as soon as it has
 //! ended, whatever the visitor does.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use agent_proto::ReplyHead;
 use bytes::{Bytes, BytesMut};
@@ -16,7 +19,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep};
 
 /// Head and body of a reply. Dropped, it takes the rest of the body from the
 /// agent all the same.
@@ -39,7 +42,22 @@ struct Open {
 pub(crate) struct Buffered {
     octets: AtomicUsize,
     limit: usize,
-    taken: Notify,
+}
+
+/// A body between the agent, who is never kept waiting, and a visitor.
+struct Queue {
+    buffered: Arc<Buffered>,
+    state: Mutex<State>,
+}
+
+struct State {
+    chunks: VecDeque<Bytes>,
+    end: Option<Result<(), ReplyBroken>>,
+    reader: Option<Waker>,
+    /// When the visitor last took something.
+    taken_at: Instant,
+    /// The visitor is gone.
+    is_abandoned: bool,
 }
 
 /// Why a body is not complete.
@@ -47,6 +65,8 @@ pub(crate) struct Buffered {
 pub(crate) enum ReplyBroken {
     #[error("the agent's connection broke")]
     Lost,
+    #[error("the visitor does not take the reply")]
+    Stalled,
     #[error("the reply is larger than {0} octets")]
     TooLarge(usize),
     #[error("the reply has not as many octets as its content-length says")]
@@ -56,42 +76,135 @@ pub(crate) enum ReplyBroken {
 /// Bodies up to this size are collected before the visitor gets anything.
 const SMALL: u64 = 64 * 1024;
 
+/// How long a visitor may take nothing while the agent's buffer is full.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at a buffer that is full.
+const FULL: Duration = Duration::from_millis(20);
+
 impl Buffered {
     /// No more than about `limit` octets.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { octets: AtomicUsize::new(0), limit, taken: Notify::new() }
+        Self { octets: AtomicUsize::new(0), limit }
+    }
+}
+
+impl Queue {
+    fn new(buffered: Arc<Buffered>) -> Self {
+        let (chunks, taken_at) = (VecDeque::new(), Instant::now());
+        let state = State { chunks, end: None, reader: None, taken_at, is_abandoned: false };
+        Self { buffered, state: Mutex::new(state) }
     }
 
-    fn add(&self, octets: usize) {
-        self.octets.fetch_add(octets, Ordering::Relaxed);
+    fn put(&self, chunk: Bytes) {
+        let mut state = self.state();
+        if state.is_abandoned || state.end.is_some() {
+            return;
+        }
+        if state.chunks.is_empty() {
+            // The clock runs from when there is something to take.
+            state.taken_at = Instant::now();
+        }
+        self.buffered.octets.fetch_add(chunk.len(), Ordering::Relaxed);
+        state.chunks.push_back(chunk);
+        state.wake();
     }
 
-    fn take(&self, octets: usize) {
-        let before = self.octets.fetch_sub(octets, Ordering::Relaxed);
-        if before >= self.limit {
-            self.taken.notify_waiters();
+    fn end(&self, end: Result<(), ReplyBroken>) {
+        let mut state = self.state();
+        if state.end.is_none() {
+            state.end = Some(end);
+        }
+        state.wake();
+    }
+
+    /// Ends the body if the visitor has taken nothing for `time`, or has gone.
+    fn cut_if_stalled(&self, time: Duration) -> bool {
+        let mut state = self.state();
+        if state.is_abandoned {
+            return true;
+        }
+        if state.chunks.is_empty() || state.taken_at.elapsed() < time {
+            return false;
+        }
+        self.forget_chunks(&mut state);
+        state.end = Some(Err(ReplyBroken::Stalled));
+        state.wake();
+        true
+    }
+
+    fn is_full(&self) -> bool {
+        self.buffered.octets.load(Ordering::Relaxed) >= self.buffered.limit
+    }
+
+    /// Is there something that the visitor has not taken?
+    fn is_waiting(&self) -> bool {
+        let state = self.state();
+        !state.is_abandoned && !state.chunks.is_empty()
+    }
+
+    fn abandon(&self) {
+        let mut state = self.state();
+        state.is_abandoned = true;
+        self.forget_chunks(&mut state);
+    }
+
+    fn forget_chunks(&self, state: &mut State) {
+        let octets = state.chunks.drain(..).map(|chunk| chunk.len()).sum();
+        self.buffered.octets.fetch_sub(octets, Ordering::Relaxed);
+    }
+
+    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ReplyBroken>>> {
+        let mut state = self.state();
+        if let Some(chunk) = state.chunks.pop_front() {
+            state.taken_at = Instant::now();
+            self.buffered.octets.fetch_sub(chunk.len(), Ordering::Relaxed);
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        match state.end {
+            Some(end) => Poll::Ready(end.err().map(Err)),
+            None => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
         }
     }
 
-    async fn room(&self) {
-        loop {
-            let taken = self.taken.notified();
-            if self.octets.load(Ordering::Relaxed) < self.limit {
-                return;
+    /// Does the body begin with these octets? Ready when there is a first chunk.
+    fn poll_begins_with(&self, octets: &[u8], cx: &mut Context<'_>) -> Poll<Result<bool, ReplyBroken>> {
+        let mut state = self.state();
+        match (state.chunks.front(), state.end) {
+            (Some(first), _) => Poll::Ready(Ok(first.starts_with(octets))),
+            (None, Some(end)) => Poll::Ready(end.map(|()| false)),
+            (None, None) => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
             }
-            taken.await;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
         }
     }
 }
 
 impl ReplyStream {
     pub(crate) fn new(recv: RecvStream, respond: SendResponse<Bytes>, buffered: Arc<Buffered>) -> Self {
-        let mut open = Open { recv, respond, buffered };
-        if open.recv.is_end_stream() {
+        Self(Some(Open { recv, respond, buffered }))
+    }
+
+    /// The reply is taken: one without a body is acknowledged at once.
+    pub(crate) fn acknowledge(&mut self) {
+        if let Some(mut open) = self.0.take_if(|open| open.recv.is_end_stream()) {
             open.answer(StatusCode::OK);
-            return Self(None);
         }
-        Self(Some(open))
     }
 
     /// Takes the body for a visitor; small ones are complete when this returns.
@@ -99,7 +212,12 @@ impl ReplyStream {
     /// # Errors
     ///
     /// When the body breaks off before the visitor got anything of it.
-    pub(crate) async fn into_body(mut self, length: Option<u64>, limit: usize) -> Result<ReplyBody, ReplyBroken> {
+    pub(crate) async fn into_body(
+        mut self,
+        length: Option<u64>,
+        limit: usize,
+        stall: Duration,
+    ) -> Result<ReplyBody, ReplyBroken> {
         if length.is_some_and(|length| length > limit as u64) {
             return Err(ReplyBroken::TooLarge(limit));
         }
@@ -118,16 +236,15 @@ impl ReplyStream {
             return Ok(ReplyBody::Full(body));
         }
         let Some(open) = self.0.take() else { return Ok(ReplyBody::Full(Bytes::new())) };
-        let (sender, chunks) = mpsc::unbounded_channel();
-        let buffered = Arc::clone(&open.buffered);
-        tokio::spawn(open.pump(sender, length, limit));
-        Ok(ReplyBody::Stream(Streamed { chunks, first: None, left: length, buffered }))
+        let queue = Arc::new(Queue::new(Arc::clone(&open.buffered)));
+        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, stall));
+        Ok(ReplyBody::Stream(Streamed { queue, left: length }))
     }
 
     /// Takes the body from the agent, forgets it and answers `status`.
     pub(crate) fn refuse(mut self, status: StatusCode) {
         if let Some(open) = self.0.take() {
-            open.drain(status);
+            open.refuse(status);
         }
     }
 }
@@ -135,13 +252,17 @@ impl ReplyStream {
 impl Drop for ReplyStream {
     fn drop(&mut self) {
         if let Some(open) = self.0.take() {
-            open.drain(StatusCode::GONE);
+            open.refuse(StatusCode::GONE);
         }
     }
 }
 
 impl Open {
-    fn drain(mut self, status: StatusCode) {
+    fn refuse(mut self, status: StatusCode) {
+        if self.recv.is_end_stream() {
+            self.answer(status);
+            return;
+        }
         tokio::spawn(async move {
             while let Some(Ok(chunk)) = self.recv.data().await {
                 self.credit(chunk.len());
@@ -173,20 +294,16 @@ impl Open {
         if body.len() as u64 == length { Ok(body) } else { Err(ReplyBroken::WrongLength) }
     }
 
-    /// Moves a large body to the visitor's queue, whether or not anybody takes it.
-    async fn pump(
-        mut self,
-        visitor: mpsc::UnboundedSender<Result<Bytes, ReplyBroken>>,
-        length: Option<u64>,
-        limit: usize,
-    ) {
+    /// Moves a large body to the visitor's queue, whether or not anybody takes
+    /// it; then sees to it that a visitor who stalls does not keep it.
+    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, stall: Duration) {
         let mut octets = 0_u64;
-        let mut failure = None;
+        let mut end = Ok(());
         loop {
             let chunk = match self.recv.data().await {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(_)) => {
-                    failure = Some(ReplyBroken::Lost);
+                    end = Err(ReplyBroken::Lost);
                     break;
                 }
                 None => break,
@@ -194,29 +311,27 @@ impl Open {
             octets += chunk.len() as u64;
             let len = chunk.len();
             if octets > limit as u64 {
-                failure = Some(ReplyBroken::TooLarge(limit));
-            } else if failure.is_none() && !chunk.is_empty() {
-                self.buffered.add(len);
-                if visitor.send(Ok(chunk)).is_err() {
-                    self.buffered.take(len);
+                end = Err(ReplyBroken::TooLarge(limit));
+            }
+            if end.is_ok() && !chunk.is_empty() {
+                queue.put(chunk);
+                // What is not credited is held against every stream of the agent: only a
+                // visitor who takes what it gets may make it wait.
+                while queue.is_full() && !queue.cut_if_stalled(IMPATIENCE) {
+                    sleep(FULL).await;
                 }
             }
             self.credit(len);
-            if !visitor.is_closed() {
-                tokio::select! {
-                    () = self.buffered.room() => {}
-                    () = visitor.closed() => {}
-                }
-            }
         }
-        if failure.is_none() && length.is_some_and(|length| length != octets) {
-            failure = Some(ReplyBroken::WrongLength);
+        if end.is_ok() && length.is_some_and(|length| length != octets) {
+            end = Err(ReplyBroken::WrongLength);
         }
-        if let Some(failure) = failure {
-            // A visitor that has left does not mind.
-            let _ = visitor.send(Err(failure));
-        }
+        queue.end(end);
         self.answer(StatusCode::OK);
+        drop(self);
+        while queue.is_waiting() && !queue.cut_if_stalled(stall) {
+            sleep(stall / 4).await;
+        }
     }
 
     fn credit(&mut self, octets: usize) {
@@ -248,11 +363,8 @@ pub(crate) enum ReplyBody {
 
 /// A body that is still coming.
 pub(crate) struct Streamed {
-    chunks: mpsc::UnboundedReceiver<Result<Bytes, ReplyBroken>>,
-    /// The first chunk, if it was looked at.
-    first: Option<Bytes>,
+    queue: Arc<Queue>,
     left: Option<u64>,
-    buffered: Arc<Buffered>,
 }
 
 impl ReplyBody {
@@ -265,12 +377,7 @@ impl ReplyBody {
         match self {
             Self::Full(body) => Ok(body.starts_with(octets)),
             Self::Headless => Ok(false),
-            Self::Stream(streamed) => {
-                if streamed.first.is_none() {
-                    streamed.first = streamed.chunks.recv().await.transpose()?;
-                }
-                Ok(streamed.first.as_ref().is_some_and(|first| first.starts_with(octets)))
-            }
+            Self::Stream(streamed) => poll_fn(|cx| streamed.queue.poll_begins_with(octets, cx)).await,
         }
     }
 }
@@ -303,12 +410,8 @@ impl Body for ReplyBody {
 
 impl Streamed {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ReplyBroken>>> {
-        let chunk = match self.first.take() {
-            Some(first) => Some(Ok(first)),
-            None => ready!(self.chunks.poll_recv(cx)),
-        };
+        let chunk = ready!(self.queue.poll_take(cx));
         if let Some(Ok(chunk)) = &chunk {
-            self.buffered.take(chunk.len());
             self.left = self.left.map(|left| left.saturating_sub(chunk.len() as u64));
         }
         Poll::Ready(chunk)
@@ -317,10 +420,6 @@ impl Streamed {
 
 impl Drop for Streamed {
     fn drop(&mut self) {
-        self.chunks.close();
-        let first = self.first.take().map(Ok);
-        for chunk in first.into_iter().chain(std::iter::from_fn(|| self.chunks.try_recv().ok())).flatten() {
-            self.buffered.take(chunk.len());
-        }
+        self.queue.abandon();
     }
 }

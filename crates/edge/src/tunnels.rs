@@ -100,6 +100,8 @@ pub(crate) struct Link {
 
 struct Exchange {
     envelope: Envelope,
+    /// What the envelope is on the wire, until it was handed out once.
+    encoded: Option<HeaderMap>,
     body: Bytes,
     reply: Option<oneshot::Sender<Result<AgentReply, Failure>>>,
     bridge: Option<oneshot::Sender<Result<Bridge, Failure>>>,
@@ -247,12 +249,14 @@ impl Tunnels {
         exchange: ExchangeId,
         kind: ExchangeKind,
         envelope: Envelope,
+        encoded: HeaderMap,
         body: Bytes,
     ) -> Result<Ticket, LiveRefusal> {
         let (reply, reply_receiver) = oneshot::channel();
         let (bridge, bridge_receiver) = oneshot::channel();
         let has_bridge = kind != ExchangeKind::Http;
-        let pending = Exchange { envelope, body, reply: Some(reply), bridge: has_bridge.then_some(bridge) };
+        let (reply, bridge, encoded) = (Some(reply), has_bridge.then_some(bridge), Some(encoded));
+        let pending = Exchange { envelope, encoded, body, reply, bridge };
         let mut state = entry.state();
         if state.is_removed {
             return Err(LiveRefusal::Offline);
@@ -279,7 +283,7 @@ impl Tunnels {
         entry: &Arc<Entry>,
         exchange: ExchangeId,
         head: ReplyHead,
-        stream: ReplyStream,
+        mut stream: ReplyStream,
     ) -> Result<(), LiveRefusal> {
         let mut state = entry.state();
         let accepts = head.status == StatusCode::OK;
@@ -292,9 +296,11 @@ impl Tunnels {
         drop(state);
         match (&handled, sender) {
             // Without a receiver the visitor has left, and the reply is let go of.
-            (Ok(()), Some(sender)) => drop(sender.send(Ok(AgentReply { head, body: stream }))),
-            (Err(_), _) => stream.refuse(StatusCode::GONE),
-            (Ok(()), None) => {}
+            (Ok(()), Some(sender)) => {
+                stream.acknowledge();
+                drop(sender.send(Ok(AgentReply { head, body: stream })));
+            }
+            (Err(_), _) | (Ok(()), None) => stream.refuse(StatusCode::GONE),
         }
         handled
     }
@@ -546,8 +552,8 @@ impl State {
         if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
             return false;
         }
-        // It was encoded once already, to see whether it can be.
-        let Ok(headers) = exchange.envelope.encode() else { return false };
+        let encoded = exchange.encoded.take().map_or_else(|| exchange.envelope.encode(), Ok);
+        let Ok(headers) = encoded else { return false };
         let mut response = Response::new(());
         *response.headers_mut() = headers;
         let Ok(mut stream) = stream.send_response(response, exchange.body.is_empty()) else { return false };

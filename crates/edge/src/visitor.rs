@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use agent_proto::limits::MAX_BODY;
 use agent_proto::visitor::{acceptance_headers, handshake_headers, reply_headers, request_headers};
@@ -19,10 +19,11 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
 
+use crate::impatient::Impatient;
 use crate::reply::{AgentReply, ReplyBody, ReplyBroken};
 use crate::tunnels::{Entry, Ticket};
 use crate::{Shared, websocket};
@@ -36,6 +37,42 @@ pub(crate) struct Visit {
     pub(crate) shared: Arc<Shared>,
     /// Requests that have no answer yet.
     active: AtomicUsize,
+    resets: Resets,
+}
+
+/// Requests that were reset before their answer: each has cost the agent work.
+#[derive(Debug)]
+struct Resets {
+    recent: Mutex<(u32, Instant)>,
+    too_many: Notify,
+}
+
+/// Resets a second that a connection may go on with.
+const MAX_RESETS: u32 = 100;
+
+impl Resets {
+    fn count(&self) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.1.elapsed() >= Duration::from_secs(1) {
+            *recent = (0, Instant::now());
+        }
+        recent.0 += 1;
+        if recent.0 > MAX_RESETS {
+            self.too_many.notify_one();
+        }
+    }
+}
+
+/// A request between its head and its answer.
+struct Active<'a>(&'a Visit, bool);
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        if !self.1 {
+            self.0.resets.count();
+        }
+    }
 }
 
 /// Header fields of a request; an envelope takes 110.
@@ -52,7 +89,8 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 impl Visit {
     pub(crate) fn new(ip: IpAddr, host: String, name: TunnelName, shared: Arc<Shared>) -> Self {
-        Self { ip, host, name, shared, active: AtomicUsize::new(0) }
+        let resets = Resets { recent: Mutex::new((0, Instant::now())), too_many: Notify::new() };
+        Self { ip, host, name, shared, active: AtomicUsize::new(0), resets }
     }
 }
 
@@ -68,11 +106,13 @@ where
         let visit = Arc::clone(&served);
         async move {
             visit.active.fetch_add(1, Ordering::Relaxed);
+            let mut active = Active(&visit, false);
             let mut response = Box::pin(answer(&visit, request)).await;
             if visit.shared.is_stopping() && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            visit.active.fetch_sub(1, Ordering::Relaxed);
+            active.1 = true;
+            drop(active);
             Ok::<_, Infallible>(response)
         }
     });
@@ -86,20 +126,24 @@ where
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(limits.keep_alive)
             .keep_alive_timeout(limits.head)
-            .serve_connection(TokioIo::new(io), service);
+            .serve_connection(TokioIo::new(Impatient::new(io, limits.stall)), service);
         let mut connection = std::pin::pin!(connection);
-        let mut is_leaving = false;
-        loop {
+        let leave = async {
             tokio::select! {
-                ended = connection.as_mut() => break ended,
-                _ = stopping.wait_for(|stop| *stop), if !is_leaving => {
-                    is_leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = idle(&visit, limits.idle), if !is_leaving => {
-                    is_leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                }
+                _ = stopping.wait_for(|stop| *stop) => {}
+                () = idle(&visit, limits.idle) => {}
+            }
+        };
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = visit.resets.too_many.notified() => {
+                tracing::info!(ip = %visit.ip, "a visitor resets its requests; closing");
+                Ok(())
+            }
+            () = leave => {
+                connection.as_mut().graceful_shutdown();
+                // Streams that the visitor takes nothing of would stay for ever.
+                timeout(limits.stall, connection).await.unwrap_or(Ok(()))
             }
         }
     } else {
@@ -108,7 +152,7 @@ where
             .header_read_timeout(limits.head)
             .max_headers(MAX_FIELDS)
             .max_buf_size(MAX_BUFFER)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(Impatient::new(io, limits.stall)), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
@@ -249,7 +293,8 @@ fn check_framing(request: &Request<Incoming>) -> Result<(), Problem> {
         return Err(Problem::BadRequest("the length of the body is ambiguous"));
     }
     let codings = headers.get_all(header::TRANSFER_ENCODING).iter().count();
-    if codings > 1 || (codings == 1 && !has_token(headers, &header::TRANSFER_ENCODING, "chunked")) {
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if codings > 1 || headers.get(header::TRANSFER_ENCODING).is_some_and(|coding| !is_chunked(coding)) {
         return Err(Problem::BadRequest("the only transfer coding is chunked"));
     }
     let is_http2 = request.version() == Version::HTTP_2;
@@ -285,7 +330,7 @@ async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Resp
     let kind = EnvelopeKind::Webhook { method: head.method, path, headers, body_uri: None };
     let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
     let ticket = start(visit, entry, exchange, ExchangeKind::Http, envelope, body)?;
-    answer_with(ticket).await
+    answer_with(ticket, shared.settings.visitor.stall).await
 }
 
 /// A WebSocket handshake through the tunnel.
@@ -304,7 +349,7 @@ async fn upgrade(
     let reply = ticket.reply().await?;
     if reply.head.status != StatusCode::OK {
         ticket.is_over();
-        return respond(reply).await;
+        return respond(reply, shared.settings.visitor.stall).await;
     }
     let AgentReply { head, body } = reply;
     // The agent opens the bridge only after this is answered.
@@ -360,9 +405,8 @@ fn start(
     envelope: Envelope,
     body: Bytes,
 ) -> Result<Ticket, Problem> {
-    // Once here to see that it can be, once more for the stream that takes it.
-    envelope.encode()?;
-    Ok(visit.shared.tunnels.start(entry, exchange, kind, envelope, body)?)
+    let encoded = envelope.encode()?;
+    Ok(visit.shared.tunnels.start(entry, exchange, kind, envelope, encoded, body)?)
 }
 
 /// The whole body, which an envelope must have from its beginning.
@@ -423,13 +467,13 @@ fn limit_encodings(headers: &mut HeaderMap) {
     }
 }
 
-async fn answer_with(mut ticket: Ticket) -> Result<Response<ReplyBody>, Problem> {
+async fn answer_with(mut ticket: Ticket, stall: Duration) -> Result<Response<ReplyBody>, Problem> {
     let reply = ticket.reply().await?;
     ticket.is_over();
-    respond(reply).await
+    respond(reply, stall).await
 }
 
-async fn respond(reply: AgentReply) -> Result<Response<ReplyBody>, Problem> {
+async fn respond(reply: AgentReply, stall: Duration) -> Result<Response<ReplyBody>, Problem> {
     let AgentReply { head, body } = reply;
     let mut response = Response::new(ReplyBody::Full(Bytes::new()));
     *response.status_mut() = head.status;
@@ -439,7 +483,7 @@ async fn respond(reply: AgentReply) -> Result<Response<ReplyBody>, Problem> {
         headers.insert(REASON, reason);
     }
     if !has_no_body {
-        let mut body = body.into_body(head.content_length, MAX_BODY).await?;
+        let mut body = body.into_body(head.content_length, MAX_BODY, stall).await?;
         // See `limit_encodings`.
         let claims_gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
         if claims_gzip && !body.begins_with(&GZIP_MAGIC).await? {

@@ -81,7 +81,7 @@ where
 }
 
 /// How long the second side may take to end after the first.
-const CLOSING: Duration = Duration::from_secs(5);
+const CLOSING: Duration = Duration::from_secs(2);
 /// RFC 6455 section 7.4.1 and the registry behind it.
 const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
