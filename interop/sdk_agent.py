@@ -420,7 +420,7 @@ def passthrough(scene, upstream):
         expect.equal("the agent gets one", tunnel["status"], "active")
         expect.equal("the agent is connected", tunnel["currently_connected"], True)
         with dial(scene.trust, scene.host("pass")) as connection:
-            served = hashlib.sha256(connection.getpeercert(binary_form=True)).hexdigest()
+            served = sha256(connection.getpeercert(binary_form=True))
         told = tunnel["cert_fingerprint_sha256"].replace(":", "").lower()
         expect.equal("the agent serves the certificate that was signed", served, told)
         for version in ("--http1.1", "--http2"):

@@ -151,6 +151,7 @@ class Frames:
         self._connection = connection
         self._read = read
         self._is_client = is_client
+        self._parts, self._kind = [], None
 
     def send(self, message):
         """A text or octets, whole."""
@@ -176,16 +177,16 @@ class Frames:
 
     def receive(self):
         """The next message: a text, octets, or a tuple of opcode and payload for anything else."""
-        parts, kind = [], None
         while True:
             final, opcode, payload = self._frame()
             if opcode >= CLOSE:
+                # May come between the fragments of a message, which goes on after it.
                 return opcode, payload
-            kind = kind or opcode
-            parts.append(payload)
+            self._kind = opcode or self._kind
+            self._parts.append(payload)
             if final:
-                whole = b"".join(parts)
-                return whole.decode() if kind == TEXT else whole
+                whole, self._parts = b"".join(self._parts), []
+                return whole.decode() if self._kind == TEXT else whole
 
     def closed(self):
         """Reads on until the Close frame; its code and reason."""
@@ -246,6 +247,10 @@ class WebSocket(Frames):
     def __exit__(self, *_error):
         self._read.close()
         self._connection.close()
+
+    def body(self):
+        """Of a refusal."""
+        return self._exactly(int(self.headers["content-length"]))
 
     @property
     def subprotocol(self):

@@ -19,6 +19,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 /// Head and body of a reply. Dropped, it takes the rest of the body from the
@@ -26,6 +27,14 @@ use tokio::time::{Instant, sleep};
 pub(crate) struct AgentReply {
     pub(crate) head: ReplyHead,
     pub(crate) body: ReplyStream,
+}
+
+/// How long a visitor may take nothing of a reply, and who is told then: the
+/// visitor's connection, which would keep what was written so far for ever.
+#[derive(Clone)]
+pub(crate) struct Patience {
+    pub(crate) stall: Duration,
+    pub(crate) lost: Arc<Notify>,
 }
 
 /// The stream that a reply comes on.
@@ -117,12 +126,9 @@ impl Queue {
         state.wake();
     }
 
-    /// Ends the body if the visitor has taken nothing for `time`, or has gone.
+    /// Ends the body if the visitor has taken nothing for `time`.
     fn cut_if_stalled(&self, time: Duration) -> bool {
         let mut state = self.state();
-        if state.is_abandoned {
-            return true;
-        }
         if state.chunks.is_empty() || state.taken_at.elapsed() < time {
             return false;
         }
@@ -216,7 +222,7 @@ impl ReplyStream {
         mut self,
         length: Option<u64>,
         limit: usize,
-        stall: Duration,
+        patience: Patience,
     ) -> Result<ReplyBody, ReplyBroken> {
         if length.is_some_and(|length| length > limit as u64) {
             return Err(ReplyBroken::TooLarge(limit));
@@ -237,7 +243,7 @@ impl ReplyStream {
         }
         let Some(open) = self.0.take() else { return Ok(ReplyBody::Full(Bytes::new())) };
         let queue = Arc::new(Queue::new(Arc::clone(&open.buffered)));
-        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, stall));
+        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, patience));
         Ok(ReplyBody::Stream(Streamed { queue, left: length }))
     }
 
@@ -296,7 +302,7 @@ impl Open {
 
     /// Moves a large body to the visitor's queue, whether or not anybody takes
     /// it; then sees to it that a visitor who stalls does not keep it.
-    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, stall: Duration) {
+    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, patience: Patience) {
         let mut octets = 0_u64;
         let mut end = Ok(());
         loop {
@@ -317,7 +323,11 @@ impl Open {
                 queue.put(chunk);
                 // What is not credited is held against every stream of the agent: only a
                 // visitor who takes what it gets may make it wait.
-                while queue.is_full() && !queue.cut_if_stalled(IMPATIENCE) {
+                while queue.is_full() {
+                    if queue.cut_if_stalled(IMPATIENCE) {
+                        patience.lost.notify_one();
+                        break;
+                    }
                     sleep(FULL).await;
                 }
             }
@@ -329,8 +339,12 @@ impl Open {
         queue.end(end);
         self.answer(StatusCode::OK);
         drop(self);
-        while queue.is_waiting() && !queue.cut_if_stalled(stall) {
-            sleep(stall / 4).await;
+        while queue.is_waiting() {
+            if queue.cut_if_stalled(patience.stall) {
+                patience.lost.notify_one();
+                break;
+            }
+            sleep(patience.stall / 4).await;
         }
     }
 

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
 
 use crate::impatient::Impatient;
-use crate::reply::{AgentReply, ReplyBody, ReplyBroken};
+use crate::reply::{AgentReply, Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::{Entry, Ticket};
 use crate::{Shared, websocket};
 
@@ -38,28 +38,26 @@ pub(crate) struct Visit {
     /// Requests that have no answer yet.
     active: AtomicUsize,
     resets: Resets,
+    /// The connection is not worth keeping.
+    lost: Arc<Notify>,
 }
 
 /// Requests that were reset before their answer: each has cost the agent work.
 #[derive(Debug)]
-struct Resets {
-    recent: Mutex<(u32, Instant)>,
-    too_many: Notify,
-}
+struct Resets(Mutex<(u32, Instant)>);
 
 /// Resets a second that a connection may go on with.
 const MAX_RESETS: u32 = 100;
 
 impl Resets {
-    fn count(&self) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Counts one; are these too many?
+    fn count(&self) -> bool {
+        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.1.elapsed() >= Duration::from_secs(1) {
             *recent = (0, Instant::now());
         }
         recent.0 += 1;
-        if recent.0 > MAX_RESETS {
-            self.too_many.notify_one();
-        }
+        recent.0 > MAX_RESETS
     }
 }
 
@@ -69,8 +67,8 @@ struct Active<'a>(&'a Visit, bool);
 impl Drop for Active<'_> {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
-        if !self.1 {
-            self.0.resets.count();
+        if !self.1 && self.0.resets.count() {
+            self.0.lost.notify_one();
         }
     }
 }
@@ -89,8 +87,14 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 impl Visit {
     pub(crate) fn new(ip: IpAddr, host: String, name: TunnelName, shared: Arc<Shared>) -> Self {
-        let resets = Resets { recent: Mutex::new((0, Instant::now())), too_many: Notify::new() };
-        Self { ip, host, name, shared, active: AtomicUsize::new(0), resets }
+        let resets = Resets(Mutex::new((0, Instant::now())));
+        Self { ip, host, name, shared, active: AtomicUsize::new(0), resets, lost: Arc::new(Notify::new()) }
+    }
+}
+
+impl Visit {
+    fn patience(&self) -> Patience {
+        Patience { stall: self.shared.settings.visitor.stall, lost: Arc::clone(&self.lost) }
     }
 }
 
@@ -136,8 +140,8 @@ where
         };
         tokio::select! {
             ended = connection.as_mut() => ended,
-            () = visit.resets.too_many.notified() => {
-                tracing::info!(ip = %visit.ip, "a visitor resets its requests; closing");
+            () = visit.lost.notified() => {
+                tracing::info!(ip = %visit.ip, "a visitor resets its requests, or takes nothing of a reply; closing");
                 Ok(())
             }
             () = leave => {
@@ -157,6 +161,7 @@ where
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => ended,
+            () = visit.lost.notified() => Ok(()),
             () = stopped_for(&mut stopping, LAME_DUCK) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -330,7 +335,7 @@ async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Resp
     let kind = EnvelopeKind::Webhook { method: head.method, path, headers, body_uri: None };
     let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
     let ticket = start(visit, entry, exchange, ExchangeKind::Http, envelope, body)?;
-    answer_with(ticket, shared.settings.visitor.stall).await
+    answer_with(ticket, visit.patience()).await
 }
 
 /// A WebSocket handshake through the tunnel.
@@ -349,7 +354,7 @@ async fn upgrade(
     let reply = ticket.reply().await?;
     if reply.head.status != StatusCode::OK {
         ticket.is_over();
-        return respond(reply, shared.settings.visitor.stall).await;
+        return respond(reply, visit.patience()).await;
     }
     let AgentReply { head, body } = reply;
     // The agent opens the bridge only after this is answered.
@@ -467,13 +472,13 @@ fn limit_encodings(headers: &mut HeaderMap) {
     }
 }
 
-async fn answer_with(mut ticket: Ticket, stall: Duration) -> Result<Response<ReplyBody>, Problem> {
+async fn answer_with(mut ticket: Ticket, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
     let reply = ticket.reply().await?;
     ticket.is_over();
-    respond(reply, stall).await
+    respond(reply, patience).await
 }
 
-async fn respond(reply: AgentReply, stall: Duration) -> Result<Response<ReplyBody>, Problem> {
+async fn respond(reply: AgentReply, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
     let AgentReply { head, body } = reply;
     let mut response = Response::new(ReplyBody::Full(Bytes::new()));
     *response.status_mut() = head.status;
@@ -483,7 +488,7 @@ async fn respond(reply: AgentReply, stall: Duration) -> Result<Response<ReplyBod
         headers.insert(REASON, reason);
     }
     if !has_no_body {
-        let mut body = body.into_body(head.content_length, MAX_BODY, stall).await?;
+        let mut body = body.into_body(head.content_length, MAX_BODY, patience).await?;
         // See `limit_encodings`.
         let claims_gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
         if claims_gzip && !body.begins_with(&GZIP_MAGIC).await? {

@@ -1,0 +1,170 @@
+//! The edge with a real agent, over loopback: what a visitor gets, and what the
+//! application behind the agent sees.
+
+mod visitor;
+mod world;
+
+use bytes::Bytes;
+use edge::proxy_protocol;
+use h2::ext::Protocol;
+use http::{Method, Request, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tunnel_model::TlsMode;
+
+use crate::visitor::{body_of, connect, connect_h2, get, raw};
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visitor_reaches_the_application_in_both_modes() {
+    let world = World::start().await;
+    for (name, mode) in [("shop", TlsMode::Edge), ("bank", TlsMode::Passthrough)] {
+        world.tunnel(name, mode).await;
+        let _agent = world.agent(name).await;
+        let response = get(&world, name, "/echo?x=%20y").await;
+        assert_eq!(response.status(), StatusCode::OK, "{name}");
+        let body = body_of(response).await;
+        assert!(body.starts_with("GET /echo?x=%20y\n"), "{body}");
+        assert!(body.contains(&format!("x-forwarded-host: {name}.adit.localhost\n")), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_agent_there_is_503_and_without_a_tunnel_an_alert() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let response = get(&world, "shop", "/").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()["inkbox-reason"], "agent-offline");
+    let error = connect(&world, "nobody.adit.localhost", b"http/1.1").await.expect_err("there is no such name");
+    assert!(error.to_string().contains("UnrecognisedName"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_and_sni_must_agree() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    world.tunnel("other", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    for (host, status) in [
+        ("shop.adit.localhost", 200),
+        ("SHOP.adit.localhost:4443", 200),
+        ("other.adit.localhost", 421),
+        ("adit.localhost", 421),
+        ("example.org", 421),
+    ] {
+        let answer = raw(&world, "shop", &format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ambiguous_framing_never_reaches_an_agent() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    for fields in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        "Content-Length: 5\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+    ] {
+        let request = format!("POST /echo HTTP/1.1\r\nHost: shop.adit.localhost\r\n{fields}\r\n0\r\n\r\n");
+        let answer = raw(&world, "shop", &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{fields}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_arrive_whole_both_ways() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let mut sender = connect_h2(&world, "shop").await;
+    let sent: Bytes = (0..20_000_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[2]).collect();
+    let request = Request::post("https://shop.adit.localhost/mirror").body(()).expect("a request");
+    let (response, mut stream) = sender.send_request(request, false).expect("sent");
+    stream.send_data(sent.clone(), true).expect("sent");
+    let response = response.await.expect("an answer");
+    assert_eq!(response.headers()["content-length"], "20000000");
+    let mut body = response.into_body();
+    let mut received = Vec::new();
+    while let Some(chunk) = body.data().await {
+        let chunk = chunk.expect("a chunk");
+        body.flow_control().release_capacity(chunk.len()).expect("the stream is there");
+        received.extend_from_slice(&chunk);
+    }
+    assert!(received == sent, "what came back is not what was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_over_http2_is_one_to_the_application() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let mut sender = connect_h2(&world, "shop").await;
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri("https://shop.adit.localhost/ws")
+        .header("sec-websocket-version", "13")
+        .body(())
+        .expect("a request");
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    let (response, mut send) = sender.send_request(request, false).expect("sent");
+    let response = response.await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut body = response.into_body();
+    // "hi", masked with zeros (RFC 6455 section 5.2).
+    send.send_data(Bytes::from_static(b"\x81\x82\0\0\0\0hi"), false).expect("sent");
+    let echoed = body.data().await.expect("a frame").expect("a frame");
+    assert_eq!(&echoed[..], b"\x81\x02hi");
+    send.send_data(Bytes::from_static(b"\x88\x82\0\0\0\0\x03\xe8"), true).expect("sent");
+    let closed = body.data().await.expect("a frame").expect("a frame");
+    assert_eq!(&closed[..], b"\x88\x02\x03\xe8");
+    assert!(body.data().await.is_none(), "one Close, and nothing after it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_balancer_the_visitor_is_who_the_proxy_header_says() {
+    let world = World::start_with(|settings| settings.proxy_protocol = true).await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let header = |source: &str| {
+        proxy_protocol::encode(source.parse().expect("an address"), "192.0.2.1:443".parse().expect("an address"))
+    };
+    let _agent = world.agent_after("shop", header("198.51.100.7:1")).await;
+    let mut tls = visitor::connect_after(&world, "shop.adit.localhost", &header("203.0.113.9:9")).await;
+    tls.write_all(
+        b"GET /echo HTTP/1.1\r\nHost: shop.adit.localhost\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: close\r\n\r\n",
+    )
+    .await
+    .expect("sent");
+    let mut answer = String::new();
+    tls.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.contains("x-forwarded-for: 203.0.113.9\n"), "{answer}");
+    assert!(!answer.contains("6.6.6.6"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_tunnel_has_no_traffic_and_its_agent_ends_for_good() {
+    let world = World::start().await;
+    let id = world.tunnel("shop", TlsMode::Edge).await;
+    let agent = world.agent("shop").await;
+    assert!(world.edge.is_connected(id));
+    world.delete(id).await;
+    assert!(!world.edge.is_connected(id), "when the deletion is answered the session is over");
+    let response = get(&world, "shop", "/").await;
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    let ended = agent.ended().await;
+    assert!(matches!(ended, Err(agent::Error::Denied { .. })), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newer_agent_wins_and_the_older_ends_for_good() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let older = world.agent("shop").await;
+    let _newer = world.agent("shop").await;
+    let ended = older.ended().await;
+    assert!(matches!(ended, Err(agent::Error::Superseded)), "{ended:?}");
+    assert_eq!(get(&world, "shop", "/").await.status(), StatusCode::OK);
+}

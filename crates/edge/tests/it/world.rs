@@ -1,0 +1,204 @@
+//! An edge on loopback with its own authority, and agents for it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use agent::{Agent, Credential, Error, Event, Rest, Trust, Upstream};
+use api::{App, DataPlane, Limits, Metrics, SystemClock, SystemRandom};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use axum::routing::{any, get};
+use ca_dir::{CaDir, leaf_profile};
+use edge::{Edge, Settings};
+use pki_core::crypto::aws_lc::AwsLc;
+use pki_core::{Authority, KeyPolicy, Profile, Time, Usage};
+use rustls::pki_types::CertificateDer;
+use store::{MemoryStore, Store};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tunnel_model::{Caller, KeyId, OrganizationId, Rules, Scope, TlsMode, TunnelId};
+
+pub(crate) const ZONE: &str = "adit.localhost";
+
+pub(crate) struct World {
+    pub(crate) edge: Edge,
+    pub(crate) address: SocketAddr,
+    pub(crate) root: CertificateDer<'static>,
+    app: Arc<App>,
+    api: SocketAddr,
+    key: String,
+    directory: tempfile::TempDir,
+}
+
+/// An agent that runs until it is dropped.
+pub(crate) struct Running {
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Running {
+    /// How the agent ends by itself, and soon.
+    pub(crate) async fn ended(mut self) -> Result<(), Error> {
+        tokio::time::timeout(Duration::from_secs(10), &mut self.task).await.expect("in time").expect("no panic")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Joint(Edge);
+
+impl DataPlane for Joint {
+    fn notice(&self, events: &[tunnel_model::Event]) {
+        self.0.notice(events);
+    }
+
+    fn is_connected(&self, tunnel: TunnelId) -> bool {
+        self.0.is_connected(tunnel)
+    }
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock");
+        let now = Time::from_unix(i64::try_from(since_epoch.as_secs()).expect("a time"));
+        let ca = CaDir::create(&directory.path().join("ca"), &ZONE.parse().expect("a name"), None, now).expect("a CA");
+        let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, 90)).expect("a profile");
+        let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new());
+        let authority = authority.expect("an authority");
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let mut settings = Settings::new(ZONE.parse().expect("a zone"));
+        change(&mut settings);
+        let edge = Edge::new(settings, Arc::clone(&store), authority.clone()).expect("an edge");
+        let app = App::new(
+            store,
+            Arc::new(SystemClock),
+            Arc::new(SystemRandom),
+            authority,
+            Rules::new(),
+            ZONE.parse().expect("a zone"),
+        );
+        let app = app.with_data_plane(Arc::new(Joint(edge.clone())));
+        let key = app.bootstrap(&OrganizationId::new("org_test"), None).await.expect("a key").expect("the first key");
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let api_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (address, api) = (listener.local_addr().expect("bound"), api_listener.local_addr().expect("bound"));
+        let serving = edge.clone();
+        tokio::spawn(async move { serving.serve(listener, None, std::future::pending()).await });
+        let (app, limits, metrics) = (Arc::new(app), Limits::default(), Arc::new(Metrics::new()));
+        let router = api::router(Arc::clone(&app), Arc::clone(&metrics), &limits);
+        tokio::spawn(async move { api::serve(api_listener, router, &limits, metrics, std::future::pending()).await });
+        let root = CertificateDer::from(ca.root);
+        Self { edge, address, root, app, api, key: key.expose().to_owned(), directory }
+    }
+
+    pub(crate) async fn tunnel(&self, name: &str, mode: TlsMode) -> TunnelId {
+        let created = self.app.create_tunnel(admin(), name.parse().expect("a name"), mode, None).await;
+        created.expect("a tunnel").tunnel.id
+    }
+
+    pub(crate) async fn delete(&self, tunnel: TunnelId) {
+        self.app.delete_tunnel(admin(), tunnel).await.expect("it was there");
+    }
+
+    /// An agent with an application in its process, once it is connected.
+    pub(crate) async fn agent(&self, name: &str) -> Running {
+        self.agent_at(name, self.address.port()).await
+    }
+
+    /// The same, behind a balancer that begins each connection with `header`.
+    pub(crate) async fn agent_after(&self, name: &str, header: Vec<u8>) -> Running {
+        let balancer = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (port, target) = (balancer.local_addr().expect("bound").port(), self.address);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = balancer.accept().await {
+                let header = header.clone();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(target).await.expect("the edge is there");
+                    far.write_all(&header).await.expect("the header is sent");
+                    let _ = copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        self.agent_at(name, port).await
+    }
+
+    async fn agent_at(&self, name: &str, port: u16) -> Running {
+        let trust = Trust::only(vec![self.root.clone()]).expect("a root");
+        let server = format!("http://{}", self.api).parse().expect("a URL");
+        let rest = Rest::new(server, Credential::ApiKey(self.key.clone()), Some(trust)).expect("a client");
+        let agent = Agent::new(rest, name, Upstream::service(application()))
+            .edge("127.0.0.1", port)
+            .state_directory(self.directory.path().join(name));
+        let (connected, mut waiting) = tokio::sync::mpsc::unbounded_channel();
+        let task = tokio::spawn(agent.run(move |event| {
+            if let Event::Connected { .. } = event {
+                let _ = connected.send(());
+            }
+        }));
+        tokio::time::timeout(Duration::from_secs(10), waiting.recv()).await.expect("in time").expect("it connects");
+        // The intakes follow the hello.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Running { task }
+    }
+}
+
+fn admin() -> Caller {
+    let organization = OrganizationId::new("org_test");
+    Caller::Key { id: KeyId::from_bytes([1; 16]), organization, scope: Scope::Admin }
+}
+
+/// Tells what it was asked, mirrors bodies, and echoes WebSocket octets.
+fn application() -> Router {
+    async fn echo(request: Request) -> String {
+        let mut text = format!("{} {}\n", request.method(), request.uri());
+        for (name, value) in request.headers() {
+            text.push_str(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+        }
+        text
+    }
+    async fn mirror(request: Request) -> Body {
+        Body::new(request.into_body())
+    }
+    async fn websocket(mut request: Request) -> Response {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let Ok(upgraded) = upgrade.await else { return };
+            let mut io = hyper_util::rt::TokioIo::new(upgraded);
+            let mut frame = [0; 1024];
+            // Frames here are short, and come whole: unmask, send back.
+            while let Ok(octets @ 6..) = io.read(&mut frame).await {
+                let mut payload = frame[6..octets].to_vec();
+                payload.iter_mut().zip(frame[2..6].iter().cycle()).for_each(|(octet, key)| *octet ^= key);
+                let length = u8::try_from(payload.len()).expect("short");
+                let answer = [&[frame[0], length][..], &payload].concat();
+                if io.write_all(&answer).await.is_err() || frame[0] & 0x0f == 8 {
+                    return;
+                }
+            }
+        });
+        Response::builder()
+            .status(101)
+            .header("upgrade", "websocket")
+            .header("connection", "upgrade")
+            .body(Body::empty())
+            .expect("a response")
+    }
+    Router::new()
+        .route("/echo", any(echo))
+        .route("/", get(echo))
+        .route("/mirror", any(mirror))
+        .route("/ws", get(websocket))
+}
