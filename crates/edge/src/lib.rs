@@ -11,6 +11,7 @@ pub mod proxy_protocol;
 
 mod agent;
 mod flow;
+mod framing;
 mod impatient;
 mod listener;
 mod passthrough;

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
 
+use crate::framing::Guarded;
 use crate::impatient::Impatient;
 use crate::reply::{AgentReply, Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::{Entry, Ticket};
@@ -156,7 +157,7 @@ where
             .header_read_timeout(limits.head)
             .max_headers(MAX_FIELDS)
             .max_buf_size(MAX_BUFFER)
-            .serve_connection(TokioIo::new(Impatient::new(io, limits.stall)), service)
+            .serve_connection(TokioIo::new(Guarded::new(Impatient::new(io, limits.stall))), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
