@@ -24,7 +24,7 @@ use tunnel_model::{
 use uuid::Uuid;
 
 use crate::Shared;
-use crate::reply::{Acks, Buffered, ReplyStream, answer};
+use crate::reply::{Buffered, ReplyStream, answer};
 use crate::splice::{Control, SILENCE, Splice};
 use crate::tunnels::{Entry, Link, Signal, end_intake};
 
@@ -67,7 +67,6 @@ where
         signals,
         admissions,
         membership: None,
-        acks: Arc::new(Acks::default()),
         hellos: 0,
         strays: 0,
     };
@@ -97,7 +96,6 @@ struct Agent {
     signals: mpsc::UnboundedSender<Signal>,
     admissions: mpsc::Sender<Membership>,
     membership: Option<Membership>,
-    acks: Arc<Acks>,
     hellos: u32,
     strays: u32,
 }
@@ -122,8 +120,6 @@ impl Agent {
     {
         let mut heart = Heart::new(connection.ping_pong());
         let mut plan = Plan::default();
-        let acks = Arc::clone(&self.acks);
-        let mut flushing = std::pin::pin!(acks.keep_flushing());
         let mut stopping = self.shared.stopping.clone();
         let hello_until = Instant::now() + self.shared.settings.hello_time;
         loop {
@@ -154,7 +150,6 @@ impl Agent {
                     Step::GoAway { code, debug_data } => self.control.go_away(code, debug_data),
                     Step::Close => break,
                 },
-                () = flushing.as_mut() => {}
                 () = heart.beat() => {
                     tracing::info!(ip = %self.ip, "an agent does not answer PINGs; closing");
                     break;
@@ -195,10 +190,10 @@ impl Agent {
             }
             Ok(StreamRequest::Reply(reply)) => {
                 let Some(member) = self.member(reply.tunnel, &reply.credential) else {
-                    self.stray(body, respond).refuse(StatusCode::UNAUTHORIZED);
+                    ReplyStream::new(body, respond, Arc::new(Buffered::new(0))).refuse(StatusCode::UNAUTHORIZED);
                     return;
                 };
-                let stream = ReplyStream::new(body, respond, Arc::clone(&member.link.buffered), Arc::clone(&self.acks));
+                let stream = ReplyStream::new(body, respond, Arc::clone(&member.link.buffered));
                 let Some(exchange) = self.shared.tunnels.exchange_of(reply.request_id.as_u128()) else {
                     stream.refuse(StatusCode::NOT_FOUND);
                     return;
@@ -235,14 +230,9 @@ impl Agent {
             Err(error) => {
                 self.strays += 1;
                 tracing::debug!(ip = %self.ip, path = head.uri.path(), error = &error as &dyn std::error::Error, "a stream that no agent opens");
-                self.stray(body, respond).refuse(error.status());
+                ReplyStream::new(body, respond, Arc::new(Buffered::new(0))).refuse(error.status());
             }
         }
-    }
-
-    /// A stream that is only to be refused.
-    fn stray(&self, body: RecvStream, respond: SendResponse<Bytes>) -> ReplyStream {
-        ReplyStream::new(body, respond, Arc::new(Buffered::new(0)), Arc::clone(&self.acks))
     }
 
     /// The membership, if the stream is its tunnel's and shows its credential.
@@ -267,7 +257,6 @@ impl Agent {
             ip,
             windows: self.control.windows(),
             buffered: Arc::new(Buffered::new(shared.settings.agent.reply_buffer.max(MAX_BODY))),
-            acks: Arc::clone(&self.acks),
             turn: tokio::sync::Mutex::new(()),
         });
         tokio::spawn(async move {

@@ -44,49 +44,6 @@ struct Open {
     recv: RecvStream,
     respond: SendResponse<Bytes>,
     buffered: Arc<Buffered>,
-    acks: Arc<Acks>,
-}
-
-/// Acknowledgements that wait for company: alone, each would be a write, a TLS
-/// record and a wake-up of the agent, which waits for none of them.
-#[derive(Default)]
-pub(crate) struct Acks {
-    waiting: Mutex<Vec<SendResponse<Bytes>>>,
-    some: Notify,
-}
-
-/// How long an acknowledgement waits for something that goes the same way.
-const COMPANY: Duration = Duration::from_millis(2);
-
-impl Acks {
-    /// Sends what waits; called when something is about to be sent anyway.
-    pub(crate) fn flush(&self) {
-        let waiting = std::mem::take(&mut *self.waiting());
-        for mut respond in waiting {
-            answer(&mut respond, StatusCode::OK);
-        }
-    }
-
-    /// Sends what waits once it has waited long enough. Never ends.
-    pub(crate) async fn keep_flushing(&self) {
-        loop {
-            self.some.notified().await;
-            sleep(COMPANY).await;
-            self.flush();
-        }
-    }
-
-    fn put(&self, respond: SendResponse<Bytes>) {
-        let mut waiting = self.waiting();
-        waiting.push(respond);
-        if waiting.len() == 1 {
-            self.some.notify_one();
-        }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Vec<SendResponse<Bytes>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// How much of the replies of one agent waits for slow visitors.
@@ -245,24 +202,14 @@ impl State {
 }
 
 impl ReplyStream {
-    pub(crate) fn new(
-        recv: RecvStream,
-        respond: SendResponse<Bytes>,
-        buffered: Arc<Buffered>,
-        acks: Arc<Acks>,
-    ) -> Self {
-        Self(Some(Open { recv, respond, buffered, acks }))
+    pub(crate) fn new(recv: RecvStream, respond: SendResponse<Bytes>, buffered: Arc<Buffered>) -> Self {
+        Self(Some(Open { recv, respond, buffered }))
     }
 
-    /// The reply is taken, and has no body. Before an agent opens a bridge it waits
-    /// for this: then it is not to wait for company.
-    pub(crate) fn acknowledge(&mut self, at_once: bool) {
+    /// The reply is taken: one without a body is acknowledged at once.
+    pub(crate) fn acknowledge(&mut self) {
         if let Some(mut open) = self.0.take_if(|open| open.recv.is_end_stream()) {
-            if at_once {
-                open.answer(StatusCode::OK);
-            } else {
-                open.acks.put(open.respond);
-            }
+            open.answer(StatusCode::OK);
         }
     }
 
@@ -289,8 +236,8 @@ impl ReplyStream {
         };
         if let Some(length) = length.filter(|length| *length <= SMALL) {
             let body = open.collect(length).await?;
-            if let Some(open) = self.0.take() {
-                open.acks.put(open.respond);
+            if let Some(mut open) = self.0.take() {
+                open.answer(StatusCode::OK);
             }
             return Ok(ReplyBody::Full(body));
         }

@@ -23,7 +23,7 @@ use tunnel_model::{
     LiveRules, SessionId, Status, TlsMode, Tunnel, TunnelId, TunnelName,
 };
 
-use crate::reply::{Acks, AgentReply, Buffered, ReplyStream, answer};
+use crate::reply::{AgentReply, Buffered, ReplyStream, answer};
 use crate::splice::Windows;
 
 /// All tunnels with traffic.
@@ -93,7 +93,6 @@ pub(crate) struct Link {
     pub(crate) ip: IpAddr,
     pub(crate) windows: Windows,
     pub(crate) buffered: Arc<Buffered>,
-    pub(crate) acks: Arc<Acks>,
     /// Held from the first octet of a bridge's message to the last, where the
     /// agent's window has no room for two.
     pub(crate) turn: AsyncMutex<()>,
@@ -298,7 +297,7 @@ impl Tunnels {
         match (&handled, sender) {
             // Without a receiver the visitor has left, and the reply is let go of.
             (Ok(()), Some(sender)) => {
-                stream.acknowledge(accepts && has_bridge);
+                stream.acknowledge();
                 drop(sender.send(Ok(AgentReply { head, body: stream })));
             }
             (Err(_), _) | (Ok(()), None) => stream.refuse(StatusCode::GONE),
@@ -547,9 +546,7 @@ impl Entry {
 impl State {
     /// Hands an envelope to a parked stream. False if the stream is gone.
     fn deliver(&mut self, session: SessionId, intake: IntakeId, exchange: ExchangeId) -> bool {
-        let Some(session) = self.sessions.get_mut(&session) else { return false };
-        session.link.acks.flush();
-        let stream = session.intakes.remove(&intake);
+        let stream = self.sessions.get_mut(&session).and_then(|session| session.intakes.remove(&intake));
         let (Some(mut stream), Some(exchange)) = (stream, self.exchanges.get_mut(&exchange)) else { return false };
         // A stream that the agent has reset is ready here, without a wait.
         if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
