@@ -34,8 +34,22 @@ from application import MIB, PLAIN, Application, filler, sha256
 from csr import new_csr, new_key
 from expect import until
 from server import ZONE, Server, arguments
-from visitor import NO_ANSWER, PING, PONG, TEXT, Calls, Ended, Unanswered, WebSocket
-from visitor import curl, dial, ends, fetch, raw, trust
+from visitor import (
+    NO_ANSWER,
+    PING,
+    PONG,
+    TEXT,
+    Calls,
+    Ended,
+    Unanswered,
+    WebSocket,
+    curl,
+    dial,
+    ends,
+    fetch,
+    raw,
+    trust,
+)
 
 VISITOR_ADDRESS = "127.0.0.7"
 VERSIONS = {"--http1.1": "1.1", "--http2": "2"}
@@ -1056,7 +1070,16 @@ class Scene:
         return curl(self.root, f"{self.url(name)}{path}", *self.resolve(name), *options, **more)
 
     def curl_process(self, name, path, *options, stdin=subprocess.DEVNULL):
-        command = ["curl", "--silent", "--max-time", "20", "--cacert", self.root, *self.resolve(name)]
+        command = [
+            "curl",
+            "--silent",
+            "--no-progress-meter",
+            "--max-time",
+            "20",
+            "--cacert",
+            self.root,
+            *self.resolve(name),
+        ]
         return subprocess.Popen([*command, *options, f"{self.url(name)}{path}"], stdin=stdin, stdout=subprocess.PIPE)
 
     def fetch(self, name, method="GET", path="/seen", **more):
