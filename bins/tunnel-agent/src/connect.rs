@@ -41,7 +41,13 @@ pub(crate) struct Connect {
     quiet: bool,
 
     /// The tunnel's connect secret: what the edge is shown instead of the API key
-    #[arg(long, value_name = "SECRET", env = "ADIT_CONNECT_SECRET", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "SECRET",
+        env = "ADIT_CONNECT_SECRET",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     connect_secret: Option<String>,
 
     /// PEM file of the root that an https application's certificate ends in [default: the system's]
@@ -75,11 +81,13 @@ impl Connect {
         let teller = Teller::new(json, self.quiet, &self.forward_to);
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        tokio::select! {
-            ended = agent.run(move |event| teller.tell(&event)) => Ok(ended?),
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-        }
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Ok(agent.run_until(move |event| teller.tell(&event), stop).await?)
     }
 }
 

@@ -53,7 +53,14 @@ struct Server {
     server: Uri,
 
     /// API key
-    #[arg(long, global = true, value_name = "KEY", env = "ADIT_API_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY",
+        env = "ADIT_API_KEY",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     api_key: Option<String>,
 
     /// File with the API key [default: ./adit-data/admin-api-key, if it is there]
@@ -103,6 +110,7 @@ impl Server {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let is_agent = matches!(cli.command, Command::Connect(_));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     match run(cli) {
@@ -115,6 +123,7 @@ fn main() -> ExitCode {
             match error.downcast_ref() {
                 Some(agent::Error::Superseded) => ExitCode::from(3),
                 Some(agent::Error::Denied { .. }) => ExitCode::from(4),
+                Some(agent::Error::Refused { .. }) if is_agent => ExitCode::from(4),
                 _ => ExitCode::FAILURE,
             }
         }

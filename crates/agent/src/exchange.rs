@@ -214,14 +214,14 @@ async fn to_local(mut recv: RecvStream, write: &tokio::sync::Mutex<impl AsyncWri
             match messages.next_message() {
                 Ok(Some(Message::Text(text))) => write_frame(Opcode::Text, text.as_bytes(), Some(mask()), &mut out),
                 Ok(Some(Message::Binary(data))) => write_frame(Opcode::Binary, &data, Some(mask()), &mut out),
-                Ok(Some(Message::Close { code, .. })) => break Some(code),
-                Err(_) => break Some(INTERNAL_ERROR),
+                Ok(Some(Message::Close { code, reason })) => break Some((code, reason)),
+                Err(_) => break Some((INTERNAL_ERROR, String::new())),
                 Ok(None) => match outer.next_event() {
                     Ok(Some(Outer::Data(data) | Outer::Text(data))) => messages.push(&data),
-                    Ok(Some(Outer::Close { code, .. })) => break Some(code.unwrap_or(NORMAL)),
+                    Ok(Some(Outer::Close { code, reason })) => break Some((code.unwrap_or(NORMAL), reason)),
                     Ok(Some(Outer::Ping(_) | Outer::Pong)) => {}
                     Ok(None) => break None,
-                    Err(_) => break Some(INTERNAL_ERROR),
+                    Err(_) => break Some((INTERNAL_ERROR, String::new())),
                 },
             }
         };
@@ -231,9 +231,9 @@ async fn to_local(mut recv: RecvStream, write: &tokio::sync::Mutex<impl AsyncWri
         // Fails only when the stream is gone.
         let _ = recv.flow_control().release_capacity(octets);
     }
-    let code = end.unwrap_or(GOING_AWAY);
+    let (code, reason) = end.unwrap_or((GOING_AWAY, String::new()));
     let mut close = BytesMut::new();
-    write_close(Some(if is_valid_close_code(code) { code } else { NORMAL }), "", Some(mask()), &mut close);
+    write_close(Some(if is_valid_close_code(code) { code } else { NORMAL }), &reason, Some(mask()), &mut close);
     let _ = write.lock().await.write_all(&close).await;
     while let Some(Ok(rest)) = recv.data().await {
         let _ = recv.flow_control().release_capacity(rest.len());

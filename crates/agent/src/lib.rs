@@ -28,7 +28,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
@@ -211,12 +211,36 @@ pub(crate) struct Shared {
     upstream: Upstream,
     certificate: Option<Certificate>,
     pool_size: Option<u8>,
+    stop: watch::Sender<bool>,
+    in_flight: AtomicUsize,
     observer: Box<dyn Fn(Event) + Send + Sync>,
 }
 
 impl Shared {
     fn tell(&self, event: Event) {
         (self.observer)(event);
+    }
+
+    /// Returns when the agent is to stop.
+    async fn stopped(&self) {
+        // The sender lives as long as we do.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+}
+
+/// One exchange that is not finished.
+pub(crate) struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    fn of(shared: &Arc<Shared>) -> Self {
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -225,6 +249,8 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LAST_DELAY: Duration = Duration::from_secs(30);
 /// The same while the edge restarts.
 const HANDOFF_DELAY: Duration = Duration::from_millis(100);
+/// How long what is in progress may take after the signal to stop.
+const FINISH: Duration = Duration::from_secs(10);
 /// A session that served for so long begins with [`FIRST_DELAY`] again.
 const SERVED: Duration = Duration::from_secs(5);
 
@@ -266,11 +292,50 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// Always: there is no other end. Dropping the future stops the agent.
+    /// Always: there is no other end. Dropping the future stops the agent at once.
     pub async fn run(self, observer: impl Fn(Event) + Send + Sync + 'static) -> Result<(), Error> {
-        let shared = Arc::new(self.prepare(Box::new(observer)).await?);
+        self.run_until(observer, std::future::pending()).await
+    }
+
+    /// The same, until `stop` is done: then nothing new is taken, and what is in
+    /// progress is finished, for up to ten seconds.
+    ///
+    /// # Errors
+    ///
+    /// For every end but that by `stop`.
+    pub async fn run_until(
+        self,
+        observer: impl Fn(Event) + Send + Sync + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        let mut stop = std::pin::pin!(stop);
+        let prepared = tokio::select! {
+            prepared = self.prepare(Box::new(observer)) => prepared,
+            () = stop.as_mut() => return Ok(()),
+        };
+        let shared = Arc::new(prepared?);
+        let ended = {
+            let mut serving = std::pin::pin!(self.serve(Arc::clone(&shared)));
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = stop => {
+                    shared.stop.send_replace(true);
+                    tokio::time::timeout(FINISH, serving).await.unwrap_or(Ok(()))
+                }
+            }
+        };
+        // Streams that are open are written to the end by tasks of their own.
+        let end = Instant::now() + FINISH;
+        let is_orderly = matches!(ended, Ok(()) | Err(Error::Superseded));
+        while is_orderly && shared.in_flight.load(Ordering::Relaxed) > 0 && Instant::now() < end {
+            sleep(Duration::from_millis(10)).await;
+        }
+        ended
+    }
+
+    async fn serve(&self, shared: Arc<Shared>) -> Result<(), Error> {
         let address = shared.edge_address();
-        let sessions = serve(Arc::clone(&shared), self.edge.or(address));
+        let sessions = serve(Arc::clone(&shared), self.edge.clone().or(address));
         match &shared.certificate {
             Some(certificate) => tokio::select! {
                 ended = sessions => ended,
@@ -294,6 +359,8 @@ impl Agent {
                         upstream: self.upstream.clone(),
                         certificate,
                         pool_size: self.pool_size,
+                        stop: watch::Sender::new(false),
+                        in_flight: AtomicUsize::new(0),
                         observer,
                     });
                 }
@@ -358,6 +425,7 @@ async fn serve(shared: Arc<Shared>, edge: Option<(String, u16)>) -> Result<(), E
                     delay = FIRST_DELAY;
                 }
                 match end {
+                    End::Stopped => return Ok(()),
                     End::Superseded => return Err(Error::Superseded),
                     End::Drained => {
                         shared.tell(Event::Draining);
@@ -374,7 +442,10 @@ async fn serve(shared: Arc<Shared>, edge: Option<(String, u16)>) -> Result<(), E
         };
         let wait = jitter(delay);
         shared.tell(Event::Reconnecting { delay: wait, error });
-        sleep(wait).await;
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = shared.stopped() => return Ok(()),
+        }
         is_handoff = false;
         delay = (delay * 2).min(LAST_DELAY);
     }

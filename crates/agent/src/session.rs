@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
-use crate::{Error, Shared, exchange, passthrough};
+use crate::{Error, InFlight, Shared, exchange, passthrough};
 
 /// The streams of one session, for those who answer what it brought.
 #[derive(Clone)]
@@ -49,6 +49,8 @@ pub(crate) enum End {
     Drained,
     /// The connection broke; it may have served for a while.
     Lost(Option<Box<dyn std::error::Error + Send + Sync>>),
+    /// This agent is to stop.
+    Stopped,
     /// Somebody else has the tunnel now.
     Superseded,
 }
@@ -59,6 +61,8 @@ const HELLO: Duration = Duration::from_secs(15);
 const REPLY: Duration = Duration::from_secs(30);
 /// How long a reply waits for the next session.
 const HANDOFF: Duration = Duration::from_secs(5);
+/// How long the intakes of a lost connection may take to say why it was lost.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 /// Between two intakes when the edge ends them without a word.
 const PAUSE: Duration = Duration::from_millis(200);
 /// What the edge may send ahead on one stream, and on all.
@@ -149,11 +153,26 @@ impl Session {
             });
         }
         drop(ends);
-        tokio::select! {
+        let end = tokio::select! {
             end = ended.recv() => end.unwrap_or(End::Lost(None)),
-            () = beat(pings) => End::Lost(Some("the edge does not answer PINGs".into())),
+            () = beat(pings) => return End::Lost(Some("the edge does not answer PINGs".into())),
+        };
+        // The connection's end may be told before the reason that the intakes were given.
+        match end {
+            End::Lost(_) => timeout(LAST_WORDS, last_words(&mut ended)).await.ok().flatten().unwrap_or(end),
+            _ => end,
         }
     }
+}
+
+/// The end that says why, if one does.
+async fn last_words(ended: &mut mpsc::Receiver<End>) -> Option<End> {
+    while let Some(end) = ended.recv().await {
+        if !matches!(end, End::Lost(_)) {
+            return Some(end);
+        }
+    }
+    None
 }
 
 /// Parks one intake after the other.
@@ -171,7 +190,12 @@ async fn serve_slot(
             Err(error) => return End::Lost(Some(error.into())),
         };
         let answered = match parked {
-            Ok((response, _)) => response.await,
+            Ok((response, _)) => tokio::select! {
+                biased;
+                response = response => response,
+                // The parked stream is reset with this.
+                () = shared.stopped() => return End::Stopped,
+            },
             Err(error) => Err(error),
         };
         let response = match answered {
@@ -199,7 +223,11 @@ async fn serve_slot(
         match Envelope::decode(&head.headers) {
             Ok(envelope) => {
                 let (shared, streams) = (Arc::clone(shared), streams.clone());
-                tokio::spawn(async move { serve_envelope(shared, streams, envelope, body, deadline).await });
+                let in_flight = InFlight::of(&shared);
+                tokio::spawn(async move {
+                    serve_envelope(shared, streams, envelope, body, deadline).await;
+                    drop(in_flight);
+                });
             }
             // An idle poll ends with a 200 that names no request.
             Err(_) if !head.headers.contains_key("inkbox-request-id") => {}

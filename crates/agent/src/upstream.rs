@@ -113,6 +113,7 @@ impl Upstream {
                 Some(sender) => sender,
                 None => self.dial().await?,
             };
+            let again = again(&request).filter(|_| is_reused);
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     let (head, body) = response.into_parts();
@@ -121,8 +122,9 @@ impl Upstream {
                         UpstreamBody { body, sender: Some(sender), upstream: self.clone() },
                     ));
                 }
-                // The application closed an idle connection while we took it: nothing was sent.
-                Err(mut error) => match error.take_message().filter(|_| is_reused) {
+                // The application closed an idle connection while we took it: either
+                // nothing was sent, or it may be sent again.
+                Err(mut error) => match error.take_message().filter(|_| is_reused).or(again) {
                     Some(unsent) => request = unsent,
                     None => return Err(error.into_error().into()),
                 },
@@ -172,6 +174,19 @@ impl Upstream {
         });
         Ok(sender)
     }
+}
+
+/// The request once more, if it has no body and asks for nothing to be done
+/// (RFC 9110 section 9.2.2).
+fn again(request: &Request<AgentBody>) -> Option<Request<AgentBody>> {
+    if !request.method().is_safe() || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(full(Bytes::new()));
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
 impl fmt::Debug for Upstream {

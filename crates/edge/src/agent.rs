@@ -205,7 +205,7 @@ impl Agent {
                     head
                 });
                 // Refused for a reply that is late or the second one; the agent was told so.
-                let _ = self.shared.tunnels.reply(&member.entry, exchange, head, stream);
+                let _ = self.shared.tunnels.reply(&member.entry, self.session, exchange, head, stream);
             }
             Ok(StreamRequest::Bridge(bridge)) => {
                 let Some(member) = self.member(bridge.tunnel, &bridge.credential) else {

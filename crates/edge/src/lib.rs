@@ -291,12 +291,13 @@ impl Edge {
         let is_answered = || {
             let answered = shared.tunnels.exchanges() <= shared.bridges.open();
             answered
-                && shared.bridges.are_quiet(QUIET)
+                && shared.bridges.are_quiet()
                 && shared.connections.load(Ordering::Relaxed) <= shared.tunnels.sessions() + shared.bridges.open()
         };
         wait_for(is_answered, end - LEAVE.min(shared.settings.grace)).await;
         shared.tunnels.drain();
-        wait_for(|| shared.tunnels.sessions() == 0, end).await;
+        // Bridges that are left would hold up those who wait for the next server.
+        wait_for(|| shared.tunnels.sessions() == 0, end.min(Instant::now() + LEAVE)).await;
         if shared.tunnels.exchanges() > 0 {
             tracing::warn!("exchanges were still in flight at the end of the grace period");
         }
@@ -312,9 +313,6 @@ impl fmt::Debug for Edge {
     }
 }
 
-/// A passthrough connection on which nothing has moved for so long is cut
-/// without harm when the server stops.
-const QUIET: Duration = Duration::from_millis(500);
 /// What agents need to leave, and the store to write that down.
 const LEAVE: Duration = Duration::from_secs(2);
 

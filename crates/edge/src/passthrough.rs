@@ -4,7 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_proto::bridge::{Outer, OuterDecoder, encode_outer_close, outer_prefix};
@@ -98,7 +98,7 @@ async fn to_agent(
         let mut room = bytes::BufMut::limit(&mut buffer, PAYLOAD);
         let read = read.read_buf(&mut room).await;
         let Ok(octets @ 1..) = read else { break };
-        activity.add(octets);
+        activity.add(octets, true);
         let header = outer_prefix(Opcode::Binary, octets, None);
         let header: &[u8] = header.as_ref();
         let unused = HEADER - header.len();
@@ -128,7 +128,7 @@ async fn to_visitor(
     let mut outer = OuterDecoder::new();
     while let Some(Ok(chunk)) = recv.data().await {
         let octets = chunk.len();
-        activity.add(octets);
+        activity.add(octets, false);
         outer.push(chunk);
         loop {
             match outer.next_event() {
@@ -150,11 +150,18 @@ async fn to_visitor(
     write.shutdown().await
 }
 
+/// How long nothing has moved on a bridge between two requests.
+const QUIET: Duration = Duration::from_millis(500);
+/// How long a visitor waits for an answer at most, as far as a stop is concerned.
+const GIVEN_UP: Duration = Duration::from_secs(10);
+
 /// The bridges that are open, for whoever wants to stop when they are quiet.
 #[derive(Debug)]
 pub(crate) struct Bridges {
     started: Instant,
     open: AtomicUsize,
+    /// Those on which the visitor spoke last, and may wait for an answer.
+    asked: AtomicUsize,
     /// Milliseconds from `started` to when something last moved.
     moved: AtomicU64,
 }
@@ -163,26 +170,38 @@ pub(crate) struct Bridges {
 pub(crate) struct Activity<'a> {
     bridges: &'a Bridges,
     octets: AtomicUsize,
+    has_asked: AtomicBool,
 }
 
 impl Bridges {
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), open: AtomicUsize::new(0), moved: AtomicU64::new(0) }
+        let (open, asked, moved) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+        Self { started: Instant::now(), open, asked, moved }
     }
 
     fn begin(&self) -> Activity<'_> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Activity { bridges: self, octets: AtomicUsize::new(0) }
+        Activity { bridges: self, octets: AtomicUsize::new(0), has_asked: AtomicBool::new(false) }
     }
 
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Has nothing moved for so long, or is no bridge open?
-    pub(crate) fn are_quiet(&self, time: Duration) -> bool {
-        let quiet = self.now().saturating_sub(self.moved.load(Ordering::Relaxed));
-        self.open() == 0 || u128::from(quiet) >= time.as_millis()
+    /// May all bridges be cut without harm, as far as one can tell from outside?
+    /// No visitor waits for an answer, and nothing has moved for a moment; or
+    /// nothing has for so long that nobody waits.
+    pub(crate) fn are_quiet(&self) -> bool {
+        let quiet = Duration::from_millis(self.now().saturating_sub(self.moved.load(Ordering::Relaxed)));
+        self.open() == 0 || quiet >= GIVEN_UP || (self.asked.load(Ordering::Relaxed) == 0 && quiet >= QUIET)
+    }
+
+    fn count_asked(&self, more: bool) {
+        if more {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.asked.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn now(&self) -> u64 {
@@ -191,8 +210,11 @@ impl Bridges {
 }
 
 impl Activity<'_> {
-    fn add(&self, octets: usize) {
+    fn add(&self, octets: usize, is_visitors: bool) {
         self.octets.fetch_add(octets, Ordering::Relaxed);
+        if self.has_asked.swap(is_visitors, Ordering::Relaxed) != is_visitors {
+            self.bridges.count_asked(is_visitors);
+        }
         self.bridges.moved.store(self.bridges.now(), Ordering::Relaxed);
     }
 
@@ -203,6 +225,9 @@ impl Activity<'_> {
 
 impl Drop for Activity<'_> {
     fn drop(&mut self) {
+        if *self.has_asked.get_mut() {
+            self.bridges.count_asked(false);
+        }
         self.bridges.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

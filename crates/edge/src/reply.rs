@@ -22,6 +22,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use crate::tunnels::Ticket;
+
 /// Head and body of a reply. Dropped, it takes the rest of the body from the
 /// agent all the same.
 pub(crate) struct AgentReply {
@@ -214,6 +216,7 @@ impl ReplyStream {
     }
 
     /// Takes the body for a visitor; small ones are complete when this returns.
+    /// The exchange of `ticket` ends when all of it has come.
     ///
     /// # Errors
     ///
@@ -223,6 +226,7 @@ impl ReplyStream {
         length: Option<u64>,
         limit: usize,
         patience: Patience,
+        ticket: Ticket,
     ) -> Result<ReplyBody, ReplyBroken> {
         if length.is_some_and(|length| length > limit as u64) {
             return Err(ReplyBroken::TooLarge(limit));
@@ -243,7 +247,7 @@ impl ReplyStream {
         }
         let Some(open) = self.0.take() else { return Ok(ReplyBody::Full(Bytes::new())) };
         let queue = Arc::new(Queue::new(Arc::clone(&open.buffered)));
-        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, patience));
+        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, patience, ticket));
         Ok(ReplyBody::Stream(Streamed { queue, left: length }))
     }
 
@@ -302,7 +306,7 @@ impl Open {
 
     /// Moves a large body to the visitor's queue, whether or not anybody takes
     /// it; then sees to it that a visitor who stalls does not keep it.
-    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, patience: Patience) {
+    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, patience: Patience, ticket: Ticket) {
         let mut octets = 0_u64;
         let mut end = Ok(());
         loop {
@@ -338,7 +342,8 @@ impl Open {
         }
         queue.end(end);
         self.answer(StatusCode::OK);
-        drop(self);
+        // The agent is done with it: its session may end.
+        drop((self, ticket));
         while queue.is_waiting() {
             if queue.cut_if_stalled(patience.stall) {
                 patience.lost.notify_one();

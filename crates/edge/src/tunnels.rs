@@ -121,7 +121,6 @@ pub(crate) struct Ticket {
     exchange: ExchangeId,
     reply: Option<oneshot::Receiver<Result<AgentReply, Failure>>>,
     bridge: Option<oneshot::Receiver<Result<Bridge, Failure>>>,
-    is_over: bool,
 }
 
 impl Tunnels {
@@ -273,7 +272,6 @@ impl Tunnels {
             exchange,
             reply: Some(reply_receiver),
             bridge: has_bridge.then_some(bridge_receiver),
-            is_over: false,
         })
     }
 
@@ -281,6 +279,7 @@ impl Tunnels {
     pub(crate) fn reply(
         &self,
         entry: &Arc<Entry>,
+        session: SessionId,
         exchange: ExchangeId,
         head: ReplyHead,
         mut stream: ReplyStream,
@@ -288,11 +287,7 @@ impl Tunnels {
         let mut state = entry.state();
         let accepts = head.status == StatusCode::OK;
         let sender = state.exchanges.get_mut(&exchange).and_then(|exchange| exchange.reply.take());
-        let handled = self.handle(entry, &mut state, LiveCommand::Reply { exchange, accepts });
-        let has_bridge = state.exchanges.get(&exchange).is_some_and(|exchange| exchange.bridge.is_some());
-        if handled.is_ok() && !(accepts && has_bridge) {
-            state.exchanges.remove(&exchange);
-        }
+        let handled = self.handle(entry, &mut state, LiveCommand::Reply { session, exchange, accepts });
         drop(state);
         match (&handled, sender) {
             // Without a receiver the visitor has left, and the reply is let go of.
@@ -602,18 +597,10 @@ impl Ticket {
         let Some(bridge) = self.bridge.take() else { return Err(Failure::AgentLost) };
         bridge.await.unwrap_or(Err(Failure::AgentLost))
     }
-
-    /// The reply was the end, for the model too.
-    pub(crate) fn is_over(&mut self) {
-        self.is_over = true;
-    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if self.is_over {
-            return;
-        }
         let mut state = self.entry.state();
         state.exchanges.remove(&self.exchange);
         // Refused if it has ended in the meantime.

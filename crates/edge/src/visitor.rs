@@ -354,8 +354,7 @@ async fn upgrade(
     let mut ticket = start(visit, entry, exchange, ExchangeKind::WebSocket, envelope, Bytes::new())?;
     let reply = ticket.reply().await?;
     if reply.head.status != StatusCode::OK {
-        ticket.is_over();
-        return respond(reply, visit.patience()).await;
+        return respond(reply, ticket, visit.patience()).await;
     }
     let AgentReply { head, body } = reply;
     // The agent opens the bridge only after this is answered.
@@ -475,11 +474,10 @@ fn limit_encodings(headers: &mut HeaderMap) {
 
 async fn answer_with(mut ticket: Ticket, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
     let reply = ticket.reply().await?;
-    ticket.is_over();
-    respond(reply, patience).await
+    respond(reply, ticket, patience).await
 }
 
-async fn respond(reply: AgentReply, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
+async fn respond(reply: AgentReply, ticket: Ticket, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
     let AgentReply { head, body } = reply;
     let mut response = Response::new(ReplyBody::Full(Bytes::new()));
     *response.status_mut() = head.status;
@@ -489,7 +487,7 @@ async fn respond(reply: AgentReply, patience: Patience) -> Result<Response<Reply
         headers.insert(REASON, reason);
     }
     if !has_no_body {
-        let mut body = body.into_body(head.content_length, MAX_BODY, patience).await?;
+        let mut body = body.into_body(head.content_length, MAX_BODY, patience, ticket).await?;
         // See `limit_encodings`.
         let claims_gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
         if claims_gzip && !body.begins_with(&GZIP_MAGIC).await? {

@@ -53,9 +53,10 @@ where
     let writer = write_all(write, queued, settings.visitor.stall);
     let forward = async {
         let end = tokio::select! {
-            end = to_agent.pump() => end,
-            _ = stopping.wait_for(|stop| *stop) => End::Visitor { code: RESTART, reason: "service restart".to_owned() },
+            end = to_agent.pump() => Some(end),
+            _ = stopping.wait_for(|stop| *stop) => None,
         };
+        let end = end.unwrap_or_else(|| to_agent.close(RESTART, "service restart"));
         to_agent.finish(end).await;
     };
     let backward = to_visitor.pump();
@@ -113,6 +114,8 @@ struct Credit {
 enum End {
     /// The agent's side is to hear of it: a Close, or one that we make of a loss.
     Visitor { code: u16, reason: String },
+    /// The same, and the visitor was told so by us: it may be sending still.
+    Ours { code: u16, reason: String },
     /// The agent's stream takes nothing any more.
     Agent,
 }
@@ -182,21 +185,22 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
         let mut close = BytesMut::new();
         write_close(Some(code), reason, None, &mut close);
         self.queue(Out::Close(close.freeze()));
-        End::Visitor { code, reason: reason.to_owned() }
+        End::Ours { code, reason: reason.to_owned() }
     }
 
-    /// The inner close, with the end of the stream: nothing may follow it.
+    /// The inner close, with the end of the stream: nothing may follow it. A
+    /// visitor that was told by us is heard out, or it would lose our Close.
     async fn finish(&mut self, end: End) {
-        let End::Visitor { code, reason } = end else { return };
-        if code == RESTART {
-            let mut close = BytesMut::new();
-            write_close(Some(code), &reason, None, &mut close);
-            self.queue(Out::Close(close.freeze()));
-        }
+        let is_ours = matches!(end, End::Ours { .. });
+        let (End::Visitor { code, reason } | End::Ours { code, reason }) = end else { return };
         let mut frame = BytesMut::new();
         Message::Close { code, reason }.encode(None, &mut frame);
         // Small: h2 keeps it until there is room.
         let _ = self.send.send_data(frame.freeze(), true);
+        if is_ours {
+            // Gone, or out of time: either way it has had its chance.
+            let _ = timeout(CLOSING, tokio::io::copy(&mut self.read, &mut tokio::io::sink())).await;
+        }
     }
 
     /// Ends our half of the stream, if it has not ended.

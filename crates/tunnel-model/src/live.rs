@@ -61,8 +61,10 @@ pub enum LiveCommand {
         /// What it wants.
         kind: ExchangeKind,
     },
-    /// A reply's head came, on any session of the tunnel.
+    /// A reply's head came.
     Reply {
+        /// On which session: any of the tunnel's.
+        session: SessionId,
         /// To what.
         exchange: ExchangeId,
         /// Is it the acceptance of a WebSocket?
@@ -77,7 +79,7 @@ pub enum LiveCommand {
         /// For which kind of exchange this stream is.
         kind: ExchangeKind,
     },
-    /// The visitor left, or its bridge ended.
+    /// The visitor left, or reply or bridge came to their end.
     EndExchange {
         /// Which one.
         exchange: ExchangeId,
@@ -116,11 +118,11 @@ pub enum LiveEvent {
     },
     /// The exchange waits for an intake.
     ExchangeQueued(ExchangeId),
-    /// Hand the reply to the visitor.
+    /// Hand the reply to the visitor, and end the exchange when all of it has come.
     ReplyAccepted(ExchangeId),
     /// Join visitor and bridge.
     BridgeOpened(ExchangeId),
-    /// The bridge's session is gone.
+    /// The session of a bridge, or of a reply that was coming, is gone.
     BridgeLost(ExchangeId),
     /// Tell the visitor why there is no reply.
     ExchangeFailed {
@@ -315,6 +317,8 @@ enum Phase {
     Accepted,
     /// It has one; no deadline is left.
     Bridged,
+    /// The reply is coming; no deadline is left.
+    Replying,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -353,7 +357,9 @@ impl Live {
                 self.return_envelope(session, exchange, now, &mut events)?;
             }
             LiveCommand::StartExchange { exchange, kind } => self.start(exchange, kind, now, &mut events)?,
-            LiveCommand::Reply { exchange, accepts } => self.reply(exchange, accepts, now, &mut events)?,
+            LiveCommand::Reply { session, exchange, accepts } => {
+                self.reply(session, exchange, accepts, now, &mut events)?;
+            }
             LiveCommand::OpenBridge { session, exchange, kind } => {
                 self.open_bridge(session, exchange, kind, &mut events)?;
             }
@@ -503,21 +509,24 @@ impl Live {
 
     fn reply(
         &mut self,
+        session: SessionId,
         exchange: ExchangeId,
         accepts: bool,
         now: Instant,
         events: &mut Vec<LiveEvent>,
     ) -> Result<(), LiveRefusal> {
+        self.known(session)?;
         let found = self.exchanges.get(&exchange).filter(|found| found.phase == Phase::Delivered);
         let found = found.ok_or(LiveRefusal::UnknownExchange)?;
-        if found.kind == ExchangeKind::WebSocket && accepts {
-            let session = found.session;
-            self.enter(exchange, Phase::Accepted, session, Some(now + self.rules.bridge_time));
-            events.push(LiveEvent::ReplyAccepted(exchange));
-        } else {
-            events.push(LiveEvent::ReplyAccepted(exchange));
-            self.forget(exchange, events);
-        }
+        let before = found.session;
+        let (phase, deadline) = match found.kind == ExchangeKind::WebSocket && accepts {
+            true => (Phase::Accepted, Some(now + self.rules.bridge_time)),
+            // Its body may take long; the session is held until the shell ends the exchange.
+            false => (Phase::Replying, None),
+        };
+        self.enter(exchange, phase, Some(session), deadline);
+        events.push(LiveEvent::ReplyAccepted(exchange));
+        self.move_hold(before, session, events);
         Ok(())
     }
 
@@ -539,18 +548,13 @@ impl Live {
         match found.phase {
             Phase::Accepted => {}
             Phase::Bridged => return Err(LiveRefusal::BridgeTaken),
-            Phase::Queued | Phase::Delivered => return Err(LiveRefusal::UnwantedBridge),
+            Phase::Queued | Phase::Delivered | Phase::Replying => return Err(LiveRefusal::UnwantedBridge),
         }
         // A reply may come over one session and its bridge over the next one.
         let before = found.session;
         self.enter(exchange, Phase::Bridged, Some(session), None);
-        if before != Some(session) {
-            if let Some(session) = self.sessions.get_mut(&session) {
-                session.held += 1;
-            }
-            self.release(before, events);
-        }
         events.push(LiveEvent::BridgeOpened(exchange));
+        self.move_hold(before, session, events);
         Ok(())
     }
 
@@ -582,7 +586,7 @@ impl Live {
         for exchange in held {
             let Some(found) = self.exchanges.get_mut(&exchange) else { continue };
             found.session = None;
-            if found.phase == Phase::Bridged {
+            if matches!(found.phase, Phase::Bridged | Phase::Replying) {
                 events.push(LiveEvent::BridgeLost(exchange));
                 self.forget(exchange, events);
             } else {
@@ -614,7 +618,8 @@ impl Live {
         self.waiting.clear();
         let exchanges: Vec<ExchangeId> = self.exchanges.keys().copied().collect();
         for exchange in exchanges {
-            let is_bridged = self.exchanges.get(&exchange).is_some_and(|found| found.phase == Phase::Bridged);
+            let phase = self.exchanges.get(&exchange).map(|found| found.phase);
+            let is_bridged = matches!(phase, Some(Phase::Bridged | Phase::Replying));
             events.push(if is_bridged {
                 LiveEvent::BridgeLost(exchange)
             } else {
@@ -689,6 +694,17 @@ impl Live {
         self.release(found.session, events);
     }
 
+    /// An exchange goes on over another session than before.
+    fn move_hold(&mut self, before: Option<SessionId>, session: SessionId, events: &mut Vec<LiveEvent>) {
+        if before == Some(session) {
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.held += 1;
+        }
+        self.release(before, events);
+    }
+
     fn unhold(&mut self, exchange: ExchangeId, events: &mut Vec<LiveEvent>) {
         let session = self.exchanges.get_mut(&exchange).and_then(|found| found.session.take());
         self.release(session, events);
@@ -760,7 +776,8 @@ impl Live {
         for (id, exchange) in &self.exchanges {
             assert_eq!(exchange.phase == Phase::Queued, self.waiting.contains(id), "{id:?} in the queue");
             assert!(exchange.session.is_none_or(|session| self.sessions.contains_key(&session)));
-            assert_eq!(exchange.phase == Phase::Bridged, exchange.deadline.is_none(), "{id:?} has a deadline");
+            let is_open = matches!(exchange.phase, Phase::Bridged | Phase::Replying);
+            assert_eq!(is_open, exchange.deadline.is_none(), "{id:?} has a deadline");
             timers.extend(exchange.deadline.map(|due| (due, Timer::Exchange(*id))));
         }
         timers.extend(self.sessions.iter().filter_map(|(id, s)| s.stage.due().map(|due| (due, Timer::Session(*id)))));

@@ -130,9 +130,11 @@ fn a_newer_session_supersedes_the_older_once_it_has_nothing_to_finish() {
     world.tell(start(ExchangeKind::Http)).expect("delivered");
     world.tell(LiveCommand::AdmitSession { session: NEW }).expect("newer");
     assert_eq!(world.live.admitted(), Some(NEW));
-    let replied = world.tell(LiveCommand::Reply { exchange: ONE, accepts: false }).expect("the old one replies");
+    let replied =
+        world.tell(LiveCommand::Reply { session: OLD, exchange: ONE, accepts: false }).expect("the old one replies");
+    assert_eq!(replied, [LiveEvent::ReplyAccepted(ONE)], "the body is still coming");
     let ended = LiveEvent::SessionEnded { session: OLD, reason: EndReason::Superseded };
-    assert_eq!(replied, [LiveEvent::ReplyAccepted(ONE), ended]);
+    assert_eq!(world.tell(LiveCommand::EndExchange { exchange: ONE }), Ok(vec![ended]));
     assert_eq!(world.tell(park(OLD, 2)), Err(LiveRefusal::Superseded));
 }
 
@@ -158,7 +160,7 @@ fn an_older_hello_that_comes_late_does_not_win() {
 fn the_first_reply_wins() {
     let mut world = World::online();
     world.tell(start(ExchangeKind::Http)).expect("delivered");
-    let reply = LiveCommand::Reply { exchange: ONE, accepts: false };
+    let reply = LiveCommand::Reply { session: OLD, exchange: ONE, accepts: false };
     assert_eq!(world.tell(reply), Ok(vec![LiveEvent::ReplyAccepted(ONE)]));
     assert_eq!(world.tell(reply), Err(LiveRefusal::UnknownExchange));
 }
@@ -233,7 +235,7 @@ fn a_bridge_is_opened_once_and_after_the_acceptance() {
     world.tell(start(ExchangeKind::WebSocket)).expect("delivered");
     let open = LiveCommand::OpenBridge { session: OLD, exchange: ONE, kind: ExchangeKind::WebSocket };
     assert_eq!(world.tell(open), Err(LiveRefusal::UnwantedBridge));
-    world.tell(LiveCommand::Reply { exchange: ONE, accepts: true }).expect("accepted");
+    world.tell(LiveCommand::Reply { session: OLD, exchange: ONE, accepts: true }).expect("accepted");
     assert_eq!(world.tell(open), Ok(vec![LiveEvent::BridgeOpened(ONE)]));
     assert_eq!(world.tell(open), Err(LiveRefusal::BridgeTaken));
     assert_eq!(world.live.poll_timeout(), None, "an open bridge has no deadline");

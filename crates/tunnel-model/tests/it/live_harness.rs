@@ -78,7 +78,7 @@ fn command(which: u8, first: u8, second: u8, numbers: &mut Numbers) -> LiveComma
             numbers.exchanges += 1;
             LiveCommand::StartExchange { exchange: ExchangeId(numbers.exchanges), kind: kind_of(numbers.exchanges) }
         }
-        8 | 9 => LiveCommand::Reply { exchange, accepts: first.is_multiple_of(2) },
+        8 | 9 => LiveCommand::Reply { session, exchange, accepts: first.is_multiple_of(2) },
         10 | 15 => {
             let kind = kind_of(exchange.0 + u64::from(first > 220));
             LiveCommand::OpenBridge { session, exchange, kind }
@@ -112,6 +112,7 @@ enum Phase {
     WithAgent,
     WantsBridge,
     Bridged,
+    Replying,
 }
 
 struct Session {
@@ -203,17 +204,20 @@ impl Plain {
             LiveCommand::StartExchange { exchange, kind } => {
                 self.start(exchange, kind, now, &mut events)?;
             }
-            LiveCommand::Reply { exchange, accepts } => {
+            LiveCommand::Reply { session, exchange, accepts } => {
+                self.at(session)?;
                 let at = self.exchange(exchange)?;
                 if self.exchanges[at].phase != Phase::WithAgent {
                     return Err(LiveRefusal::UnknownExchange);
                 }
                 events.push(LiveEvent::ReplyAccepted(exchange));
+                self.exchanges[at].session = Some(session);
                 if self.exchanges[at].kind == ExchangeKind::WebSocket && accepts {
                     self.exchanges[at].phase = Phase::WantsBridge;
                     self.exchanges[at].until = Some(now + self.rules.bridge_time);
                 } else {
-                    self.exchanges.remove(at);
+                    self.exchanges[at].phase = Phase::Replying;
+                    self.exchanges[at].until = None;
                 }
             }
             LiveCommand::OpenBridge { session, exchange, kind } => {
@@ -226,7 +230,7 @@ impl Plain {
                     _ if self.exchanges[at].kind != kind => return Err(LiveRefusal::UnwantedBridge),
                     Phase::WantsBridge => {}
                     Phase::Bridged => return Err(LiveRefusal::BridgeTaken),
-                    Phase::Queued | Phase::WithAgent => return Err(LiveRefusal::UnwantedBridge),
+                    Phase::Queued | Phase::WithAgent | Phase::Replying => return Err(LiveRefusal::UnwantedBridge),
                 }
                 self.exchanges[at].phase = Phase::Bridged;
                 self.exchanges[at].session = Some(session);
@@ -251,7 +255,8 @@ impl Plain {
                         exchange.until = exchange.until.map(|until| until.min(orphaned));
                     }
                 }
-                let is_lost = |e: &&Exchange| e.phase == Phase::Bridged && e.session.is_none();
+                let is_open = |phase| matches!(phase, Phase::Bridged | Phase::Replying);
+                let is_lost = |e: &&Exchange| is_open(e.phase) && e.session.is_none();
                 events.extend(self.exchanges.iter().filter(is_lost).map(|exchange| LiveEvent::BridgeLost(exchange.id)));
                 self.exchanges.retain(|exchange| !is_lost(&exchange));
             }
@@ -276,7 +281,7 @@ impl Plain {
                 self.expected_until = None;
                 for exchange in self.exchanges.drain(..) {
                     events.push(match exchange.phase {
-                        Phase::Bridged => LiveEvent::BridgeLost(exchange.id),
+                        Phase::Bridged | Phase::Replying => LiveEvent::BridgeLost(exchange.id),
                         _ => LiveEvent::ExchangeFailed { exchange: exchange.id, failure: Failure::TunnelGone },
                     });
                 }
