@@ -127,6 +127,12 @@ impl Agent {
                 biased;
                 // Before streams: an agent parks its intakes as soon as it has the answer.
                 Some(membership) = admitted.recv(), if self.membership.is_none() => self.membership = Some(membership),
+                // Before streams too: an agent that floods us can still be told to go.
+                Some(signal) = signals.recv() => plan.follow(signal),
+                () = plan.due(), if plan.is_pending() => match plan.step() {
+                    Step::GoAway { code, debug_data } => self.control.go_away(code, debug_data),
+                    Step::Close => break,
+                },
                 accepted = connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
                         while self.membership.is_none() {
@@ -144,11 +150,6 @@ impl Agent {
                         break;
                     }
                     None => break,
-                },
-                Some(signal) = signals.recv() => plan.follow(signal),
-                () = plan.due(), if plan.is_pending() => match plan.step() {
-                    Step::GoAway { code, debug_data } => self.control.go_away(code, debug_data),
-                    Step::Close => break,
                 },
                 () = heart.beat() => {
                     tracing::info!(ip = %self.ip, "an agent does not answer PINGs; closing");
@@ -358,8 +359,10 @@ async fn admit(
     // What was revoked or deleted between the check and the admission was not
     // there to be ended; what comes later finds the session.
     if let Err(denied) = check(shared, id, &hello.credential).await {
-        shared.tunnels.revoke(id);
         shared.tunnels.close_session(&entry, session);
+        if shared.store.tunnel(id).await?.is_none_or(|tunnel| tunnel.status != Status::Active) {
+            shared.tunnels.revoke(id);
+        }
         return Err(denied);
     }
     let answer = HelloAnswer {

@@ -210,7 +210,10 @@ async fn refuse(mut stream: TcpStream, alert: u8) {
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-    SockRef::from(stream).set_tcp_keepalive(&probes.with_retries(4))
+    let socket = SockRef::from(stream);
+    // Probes are not sent while something waits to be acknowledged.
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
+    socket.set_tcp_keepalive(&probes.with_retries(4))
 }
 
 /// A connection of which some bytes were read already.
