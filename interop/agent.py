@@ -461,16 +461,17 @@ def through_requests(scene, app):
         expect.equal(f"{version}: 204 has no body", (page.status, page.body), (204, b""))
         page = scene.curl("through", "/cookies", version)
         expect.equal(f"{version}: two Set-Cookie stay two", page.all("set-cookie"), ["a=1; Path=/", "b=2; Path=/"])
-        page = scene.curl("through", "/seen", version, *forged())
+        page = scene.curl("through", "/seen", version, "--interface", VISITOR_ADDRESS, *forged())
         told = {name: seen_headers(page, name) for name in ("x-forwarded-host", "x-forwarded-proto")}
         expect.equal(
             f"{version}: the app hears what was asked for",
             told,
             {"x-forwarded-host": [scene.host("through")], "x-forwarded-proto": ["https"]},
         )
-        # The agent does not know the visitor's address, and believes nobody about it.
+        # The agent knows the visitor's address from the edge, and believes nobody else about it.
         said = [seen_headers(page, name) for name in ("x-forwarded-for", "forwarded", "inkbox-forwarded-for")]
-        expect.equal(f"{version}: and nothing that the visitor made up", said, [[], [], []])
+        wanted = [[VISITOR_ADDRESS], [f"for={VISITOR_ADDRESS}"], []]
+        expect.equal(f"{version}: and nothing that the visitor made up", said, wanted)
         page = scene.curl("through", "/gzip-if-asked", version, "--header", "accept-encoding: gzip")
         expect.equal(f"{version}: gzip is the app's and the visitor's", gzip.decompress(page.body), PLAIN)
         paths_are_verbatim(scene, "through", version)

@@ -2,6 +2,7 @@
 //! never sees.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -29,7 +30,7 @@ use crate::{Shared, mask};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves one connection of a visitor until it ends.
-pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId) {
+pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, visitor: Option<IpAddr>) {
     let Some(certificate) = &shared.certificate else {
         tracing::warn!("the edge sends a raw connection, but TLS ends there");
         return;
@@ -55,7 +56,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId) 
     let served = Arc::clone(shared);
     let ended = serve_http(tls, is_http2, move |request| {
         let shared = Arc::clone(&served);
-        async move { forward(&shared, request).await }
+        async move { forward(&shared, request, visitor).await }
     });
     if let Err(error) = ended.await {
         tracing::debug!(error = &error as &dyn std::error::Error, "a visitor's connection ended");
@@ -63,7 +64,11 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId) 
 }
 
 /// One request to the application, its bodies streamed both ways.
-async fn forward(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<AgentBody> {
+async fn forward(
+    shared: &Arc<Shared>,
+    mut request: Request<Incoming>,
+    visitor_ip: Option<IpAddr>,
+) -> Response<AgentBody> {
     let begun = std::time::Instant::now();
     let (method, path) =
         (request.method().clone(), request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned());
@@ -75,7 +80,7 @@ async fn forward(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respon
     *onward.method_mut() = head.method;
     *onward.uri_mut() = path.parse().unwrap_or_default();
     *onward.headers_mut() = end_to_end(&head.headers);
-    put_forwarded(onward.headers_mut(), &shared.tunnel.public_host, None);
+    put_forwarded(onward.headers_mut(), &shared.tunnel.public_host, visitor_ip);
     let response = match (visitor, upgrade) {
         (Some(visitor), Some(protocol)) => {
             onward.headers_mut().insert(header::UPGRADE, protocol);

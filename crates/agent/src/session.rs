@@ -276,7 +276,7 @@ async fn serve_envelope(
         EnvelopeKind::WebSocket { id, path, headers } => {
             exchange::serve_websocket(&shared, streams, request_id, id, &path, headers, forwarded_for, deadline).await;
         }
-        EnvelopeKind::Tcp { id, .. } => passthrough::serve(&shared, streams, id).await,
+        EnvelopeKind::Tcp { id, .. } => passthrough::serve(&shared, streams, id, forwarded_for).await,
     }
 }
 

@@ -25,6 +25,7 @@ async fn a_visitor_reaches_the_application_in_both_modes() {
         let body = body_of(response).await;
         assert!(body.starts_with("GET /echo?x=%20y\n"), "{body}");
         assert!(body.contains(&format!("x-forwarded-host: {name}.adit.localhost\n")), "{body}");
+        assert!(body.contains("x-forwarded-for: 127.0.0.1\n"), "{body}");
     }
 }
 
