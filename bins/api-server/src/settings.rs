@@ -53,6 +53,10 @@ pub(crate) struct Options {
     #[arg(long, global = true, env = "ADIT_EDGE_PROXY_PROTOCOL", num_args = 0..=1, default_missing_value = "true")]
     edge_proxy_protocol: Option<bool>,
 
+    /// Octets of visitors' request bodies that are held in memory at once, 32 MiB or more [default: 268435456]
+    #[arg(long, global = true, value_name = "OCTETS", env = "ADIT_EDGE_BODY_MEMORY")]
+    edge_body_memory: Option<usize>,
+
     /// How long an agent may take for a reply [default: 30s]
     #[arg(long, global = true, value_name = "DURATION", env = "ADIT_RESPONSE_DEADLINE")]
     response_deadline: Option<Text<Span>>,
@@ -166,6 +170,7 @@ pub(crate) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) edge_tls_key: Option<PathBuf>,
     pub(crate) edge_proxy_protocol: bool,
+    pub(crate) edge_body_memory: usize,
     pub(crate) response_deadline: Text<Span>,
     pub(crate) panel_listen: SocketAddr,
     pub(crate) metrics_listen: SocketAddr,
@@ -217,6 +222,7 @@ impl Settings {
             edge_tls_cert: given.edge_tls_cert,
             edge_tls_key: given.edge_tls_key,
             edge_proxy_protocol: given.edge_proxy_protocol.unwrap_or(false),
+            edge_body_memory: given.edge_body_memory.unwrap_or(256 * 1024 * 1024),
             response_deadline: given.response_deadline.map_or_else(|| default("30s"), Ok)?,
             panel_listen: given.panel_listen.unwrap_or_else(|| loopback(9292)),
             metrics_listen: given.metrics_listen.unwrap_or_else(|| loopback(9464)),
@@ -267,6 +273,10 @@ impl Settings {
         if self.edge_tls_cert.is_some() != self.edge_tls_key.is_some() {
             bail!("edge_tls_cert and edge_tls_key belong together: set both, or neither");
         }
+        // One request of the largest size must fit.
+        if self.edge_body_memory < 32 * 1024 * 1024 {
+            bail!("edge_body_memory is {}: use 33554432 octets or more", self.edge_body_memory);
+        }
         if self.response_deadline.0.0 < Duration::from_secs(1) {
             bail!("response_deadline is {}: use 1s or more", self.response_deadline.0);
         }
@@ -300,6 +310,7 @@ impl Settings {
         let mut edge = edge::Settings::new(self.zone.0.clone());
         edge.connections = self.max_connections;
         edge.proxy_protocol = self.edge_proxy_protocol;
+        edge.visitor.buffered = self.edge_body_memory;
         edge.response_deadline = self.response_deadline.0.0;
         edge.live.reply_time = self.response_deadline.0.0 + AFTER_THE_AGENT;
         edge.grace = self.grace_period.0.0;
@@ -332,6 +343,7 @@ impl Options {
             edge_tls_cert,
             edge_tls_key,
             edge_proxy_protocol,
+            edge_body_memory,
             response_deadline,
             panel_listen,
             metrics_listen,
@@ -365,6 +377,7 @@ impl Options {
             edge_tls_cert: edge_tls_cert.or(file.edge_tls_cert),
             edge_tls_key: edge_tls_key.or(file.edge_tls_key),
             edge_proxy_protocol: edge_proxy_protocol.or(file.edge_proxy_protocol),
+            edge_body_memory: edge_body_memory.or(file.edge_body_memory),
             response_deadline: response_deadline.or(file.response_deadline),
             panel_listen: panel_listen.or(file.panel_listen),
             metrics_listen: metrics_listen.or(file.metrics_listen),

@@ -97,6 +97,8 @@ pub struct VisitorLimits {
     pub head: Duration,
     /// Between two parts of a request's body.
     pub body: Duration,
+    /// Octets of all visitors' request bodies that are held at once.
+    pub buffered: usize,
     /// Without a request over HTTP/2.
     pub idle: Duration,
     /// Between two PINGs over HTTP/2.
@@ -129,6 +131,7 @@ impl Settings {
             visitor: VisitorLimits {
                 head: Duration::from_secs(30),
                 body: Duration::from_secs(30),
+                buffered: 8 * MAX_BODY,
                 idle: Duration::from_secs(60),
                 keep_alive: Duration::from_secs(30),
                 stall: Duration::from_secs(30),
@@ -181,6 +184,8 @@ pub(crate) struct Shared {
     rest: OnceLock<Rest>,
     stopping: watch::Receiver<bool>,
     connections: AtomicUsize,
+    /// Octets of request bodies that are held.
+    buffered: AtomicUsize,
 }
 
 /// One connection's place in the count.
@@ -228,6 +233,7 @@ impl Edge {
             rest: OnceLock::new(),
             stopping,
             connections: AtomicUsize::new(0),
+            buffered: AtomicUsize::new(0),
         };
         Ok(Self {
             shared: Arc::new(shared),

@@ -328,7 +328,8 @@ async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Resp
     let shared = &visit.shared;
     let (head, body) = request.into_parts();
     let entry = find(visit).await?;
-    let body = collect(body, &head.headers, shared.settings.visitor.body).await?;
+    let mut lease = Lease { shared, octets: 0 };
+    let body = collect(body, &head.headers, &mut lease).await?;
     let (exchange, request_id, _) = shared.tunnels.next_exchange();
     let mut headers = request_headers(&head.headers, body.len() as u64);
     limit_encodings(&mut headers);
@@ -415,7 +416,8 @@ fn start(
 }
 
 /// The whole body, which an envelope must have from its beginning.
-async fn collect(mut body: Incoming, headers: &HeaderMap, time: Duration) -> Result<Bytes, Problem> {
+async fn collect(mut body: Incoming, headers: &HeaderMap, lease: &mut Lease<'_>) -> Result<Bytes, Problem> {
+    let time = lease.shared.settings.visitor.body;
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
@@ -435,12 +437,37 @@ async fn collect(mut body: Incoming, headers: &HeaderMap, time: Duration) -> Res
             discard(body, time);
             return Err(Problem::BodyTooLarge);
         }
+        if !lease.grow(data.len()) {
+            discard(body, time);
+            return Err(Problem::NoMemory);
+        }
         if collected.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
         collected.extend_from_slice(&data);
     }
     Ok(collected.freeze())
+}
+
+/// Room for one request's body, until its reply is there: without a bound for
+/// all together, a few thousand uploads would take all memory.
+struct Lease<'a> {
+    shared: &'a Shared,
+    octets: usize,
+}
+
+impl Lease<'_> {
+    fn grow(&mut self, octets: usize) -> bool {
+        self.octets += octets;
+        let before = self.shared.buffered.fetch_add(octets, Ordering::Relaxed);
+        before + octets <= self.shared.settings.visitor.buffered
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.shared.buffered.fetch_sub(self.octets, Ordering::Relaxed);
+    }
 }
 
 /// Takes the rest of a body that is refused, for a while: clients that are cut
@@ -514,6 +541,7 @@ pub(crate) enum Problem {
     Internal,
     MethodNotAllowed,
     Misdirected,
+    NoMemory,
     NotFound,
     NotImplemented,
     ReplyBroken,
@@ -554,6 +582,11 @@ impl Problem {
             Self::Misdirected => {
                 (StatusCode::MISDIRECTED_REQUEST, "misdirected", "the connection was made for another host")
             }
+            Self::NoMemory => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server-busy",
+                "the server holds too many request bodies at the moment",
+            ),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the only protocol is websocket"),
             Self::ReplyBroken => (StatusCode::BAD_GATEWAY, "reply-malformed", "the agent's reply is not whole"),
             Self::WebSocketVersion => {
@@ -572,7 +605,7 @@ impl From<Problem> for Response<ReplyBody> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(REASON, HeaderValue::from_static(reason));
         match problem {
-            Problem::Failed(Failure::AgentBusy | Failure::AgentOffline) => {
+            Problem::NoMemory | Problem::Failed(Failure::AgentBusy | Failure::AgentOffline) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             }
             Problem::MethodNotAllowed => {

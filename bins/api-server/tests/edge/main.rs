@@ -99,6 +99,38 @@ async fn large_bodies_arrive_whole_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_all_visitors_together_are_bounded() {
+    let world = World::start_with(|settings| settings.visitor.buffered = 1_000_000).await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let mut slow = connect(&world, "shop.adit.localhost", b"http/1.1").await.expect("TLS");
+    let head = "POST /mirror HTTP/1.1\r\nHost: shop.adit.localhost\r\nContent-Length: 800001\r\n\r\n";
+    slow.write_all(head.as_bytes()).await.expect("sent");
+    slow.write_all(&vec![b'x'; 800_000]).await.expect("sent");
+    slow.flush().await.expect("sent");
+    let request = |size: usize| {
+        let head = format!(
+            "POST /mirror HTTP/1.1\r\nHost: shop.adit.localhost\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+        );
+        head + &"y".repeat(size)
+    };
+    // What came first is read first, sooner or later.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let answer = raw(&world, "shop", &request(400_000)).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("server-busy"),
+        "{}",
+        &answer[..answer.len().min(300)]
+    );
+    let answer = raw(&world, "shop", &request(1000)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "small ones still fit");
+    drop(slow);
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let answer = raw(&world, "shop", &request(400_000)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "the room is given back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_over_http2_is_one_to_the_application() {
     let world = World::start().await;
     world.tunnel("shop", TlsMode::Edge).await;
