@@ -281,8 +281,16 @@ class Delay:
         return self
 
     def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        async def end():
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.loop.call_soon(self.loop.stop)
+
+        asyncio.run_coroutine_threadsafe(end(), self.loop)
         self.thread.join()
+        self.loop.close()
 
     async def connection(self, reader, writer):
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.target, limit=8 * MIB)
