@@ -11,6 +11,7 @@ nobody else on the machine. Everything is on loopback; CPU is read from /proc.
 import argparse
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import re
@@ -294,7 +295,9 @@ class Delay:
 
     async def connection(self, reader, writer):
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.target, limit=8 * MIB)
-        await asyncio.gather(self.pump(reader, other_writer), self.pump(other_reader, writer), return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            pumps = self.pump(reader, other_writer), self.pump(other_reader, writer)
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def pump(self, reader, writer):
         queue = asyncio.Queue()
