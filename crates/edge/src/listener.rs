@@ -65,8 +65,9 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     }
     let mut ip = peer.ip().to_canonical();
     let limit = shared.settings.hello_time;
-    let Ok(Some((source, hello, reader))) = timeout(limit, greet(&mut stream, shared.settings.proxy_protocol)).await
-    else {
+    // Each step is boxed: a connection that idles keeps no room for those behind it.
+    let greeted = Box::pin(timeout(limit, greet(&mut stream, shared.settings.proxy_protocol))).await;
+    let Ok(Some((source, hello, reader))) = greeted else {
         tracing::debug!(%ip, "a connection ended before its ClientHello did");
         return;
     };
@@ -75,9 +76,9 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         refuse(stream, UNRECOGNIZED_NAME).await;
         return;
     };
-    match Role::of(&name, shared).await {
+    match Box::pin(Role::of(&name, shared)).await {
         Role::Zone => {
-            let Some(tls) = terminate(stream, reader, &shared.zone_tls, limit).await else { return };
+            let Some(tls) = Box::pin(terminate(stream, reader, &shared.zone_tls, limit)).await else { return };
             if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
                 Box::pin(agent::serve(tls, ip, Arc::clone(shared))).await;
             } else if let Some(rest) = shared.rest.get() {
@@ -85,7 +86,7 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
             }
         }
         Role::Edge(label) => {
-            let Some(tls) = terminate(stream, reader, &shared.visitor_tls, limit).await else { return };
+            let Some(tls) = Box::pin(terminate(stream, reader, &shared.visitor_tls, limit)).await else { return };
             let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let visit = Arc::new(Visit::new(ip, name, label, Arc::clone(shared)));
             Box::pin(visitor::serve(tls, is_http2, visit)).await;
