@@ -245,7 +245,7 @@ impl Drop for InFlight {
 }
 
 /// The first delay before another attempt, and the longest.
-const FIRST_DELAY: Duration = Duration::from_secs(1);
+const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LAST_DELAY: Duration = Duration::from_secs(30);
 /// The same while the edge restarts.
 const HANDOFF_DELAY: Duration = Duration::from_millis(100);
