@@ -270,25 +270,25 @@ impl Agent {
                         shared.tunnels.close_session(&entry, session);
                         return;
                     }
-                    let response =
-                        Response::builder().header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                    let sent = response.body(()).ok().and_then(|response| respond.send_response(response, false).ok());
-                    if let Some(mut stream) = sent {
-                        // If the connection has gone, its task knows.
-                        let _ = stream.send_data(Bytes::from(body), true);
-                    }
+                    answer_hello(&mut respond, StatusCode::OK, body);
                 }
                 Err(denied) => {
                     tracing::info!(%tunnel, %ip, reason = denied.reason(), "an agent was not let in");
                     let body = format!(r#"{{"reason":"{}"}}"#, denied.reason());
-                    let response = Response::builder().status(denied.status()).header(CONTENT_TYPE, "application/json");
-                    let sent = response.body(()).ok().and_then(|response| respond.send_response(response, false).ok());
-                    if let Some(mut stream) = sent {
-                        let _ = stream.send_data(Bytes::from(body), true);
-                    }
+                    answer_hello(&mut respond, denied.status(), body.into_bytes());
                 }
             }
         });
+    }
+}
+
+fn answer_hello(respond: &mut SendResponse<Bytes>, status: StatusCode, json: Vec<u8>) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(mut stream) = respond.send_response(response, false) {
+        // If the connection has gone, its task knows.
+        let _ = stream.send_data(Bytes::from(json), true);
     }
 }
 

@@ -326,8 +326,8 @@ impl Open {
             if end.is_ok() && !chunk.is_empty() {
                 queue.put(chunk);
                 // What is not credited is held against every stream of the agent: only a
-                // visitor who takes what it gets may make it wait.
-                while queue.is_full() {
+                // visitor who takes what it gets may make it wait, and only while it has some.
+                while queue.is_full() && queue.is_waiting() {
                     if queue.cut_if_stalled(IMPATIENCE) {
                         patience.lost.notify_one();
                         break;

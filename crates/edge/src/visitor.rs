@@ -63,13 +63,16 @@ impl Resets {
 }
 
 /// A request between its head and its answer.
-struct Active<'a>(&'a Visit, bool);
+struct Active<'a> {
+    visit: &'a Visit,
+    is_answered: bool,
+}
 
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-        if !self.1 && self.0.resets.count() {
-            self.0.lost.notify_one();
+        self.visit.active.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_answered && self.visit.resets.count() {
+            self.visit.lost.notify_one();
         }
     }
 }
@@ -91,9 +94,7 @@ impl Visit {
         let resets = Resets(Mutex::new((0, Instant::now())));
         Self { ip, host, name, shared, active: AtomicUsize::new(0), resets, lost: Arc::new(Notify::new()) }
     }
-}
 
-impl Visit {
     fn patience(&self) -> Patience {
         Patience { stall: self.shared.settings.visitor.stall, lost: Arc::clone(&self.lost) }
     }
@@ -111,12 +112,12 @@ where
         let visit = Arc::clone(&served);
         async move {
             visit.active.fetch_add(1, Ordering::Relaxed);
-            let mut active = Active(&visit, false);
+            let mut active = Active { visit: &visit, is_answered: false };
             let mut response = Box::pin(answer(&visit, request)).await;
             if visit.shared.is_stopping() && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            active.1 = true;
+            active.is_answered = true;
             drop(active);
             Ok::<_, Infallible>(response)
         }
@@ -147,8 +148,12 @@ where
             }
             () = leave => {
                 connection.as_mut().graceful_shutdown();
-                // Streams that the visitor takes nothing of would stay for ever.
-                timeout(limits.stall, connection).await.unwrap_or(Ok(()))
+                // Replies that are still being taken are finished; a visitor that takes
+                // nothing of a small one would stay for ever.
+                tokio::select! {
+                    ended = timeout(LEAVING, connection) => ended.unwrap_or(Ok(())),
+                    () = visit.lost.notified() => Ok(()),
+                }
             }
         }
     } else {
@@ -174,6 +179,8 @@ where
     }
 }
 
+/// How long the last replies of an HTTP/2 connection may take: 32 MiB at 60 kB/s.
+const LEAVING: Duration = Duration::from_secs(600);
 /// How long a connection is kept after the signal to stop for the request that
 /// may be on its way: its answer says that it is the last one.
 const LAME_DUCK: Duration = Duration::from_secs(1);

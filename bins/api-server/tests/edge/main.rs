@@ -99,6 +99,28 @@ async fn large_bodies_arrive_whole_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_download_over_http2_is_not_idle() {
+    // The windows of the client open in steps, a third of a second apart.
+    let (idle, stall) = (std::time::Duration::from_millis(300), std::time::Duration::from_millis(900));
+    let world = World::start_with(|settings| (settings.visitor.idle, settings.visitor.stall) = (idle, stall)).await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let mut sender = connect_h2(&world, "shop").await;
+    let request = Request::post("https://shop.adit.localhost/mirror").body(()).expect("a request");
+    let (response, mut stream) = sender.send_request(request, false).expect("sent");
+    stream.send_data(Bytes::from(vec![7; 2_500_000]), true).expect("sent");
+    let mut body = response.await.expect("an answer").into_body();
+    let (mut received, begun) = (0, std::time::Instant::now());
+    while let Some(chunk) = body.data().await {
+        received += chunk.as_ref().expect("it is not cut").len();
+        tokio::time::sleep(std::time::Duration::from_millis(4)).await;
+        body.flow_control().release_capacity(chunk.map_or(0, |chunk| chunk.len())).expect("the stream is there");
+    }
+    assert_eq!(received, 2_500_000);
+    assert!(begun.elapsed() > idle + stall, "it took longer than an idle connection has");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bodies_of_all_visitors_together_are_bounded() {
     let world = World::start_with(|settings| settings.visitor.buffered = 1_000_000).await;
     world.tunnel("shop", TlsMode::Edge).await;
