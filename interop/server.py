@@ -135,7 +135,8 @@ class Server:
         command = [self._binary, "serve", "--data-dir", self.data_dir]
         command += ["--api-listen", f"127.0.0.1:{self.port}", "--metrics-listen", f"127.0.0.1:{self._metrics_port}"]
         command += ["--edge-listen", f"127.0.0.1:{self.edge_port}"]
-        for name, value in self.settings.items():
+        # Its keys take time to make, and its port is one for all.
+        for name, value in {"panel_listen": "none", **self.settings}.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}
         if not self._own_key:

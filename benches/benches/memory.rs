@@ -83,7 +83,17 @@ struct Server(Child);
 impl Server {
     fn start(program: &Path, directory: &Path) -> anyhow::Result<Self> {
         let child = Process::new(program)
-            .args(["--api-listen", API, "--metrics-listen", SIDE, "--log", "error", "--data-dir"])
+            .args([
+                "--api-listen",
+                API,
+                "--metrics-listen",
+                SIDE,
+                "--panel-listen",
+                "none",
+                "--log",
+                "error",
+                "--data-dir",
+            ])
             .arg(directory)
             .env("ADIT_BOOTSTRAP_API_KEY", KEY)
             .stdout(Stdio::null())

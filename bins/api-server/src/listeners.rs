@@ -11,6 +11,7 @@ use axum::http::header;
 use axum::routing::get;
 use edge::{Edge, Rest};
 use listenfd::ListenFd;
+use panel::Panel;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -33,11 +34,18 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     };
     let api = bind("api_listen", settings.api_listen).await?;
     let side = bind("metrics_listen", settings.metrics_listen).await?;
+    let panel = match (&started.panel, settings.panel_listen.0.0) {
+        (Some(panel), Some(address)) => {
+            let listener = bind("panel_listen", address).await?;
+            tracing::info!(address = %listener.local_addr()?, "serving the panel");
+            Some((Arc::clone(panel), crate::panel::listener(settings, panel)?, listener))
+        }
+        _ => None,
+    };
     tracing::info!(
         api = %api.local_addr()?, edge = %edge.local_addr()?, metrics = %side.local_addr()?, zone = %settings.zone.0,
         "serving"
     );
-    tracing::info!(panel = %settings.panel_listen, "the panel serves nothing yet in this version and is not bound");
 
     let (stop, stopped) = watch::channel(false);
     let wait = |mut stopped: watch::Receiver<bool>| async move {
@@ -56,14 +64,23 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     };
     let edge = started.edge.serve(edge, Some(rest), wait(stopped.clone()));
     let api = api::serve(api, routes, &limits, Arc::clone(&metrics), wait(stopped.clone()));
-    let side = api::serve(side, side_routes, &limits, metrics, wait(stopped));
+    let side = api::serve(side, side_routes, &limits, metrics, wait(stopped.clone()));
+    let panel = async {
+        let Some((panel, how, listener)) = panel else { return };
+        let routes = panel::router(Arc::clone(&panel), settings.panel_bounds());
+        let crl = tokio::spawn(keep_crl(panel, stopped.clone()));
+        how.serve(listener, routes, settings.panel_limits(), wait(stopped)).await;
+        if let Err(error) = crl.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the renewal of crl.pem failed");
+        }
+    };
     let signals = async {
         let name = stop_signal().await?;
         tracing::info!(signal = name, "stopping: finishing what is in flight");
         stop.send_replace(true);
         anyhow::Ok(())
     };
-    let (api, side, signals, ()) = tokio::join!(api, side, signals, edge);
+    let (api, side, signals, (), ()) = tokio::join!(api, side, signals, edge, panel);
     api.context("the API listener failed")?;
     side.context("the metrics listener failed")?;
     signals?;
@@ -86,6 +103,18 @@ async fn sweep(app: Arc<App>, interval: std::time::Duration, mut stopped: watch:
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot sweep; trying again later");
             }
         }
+    }
+}
+
+/// A list that is old says that it may be believed no longer.
+async fn keep_crl(panel: Arc<Panel>, mut stopped: watch::Receiver<bool>) {
+    const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep(DAY) => {}
+        }
+        panel.renew_crl().await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod listeners;
 mod logging;
+mod panel;
 mod settings;
 mod start;
 
@@ -24,7 +25,9 @@ use settings::{Options, Settings};
                   api-server init --data-dir /var/lib/adit    make CA, database and admin key, and stop\n  \
                   api-server --config /etc/adit.toml          serve as the file says\n  \
                   api-server show-config                      what would be used, as TOML\n  \
-                  api-server openapi > openapi.json           the API's description\n\n\
+                  api-server openapi > openapi.json           the API's description\n  \
+                  api-server reset-admin --data-dir /var/lib/adit\n                                              \
+                  a new bundle for an admin who lost the key\n\n\
                   Exit status: 0 stopped as told, 1 could not start or failed, 2 wrong flags."
 )]
 struct Cli {
@@ -44,6 +47,8 @@ enum Command {
     ShowConfig,
     /// Print the OpenAPI document
     Openapi,
+    /// Make the panel's admin a new bundle, and revoke the old one; a server may be running
+    ResetAdmin,
 }
 
 fn main() -> ExitCode {
@@ -71,6 +76,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     logging::init(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
+        if let Command::ResetAdmin = command {
+            return panel::reset_admin(&settings).await;
+        }
         let started = start::start(&settings).await?;
         match command {
             Command::Init => Ok(()),

@@ -1,13 +1,16 @@
 //! Settings: flag, else environment, else TOML file, else default.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use ca_dir::KeyAlgorithm;
 use clap::{Args, ValueEnum};
+use panel::CommandLine;
+use pki_core::pkcs12::Encryption;
 use serde::{Deserialize, Serialize};
 use tunnel_model::{NamePolicy, Quota, Rules, TunnelName, Zone};
 
@@ -61,29 +64,73 @@ pub(crate) struct Options {
     #[arg(long, global = true, value_name = "DURATION", env = "ADIT_RESPONSE_DEADLINE")]
     response_deadline: Option<Text<Span>>,
 
-    /// Certificates API over mutual TLS; serves nothing yet in this version [default: 127.0.0.1:9292]
+    /// Certificates API over mutual TLS; `none` for none [default: 127.0.0.1:9292]
     #[arg(long, global = true, value_name = "ADDR", env = "ADIT_PANEL_LISTEN")]
-    panel_listen: Option<SocketAddr>,
+    panel_listen: Option<Text<Listen>>,
 
     /// /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
     #[arg(long, global = true, value_name = "ADDR", env = "ADIT_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
 
-    /// Directory of the certificates API; not read yet in this version [default: DATA/pki]
+    /// Directory of the certificates API; one that is there is taken over as it is [default: DATA/pki]
     #[arg(long, global = true, value_name = "DIR", env = "ADIT_PKI_DIR")]
     pki_dir: Option<PathBuf>,
 
-    /// panel.json of the certificates API; not read yet in this version [default: DATA/panel.json]
+    /// panel.json of the certificates API [default: DATA/panel.json]
     #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_CONFIG")]
     panel_config: Option<PathBuf>,
 
-    /// Server certificate of the panel port; not read yet in this version
-    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_TLS_CERT")]
+    /// Server certificate of the panel port [default: self-signed.pem in the directory, made if missing]
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_TLS_CERT", requires = "panel_tls_key")]
     panel_tls_cert: Option<PathBuf>,
 
-    /// Private key of the panel port; not read yet in this version
-    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_TLS_KEY")]
+    /// Private key of the panel port
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_PANEL_TLS_KEY", requires = "panel_tls_cert")]
     panel_tls_key: Option<PathBuf>,
+
+    /// The panel port speaks plain HTTP, and X-SSL-Client-* headers count that come from this loopback address
+    #[arg(long, global = true, value_name = "IP", env = "ADIT_PANEL_PROXY")]
+    panel_proxy: Option<IpAddr>,
+
+    /// Keys that the panel makes: rsa4096, p256, and what else ca-cli knows [default: rsa4096]
+    #[arg(long, global = true, value_name = "KIND", env = "ADIT_PANEL_KEYS")]
+    panel_keys: Option<Text<KeyAlgorithm>>,
+
+    /// How bundles are encrypted: legacy (macOS Keychain reads nothing else) or aes256 [default: legacy]
+    #[arg(long, global = true, value_name = "FORM", env = "ADIT_PANEL_P12")]
+    panel_p12: Option<Text<Encryption>>,
+
+    /// Capabilities that agents may have beyond the usual seven
+    #[arg(long, global = true, value_name = "NAME,..", env = "ADIT_PANEL_CAPABILITIES", value_delimiter = ',')]
+    panel_capabilities: Option<Vec<String>>,
+
+    /// Enrolments that one address may try within a minute; 0 for any number [default: 30]
+    #[arg(long, global = true, value_name = "N", env = "ADIT_PANEL_ENROLLMENTS_PER_MINUTE")]
+    panel_enrollments_per_minute: Option<u32>,
+
+    /// Where certbot keeps its files [default: /etc/letsencrypt]
+    #[arg(long, global = true, value_name = "DIR", env = "ADIT_PANEL_LETSENCRYPT_DIR")]
+    panel_letsencrypt_dir: Option<PathBuf>,
+
+    /// How certbot is called [default: /usr/bin/certbot]
+    #[arg(long, global = true, value_name = "COMMAND", env = "ADIT_PANEL_CERTBOT")]
+    panel_certbot: Option<Text<CommandLine>>,
+
+    /// How nginx' configuration is tested; `none` if there is no nginx [default: /usr/sbin/nginx -t]
+    #[arg(long, global = true, value_name = "COMMAND", env = "ADIT_PANEL_NGINX_TEST")]
+    panel_nginx_test: Option<Text<Program>>,
+
+    /// How nginx is told to load new certificates [default: /usr/bin/systemctl reload nginx]
+    #[arg(long, global = true, value_name = "COMMAND", env = "ADIT_PANEL_NGINX_RELOAD")]
+    panel_nginx_reload: Option<Text<CommandLine>>,
+
+    /// How systemd is asked for certbot's timer [default: /usr/bin/systemctl]
+    #[arg(long, global = true, value_name = "COMMAND", env = "ADIT_PANEL_SYSTEMCTL")]
+    panel_systemctl: Option<Text<CommandLine>>,
+
+    /// How long certbot may take for a renewal [default: 90s]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_PANEL_RENEWAL_TIMEOUT")]
+    panel_renewal_timeout: Option<Text<Span>>,
 
     /// Owner of everything that the first admin key makes [default: org_adit]
     #[arg(long, global = true, value_name = "ORG", env = "ADIT_ORGANIZATION")]
@@ -172,7 +219,7 @@ pub(crate) struct Settings {
     pub(crate) edge_proxy_protocol: bool,
     pub(crate) edge_body_memory: usize,
     pub(crate) response_deadline: Text<Span>,
-    pub(crate) panel_listen: SocketAddr,
+    pub(crate) panel_listen: Text<Listen>,
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) pki_dir: PathBuf,
     pub(crate) panel_config: PathBuf,
@@ -180,6 +227,18 @@ pub(crate) struct Settings {
     pub(crate) panel_tls_cert: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) panel_tls_key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) panel_proxy: Option<IpAddr>,
+    pub(crate) panel_keys: Text<KeyAlgorithm>,
+    pub(crate) panel_p12: Text<Encryption>,
+    pub(crate) panel_capabilities: Vec<String>,
+    pub(crate) panel_enrollments_per_minute: u32,
+    pub(crate) panel_letsencrypt_dir: PathBuf,
+    pub(crate) panel_certbot: Text<CommandLine>,
+    pub(crate) panel_nginx_test: Text<Program>,
+    pub(crate) panel_nginx_reload: Text<CommandLine>,
+    pub(crate) panel_systemctl: Text<CommandLine>,
+    pub(crate) panel_renewal_timeout: Text<Span>,
     pub(crate) organization: String,
     pub(crate) cert_days: u32,
     pub(crate) creates_per_day: u32,
@@ -224,12 +283,25 @@ impl Settings {
             edge_proxy_protocol: given.edge_proxy_protocol.unwrap_or(false),
             edge_body_memory: given.edge_body_memory.unwrap_or(256 * 1024 * 1024),
             response_deadline: given.response_deadline.map_or_else(|| default("30s"), Ok)?,
-            panel_listen: given.panel_listen.unwrap_or_else(|| loopback(9292)),
+            panel_listen: given.panel_listen.map_or_else(|| default("127.0.0.1:9292"), Ok)?,
             metrics_listen: given.metrics_listen.unwrap_or_else(|| loopback(9464)),
             pki_dir: given.pki_dir.unwrap_or_else(|| data_dir.join("pki")),
             panel_config: given.panel_config.unwrap_or_else(|| data_dir.join("panel.json")),
             panel_tls_cert: given.panel_tls_cert,
             panel_tls_key: given.panel_tls_key,
+            panel_proxy: given.panel_proxy,
+            panel_keys: given.panel_keys.map_or_else(|| default("rsa4096"), Ok)?,
+            panel_p12: given.panel_p12.map_or_else(|| default("legacy"), Ok)?,
+            panel_capabilities: given.panel_capabilities.unwrap_or_default(),
+            panel_enrollments_per_minute: given.panel_enrollments_per_minute.unwrap_or(30),
+            panel_letsencrypt_dir: given.panel_letsencrypt_dir.unwrap_or_else(|| "/etc/letsencrypt".into()),
+            panel_certbot: given.panel_certbot.map_or_else(|| default("/usr/bin/certbot"), Ok)?,
+            panel_nginx_test: given.panel_nginx_test.map_or_else(|| default("/usr/sbin/nginx -t"), Ok)?,
+            panel_nginx_reload: given
+                .panel_nginx_reload
+                .map_or_else(|| default("/usr/bin/systemctl reload nginx"), Ok)?,
+            panel_systemctl: given.panel_systemctl.map_or_else(|| default("/usr/bin/systemctl"), Ok)?,
+            panel_renewal_timeout: given.panel_renewal_timeout.map_or_else(|| default("90s"), Ok)?,
             organization: given.organization.unwrap_or_else(|| "org_adit".to_owned()),
             cert_days: given.cert_days.unwrap_or(90),
             creates_per_day: given.creates_per_day.unwrap_or(10),
@@ -280,6 +352,30 @@ impl Settings {
         if self.response_deadline.0.0 < Duration::from_secs(1) {
             bail!("response_deadline is {}: use 1s or more", self.response_deadline.0);
         }
+        if self.panel_tls_cert.is_some() != self.panel_tls_key.is_some() {
+            bail!("panel_tls_cert and panel_tls_key belong together: set both, or neither");
+        }
+        if let Some(proxy) = self.panel_proxy {
+            if !proxy.is_loopback() {
+                bail!("panel_proxy is {proxy}: use a loopback address, for the headers are not protected on their way");
+            }
+            if let Some(address) = self.panel_listen.0.0
+                && !address.ip().is_loopback()
+            {
+                bail!(
+                    "panel_listen is {address} and panel_proxy is set: plain HTTP is served on loopback addresses only"
+                );
+            }
+        }
+        let is_capability = |name: &str| {
+            let is_word = |word: &str| {
+                !word.is_empty() && word.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'-')
+            };
+            name.split_once(':').is_some_and(|(scope, action)| is_word(scope) && is_word(action))
+        };
+        if let Some(name) = self.panel_capabilities.iter().find(|name| !is_capability(name)) {
+            bail!("panel_capabilities has {name:?}: use words such as identity:read");
+        }
         if self.max_connections == 0 {
             bail!("max_connections is 0: use 1 or more");
         }
@@ -317,6 +413,36 @@ impl Settings {
         edge
     }
 
+    /// The panel's keys and bundles.
+    pub(crate) fn making(&self) -> panel::Making {
+        panel::Making { keys: self.panel_keys.0, encryption: self.panel_p12.0 }
+    }
+
+    /// The programs around the panel.
+    pub(crate) fn programs(&self) -> panel::Programs {
+        let test = self.panel_nginx_test.0.0.clone();
+        let nginx = test.map(|test| (test, self.panel_nginx_reload.0.clone()));
+        let letsencrypt = self.panel_letsencrypt_dir.clone();
+        panel::Programs::new()
+            .certbot(self.panel_certbot.0.clone(), letsencrypt, self.panel_renewal_timeout.0.0)
+            .nginx(nginx)
+            .systemctl(self.panel_systemctl.0.clone())
+    }
+
+    /// How much the panel takes on.
+    pub(crate) fn panel_bounds(&self) -> panel::Bounds {
+        panel::Bounds { enrollments_per_minute: self.panel_enrollments_per_minute, request: self.request_timeout.0.0 }
+    }
+
+    /// The panel listener's part of the settings.
+    pub(crate) fn panel_limits(&self) -> panel::Limits {
+        panel::Limits {
+            connections: self.max_connections,
+            headers: self.header_timeout.0.0,
+            grace: self.grace_period.0.0,
+        }
+    }
+
     /// The listeners' part of the settings.
     pub(crate) fn limits(&self) -> api::Limits {
         api::Limits {
@@ -351,6 +477,17 @@ impl Options {
             panel_config,
             panel_tls_cert,
             panel_tls_key,
+            panel_proxy,
+            panel_keys,
+            panel_p12,
+            panel_capabilities,
+            panel_enrollments_per_minute,
+            panel_letsencrypt_dir,
+            panel_certbot,
+            panel_nginx_test,
+            panel_nginx_reload,
+            panel_systemctl,
+            panel_renewal_timeout,
             organization,
             cert_days,
             creates_per_day,
@@ -387,6 +524,17 @@ impl Options {
                 .or(file.panel_config),
             panel_tls_cert: panel_tls_cert.or(file.panel_tls_cert),
             panel_tls_key: panel_tls_key.or(file.panel_tls_key),
+            panel_proxy: panel_proxy.or(file.panel_proxy),
+            panel_keys: panel_keys.or(file.panel_keys),
+            panel_p12: panel_p12.or(file.panel_p12),
+            panel_capabilities: panel_capabilities.or(file.panel_capabilities),
+            panel_enrollments_per_minute: panel_enrollments_per_minute.or(file.panel_enrollments_per_minute),
+            panel_letsencrypt_dir: panel_letsencrypt_dir.or(file.panel_letsencrypt_dir),
+            panel_certbot: panel_certbot.or(file.panel_certbot),
+            panel_nginx_test: panel_nginx_test.or(file.panel_nginx_test),
+            panel_nginx_reload: panel_nginx_reload.or(file.panel_nginx_reload),
+            panel_systemctl: panel_systemctl.or(file.panel_systemctl),
+            panel_renewal_timeout: panel_renewal_timeout.or(file.panel_renewal_timeout),
             organization: organization.or(file.organization),
             cert_days: cert_days.or(file.cert_days),
             creates_per_day: creates_per_day.or(file.creates_per_day),
@@ -453,6 +601,55 @@ impl std::fmt::Display for Span {
     }
 }
 
+/// An address, or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listen(pub(crate) Option<SocketAddr>);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = "use an address such as 127.0.0.1:9292, or none";
+        if text == NONE {
+            Ok(Self(None))
+        } else {
+            text.parse().map(|address| Self(Some(address))).map_err(|_| usage.to_owned())
+        }
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str(NONE),
+        }
+    }
+}
+
+/// A program, or none.
+#[derive(Clone, Debug)]
+pub(crate) struct Program(pub(crate) Option<CommandLine>);
+
+impl FromStr for Program {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == NONE { Ok(Self(None)) } else { text.parse().map(|command| Self(Some(command))) }
+    }
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some(command) => command.fmt(f),
+            None => f.write_str(NONE),
+        }
+    }
+}
+
+const NONE: &str = "none";
+
 fn default<T: FromStr<Err: std::fmt::Display>>(text: &str) -> anyhow::Result<Text<T>> {
     text.parse().map_err(|error| anyhow::anyhow!("{text:?}: {error}"))
 }
@@ -496,6 +693,13 @@ mod tests {
             ("max_body = 1", "use 24576"),
             ("reserved_names = [\"UPPER\"]", "lower-case"),
             ("organization = \"a b\"", "letters, digits"),
+            ("panel_listen = \"somewhere\"", "or none"),
+            ("panel_proxy = \"192.0.2.1\"", "use a loopback address"),
+            ("panel_proxy = \"127.0.0.1\"\npanel_listen = \"0.0.0.0:9292\"", "on loopback addresses only"),
+            ("panel_keys = \"rsa1024\"", "use one of"),
+            ("panel_p12 = \"rc2\"", "legacy"),
+            ("panel_certbot = \"certbot\"", "absolute path"),
+            ("panel_capabilities = [\"everything\"]", "identity:read"),
         ] {
             let error = format!("{:#}", resolve(toml).expect_err(toml));
             assert!(error.contains(words), "{toml}: {error}");

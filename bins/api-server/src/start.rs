@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use api::{App, Clock as _, DataPlane, SystemClock, SystemRandom};
 use ca_dir::{CaDir, Passphrase, leaf_profile};
 use edge::Edge;
+use panel::Panel;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
 use rustls::pki_types::pem::PemObject as _;
@@ -20,10 +21,12 @@ use tunnel_model::{ApiKeySecret, Event, OrganizationId, TunnelId};
 
 use crate::settings::Settings;
 
-/// The control plane, ready to be served.
+/// All that is served, ready for it.
 pub(crate) struct Started {
     pub(crate) app: Arc<App>,
     pub(crate) edge: Edge,
+    /// `None` if it is not to be served.
+    pub(crate) panel: Option<Arc<Panel>>,
     pub(crate) issuer_not_after: Time,
 }
 
@@ -58,6 +61,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     if let (Some(chain), Some(key)) = (&settings.edge_tls_cert, &settings.edge_tls_key) {
         use_certificate(&edge, chain, key)?;
     }
+    let panel = crate::panel::open(settings, &store).await?;
     let zone = settings.zone.0.clone();
     let app = App::new(store, Arc::new(SystemClock), Arc::new(SystemRandom), authority, settings.rules(), zone)
         .with_data_plane(Arc::new(Joint(edge.clone())));
@@ -65,7 +69,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {
         hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
     }
-    Ok(Started { app: Arc::new(app), edge, issuer_not_after })
+    Ok(Started { app: Arc::new(app), edge, panel, issuer_not_after })
 }
 
 /// Where control plane and data plane meet: neither knows the other.

@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use ca_dir::{CaDir, leaf_profile, random_serial};
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{
-    Csr, DnsName, Expectation, Issuer, KeyPolicy, Profile, Time, Usage, certificate_to_pem, certificates_from_file,
-    inspect_certificate, inspect_csr, verify_chain,
+    Csr, DnsName, Expectation, Issuer, KeyPolicy, MAX_CRL_OCTETS, Profile, Time, Usage, certificate_to_pem,
+    certificates_from_file, inspect_certificate, inspect_crl, inspect_csr, revocation_list_from_file, verify_chain,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -100,11 +100,20 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
 }
 
 pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
-    let bytes = files::read(&inspect.file)?;
+    let bytes = files::read_at_most(&inspect.file, MAX_CRL_OCTETS as u64)?;
     let context = || format!("cannot inspect {}", inspect.file.display());
     if let Ok(request) = Csr::from_file(&bytes) {
         let summary = inspect_csr(&request).with_context(context)?;
         return if json { print_json(&summary) } else { files::print(&text::csr(&summary)) };
+    }
+    if let Ok(der) = revocation_list_from_file(&bytes) {
+        match inspect_crl(&der) {
+            Ok(summary) if json => return print_json(&summary),
+            Ok(summary) => return files::print(&text::revocation_list(&summary)),
+            // PEM says what it is; DER may yet be a certificate.
+            Err(error) if der != bytes => return Err(error).with_context(context),
+            Err(_) => {}
+        }
     }
     let certificates = certificates_from_file(&bytes).with_context(context)?;
     let summaries = certificates.iter().map(|der| inspect_certificate(der)).collect::<Result<Vec<_>, _>>();
@@ -152,7 +161,7 @@ pub(crate) fn fingerprint(fingerprint: &Fingerprint, json: bool) -> anyhow::Resu
     files::print(&all.iter().map(|fingerprint| format!("{fingerprint}\n")).collect::<String>())
 }
 
-fn borrowed(certificates: &[Vec<u8>]) -> Vec<&[u8]> {
+pub(crate) fn borrowed(certificates: &[Vec<u8>]) -> Vec<&[u8]> {
     certificates.iter().map(Vec::as_slice).collect()
 }
 
@@ -166,7 +175,7 @@ fn own_name(request: &Csr) -> anyhow::Result<DnsName> {
     }
 }
 
-fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
+pub(crate) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
     files::print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 

@@ -3,6 +3,7 @@
 
 mod commands;
 mod files;
+mod p12;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -41,12 +42,14 @@ enum Command {
     Csr(NewCsr),
     /// Check a certificate signing request and sign it
     Sign(Sign),
-    /// Tell what a request, a certificate or a chain says
+    /// Tell what a request, a certificate, a chain or a revocation list says
     Inspect(Inspect),
     /// Verify a chain against a trust anchor, and say which check fails
     Verify(Verify),
     /// Print the SHA-256 of each certificate's DER
     Fingerprint(Fingerprint),
+    /// Make a PKCS #12 file (.p12) for browsers and keychains, or look into one
+    P12(p12::P12),
     /// Print a completion script for a shell
     Completions(Completions),
 }
@@ -104,7 +107,7 @@ struct Sign {
 
 #[derive(Args)]
 struct Inspect {
-    /// A request, a certificate or a chain, PEM or DER
+    /// A request, a certificate, a chain or a revocation list, PEM or DER
     #[arg(default_value = "-")]
     file: PathBuf,
 }
@@ -152,6 +155,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => commands::inspect(&inspect, cli.json),
         Command::Verify(verify) => commands::verify(&verify, cli.json),
         Command::Fingerprint(fingerprint) => commands::fingerprint(&fingerprint, cli.json),
+        Command::P12(p12) => p12::run(&p12, cli.json),
         Command::Completions(Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ca-cli", &mut script);

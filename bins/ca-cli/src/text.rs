@@ -1,7 +1,9 @@
 //! Answers for people.
 
 use ca_dir::{CaDirError, KeyFileError};
-use pki_core::{CertificateSummary, ChainError, CsrError, CsrSummary, PemError};
+use pki_core::crypto::PrivateKeyError;
+use pki_core::pkcs12::Pkcs12Error;
+use pki_core::{CertificateSummary, ChainError, CrlSummary, CsrError, CsrSummary, PemError};
 
 pub(crate) fn csr(csr: &CsrSummary) -> String {
     let mut text = Text("certificate signing request\n".to_owned());
@@ -37,6 +39,26 @@ pub(crate) fn certificate(certificate: &CertificateSummary) -> String {
     text.0
 }
 
+pub(crate) fn revocation_list(list: &CrlSummary) -> String {
+    let mut text = Text(format!("certificate revocation list (version {})\n", list.version));
+    text.line("issuer", &list.issuer);
+    text.list("number", list.number.as_slice());
+    text.line("made", &list.this_update.to_string());
+    text.line("next", &list.next_update.map_or_else(|| "not said".to_owned(), |time| time.to_string()));
+    text.line("signature", &list.signature_algorithm);
+    text.list("other", &list.other_extensions);
+    text.line("SHA-256", &list.fingerprint_sha256.to_string());
+    text.line("revoked", &list.revoked_count.to_string());
+    for entry in &list.revoked {
+        let reason = entry.reason.map_or_else(String::new, |reason| format!(" {reason}"));
+        text.line("", &format!("{} {}{reason}", entry.revoked_at, entry.serial));
+    }
+    if list.revoked_count > list.revoked.len() {
+        text.line("", &format!("and {} more", list.revoked_count - list.revoked.len()));
+    }
+    text.0
+}
+
 /// What to do next, where the error itself does not say.
 pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
@@ -52,6 +74,12 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
         if let Some(ChainError::UnknownIssuer { .. }) = cause.downcast_ref() {
             return Some("give intermediates after the leaf or with --untrusted, and the root with --anchor");
         }
+        if let Some(Pkcs12Error::WrongPassword) = cause.downcast_ref() {
+            return Some("--password-file names a file with the password in its first line");
+        }
+        if let Some(PrivateKeyError::Malformed) = cause.downcast_ref() {
+            return Some("`openssl pkcs8 -topk8 -nocrypt` makes PKCS #8 of other keys");
+        }
         if let Some(PemError::NoBlock { .. }) = cause.downcast_ref() {
             return Some("PEM starts with -----BEGIN; DER is read too");
         }
@@ -60,14 +88,22 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
 }
 
 /// Names and values in two columns.
-struct Text(String);
+pub(crate) struct Text(String);
 
 impl Text {
-    fn line(&mut self, name: &str, value: &str) {
+    pub(crate) fn new(title: &str) -> Self {
+        Self(format!("{title}\n"))
+    }
+
+    pub(crate) fn finish(self) -> String {
+        self.0
+    }
+
+    pub(crate) fn line(&mut self, name: &str, value: &str) {
         self.0 += &format!("  {name:<13} {}\n", printable(value));
     }
 
-    fn list(&mut self, name: &str, values: &[impl AsRef<str>]) {
+    pub(crate) fn list(&mut self, name: &str, values: &[impl AsRef<str>]) {
         for (at, value) in values.iter().enumerate() {
             self.line(if at == 0 { name } else { "" }, value.as_ref());
         }

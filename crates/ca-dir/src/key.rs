@@ -44,6 +44,13 @@ impl KeyAlgorithm {
     ];
 }
 
+impl fmt::Display for KeyAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(_, algorithm)| algorithm == self);
+        f.write_str(name.map_or("", |(name, _)| *name))
+    }
+}
+
 impl FromStr for KeyAlgorithm {
     type Err = String;
 
@@ -156,7 +163,8 @@ pub fn write_private_key(path: &Path, key: &KeyPair, passphrase: Option<&Passphr
     write_new(path, pem.as_bytes(), 0o600)
 }
 
-/// Reads a key in PKCS #8, decrypting it if it is encrypted.
+/// Reads a key in PKCS #8, decrypting it if it is encrypted, or an RSA key in
+/// PKCS #1, as OpenSSL wrote it before version 3.
 ///
 /// # Errors
 ///
@@ -172,6 +180,10 @@ pub fn read_private_key(path: &Path, passphrase: Option<&Passphrase>) -> Result<
             return Err(KeyFileError::NotEncrypted { path: path_of_error() });
         }
         PrivateKeyInfoRef::PEM_LABEL => document,
+        RSA_LABEL if passphrase.is_some() => {
+            return Err(KeyFileError::NotEncrypted { path: path_of_error() });
+        }
+        RSA_LABEL => wrapped_rsa(document.as_bytes()).ok_or_else(malformed)?,
         EncryptedPrivateKeyInfoRef::PEM_LABEL => {
             let passphrase = passphrase.ok_or_else(|| KeyFileError::PassphraseMissing { path: path_of_error() })?;
             let encrypted = EncryptedPrivateKeyInfoRef::from_der(document.as_bytes()).map_err(|_| malformed())?;
@@ -182,6 +194,20 @@ pub fn read_private_key(path: &Path, passphrase: Option<&Passphrase>) -> Result<
         _ => return Err(malformed()),
     };
     Ok(PrivateKey::from_pkcs8_der(plain.as_bytes())?)
+}
+
+/// RSAPrivateKey, by itself (RFC 8017 appendix A.1.2).
+const RSA_LABEL: &str = "RSA PRIVATE KEY";
+
+/// The same key as a PrivateKeyInfo (RFC 5958).
+fn wrapped_rsa(pkcs1: &[u8]) -> Option<SecretDocument> {
+    use pkcs8::der::asn1::{AnyRef, OctetStringRef};
+    use pkcs8::spki::AlgorithmIdentifierRef;
+
+    const RSA_ENCRYPTION: pkcs8::ObjectIdentifier = pkcs8::ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+    let algorithm = AlgorithmIdentifierRef { oid: RSA_ENCRYPTION, parameters: Some(AnyRef::NULL) };
+    let info = PrivateKeyInfoRef::new(algorithm, OctetStringRef::new(pkcs1).ok()?);
+    SecretDocument::try_from(info).ok()
 }
 
 pub(crate) fn signer(key: &KeyPair) -> Result<PrivateKey, KeyFileError> {

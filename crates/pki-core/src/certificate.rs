@@ -3,6 +3,8 @@
 use crate::algorithm::SignatureAlgorithm;
 use crate::der::{self, DerError, Reader, Tlv};
 use crate::extension::{self, Extension};
+use crate::name::attributes;
+use crate::oid;
 use crate::pem::{self, PemError};
 use crate::time::Time;
 
@@ -27,6 +29,9 @@ pub struct Certificate<'a> {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertificateError {
+    /// A commonName in a string type of another age, or not in UTF-8.
+    #[error("a common name is not text in UTF-8: it must be a UTF8String, PrintableString or IA5String")]
+    CommonName,
     /// Not the DER of one certificate.
     #[error("the certificate is not valid DER: {0}")]
     Der(#[from] DerError),
@@ -70,6 +75,44 @@ impl<'a> Certificate<'a> {
     /// The certificate in DER.
     pub fn der(&self) -> &'a [u8] {
         self.der
+    }
+
+    /// The version as people count it: 1 or 3.
+    pub fn version(&self) -> u8 {
+        self.tbs.version
+    }
+
+    /// The issuer's Name in DER.
+    pub fn issuer_der(&self) -> &'a [u8] {
+        self.tbs.issuer
+    }
+
+    /// The subject's Name in DER.
+    pub fn subject_der(&self) -> &'a [u8] {
+        self.tbs.subject
+    }
+
+    /// The commonName attributes of the subject (RFC 5280 section 4.1.2.6), in
+    /// order; none for a subject without one.
+    ///
+    /// The text is the document's: it may hold control characters, and a
+    /// caller who decides by it must refuse more than one.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateError::CommonName`] for a TeletexString, BMPString or
+    /// UniversalString and for text that is not UTF-8; a name that is left out
+    /// here could stand for somebody elsewhere. [`CertificateError::Der`] when
+    /// the subject is not a Name.
+    pub fn common_names(&self) -> Result<Vec<String>, CertificateError> {
+        attributes(self.tbs.subject, 0)?
+            .iter()
+            .filter(|attribute| attribute.kind == oid::COMMON_NAME)
+            .map(|attribute| match std::str::from_utf8(attribute.value) {
+                Ok(text) if attribute.is_octet_string_type() => Ok(text.to_owned()),
+                _ => Err(CertificateError::CommonName),
+            })
+            .collect()
     }
 
     /// The first second of its life.
@@ -176,7 +219,9 @@ impl<'a> TbsCertificate<'a> {
                 explicit.end("the end of the Extensions")?;
                 extension::read_all(list.reader())?
             }
-            _ => Vec::new(),
+            // RFC 5280 section 4.1.2.9: a reader that went by them and one that did not would disagree.
+            Some(explicit) => return Err(explicit.error("no extensions in version 1").into()),
+            None => Vec::new(),
         };
         fields.end("the end of the TBSCertificate")?;
 

@@ -9,7 +9,7 @@ use crate::crypto::Verifier;
 use crate::dns_name::DnsName;
 use crate::extension::{BasicConstraints, GeneralName, KEY_CERT_SIGN, NameConstraints, is_within};
 use crate::issue::Usage;
-use crate::key::PublicKey;
+use crate::key::{KeyError, PublicKey};
 use crate::oid::{self, ObjectIdentifier};
 use crate::time::Time;
 
@@ -54,6 +54,14 @@ pub enum ChainError {
     IssuerMismatch {
         /// Which certificate.
         depth: usize,
+    },
+    /// The public key cannot be read: another algorithm, or not in its form.
+    #[error("the key of certificate {depth} is not accepted: {error}")]
+    Key {
+        /// Which certificate.
+        depth: usize,
+        /// What is wrong with it.
+        error: KeyError,
     },
     /// Bytes that are no certificate.
     #[error("certificate {depth}: {error}")]
@@ -129,6 +137,16 @@ pub enum ChainError {
         /// What it was to be used for.
         usage: Usage,
     },
+    /// Not of the version that is verified here.
+    #[error("certificate {depth} is of version {version}, not {expected}")]
+    Version {
+        /// Which certificate.
+        depth: usize,
+        /// 1 or 3.
+        version: u8,
+        /// The version that was asked for.
+        expected: u8,
+    },
 }
 
 /// A chain is a leaf and a handful of intermediates; whoever sends more wants
@@ -178,6 +196,49 @@ pub fn verify_chain(
     }
     check_name_constraints(&path)?;
     check_leaf(&path, expectation)
+}
+
+/// Verifies a client certificate of version 1 that the anchor issued itself.
+///
+/// `openssl x509 -req` of OpenSSL 3.0 writes version 1 when it is given no
+/// extensions, so certificates of that kind are in use. They cannot say what
+/// they are for or that they are no authority; that is why they are verified
+/// by this function alone, directly below an anchor that the caller trusts for
+/// client certificates. The leaf's issuer must be the anchor's subject octet
+/// for octet, both must be valid at `at`, the anchor must be an authority (and
+/// its nameConstraints and extended key usage, if any, allow the leaf), and
+/// its key must have made the signature. Of the leaf's own key only the form is
+/// checked; see [`KeyPolicy`](crate::KeyPolicy) for its strength.
+///
+/// # Errors
+///
+/// [`ChainError::Version`] for a leaf of version 3; otherwise the first check
+/// that fails. Depth 0 is the leaf and depth 1 the anchor.
+pub fn verify_version_1_leaf(leaf: &[u8], anchor: &[u8], at: Time, verifier: &dyn Verifier) -> Result<(), ChainError> {
+    let read = |der, depth| Certificate::from_der(der).map_err(|error| ChainError::Malformed { depth, error });
+    let path = [read(leaf, 0)?, read(anchor, 1)?];
+    let [leaf, anchor] = &path;
+    if leaf.version() != 1 {
+        return Err(ChainError::Version { depth: 0, version: leaf.version(), expected: 1 });
+    }
+    if leaf.tbs.issuer != anchor.tbs.subject {
+        return Err(ChainError::IssuerMismatch { depth: 0 });
+    }
+    for (depth, certificate) in path.iter().enumerate() {
+        check_time(certificate, depth, at)?;
+        PublicKey::from_der(certificate.spki()).map_err(|error| ChainError::Key { depth, error })?;
+    }
+    check_critical(anchor, 1)?;
+    // Unlike in `verify_chain`, an anchor of version 1 is not taken: it cannot say that it is an authority.
+    if anchor.version() == 1 {
+        return Err(ChainError::NotAnAuthority { depth: 1 });
+    }
+    check_authority(anchor, 1, 1)?;
+    if !is_signed_by(leaf, anchor, verifier) {
+        return Err(ChainError::Signature { depth: 0 });
+    }
+    check_name_constraints(&path)?;
+    check_leaf(&path, &Expectation { host: None, usage: Some(Usage::ClientAuth), at })
 }
 
 fn find_anchor<'a>(
@@ -336,5 +397,166 @@ fn matches_host(pattern: &str, host: &DnsName) -> bool {
     match pattern.strip_prefix("*.") {
         Some(rest) => host.as_str().split_once('.').is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(rest)),
         None => pattern.eq_ignore_ascii_case(host.as_str()),
+    }
+}
+
+#[cfg(all(test, feature = "rustcrypto"))]
+mod tests {
+    use rcgen::{BasicConstraints as Constraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
+    use rcgen::{PublicKeyData as _, SigningKey as _};
+
+    use super::*;
+    use crate::algorithm::SignatureAlgorithm;
+    use crate::crypto::rustcrypto::RustCrypto;
+    use crate::der::{self, Writer};
+    use crate::name::Subject;
+
+    const NOW: Time = Time::from_unix(1_795_354_200);
+    const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+    struct Anchor {
+        key: KeyPair,
+        algorithm: SignatureAlgorithm,
+        der: Vec<u8>,
+    }
+
+    impl Anchor {
+        fn new(key: KeyPair, algorithm: SignatureAlgorithm, edit: impl FnOnce(&mut CertificateParams)) -> Self {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, "Test CA");
+            params.is_ca = IsCa::Ca(Constraints::Unconstrained);
+            edit(&mut params);
+            let der = params.self_signed(&key).expect("a certificate").der().to_vec();
+            Self { key, algorithm, der }
+        }
+
+        fn p256(edit: impl FnOnce(&mut CertificateParams)) -> Self {
+            Self::new(KeyPair::generate().expect("a key"), SignatureAlgorithm::EcdsaSha256, edit)
+        }
+
+        /// As `openssl x509 -req` writes it, with what `extra` appends.
+        fn issue(&self, leaf: &KeyPair, extra: impl FnOnce(&mut Writer)) -> Vec<u8> {
+            let anchor = Certificate::from_der(&self.der).expect("a certificate");
+            let mut writer = Writer::default();
+            writer.nested(der::SEQUENCE, |tbs| {
+                tbs.element(der::INTEGER, &[0x42; 20]);
+                tbs.raw(self.algorithm.identifier_der());
+                tbs.raw(anchor.subject_der());
+                tbs.nested(der::SEQUENCE, |validity| {
+                    NOW.minus(DAY).write(validity);
+                    NOW.plus(DAY).write(validity);
+                });
+                Subject::with_organization("agent:laptop", "Adit").expect("a subject").write(tbs);
+                tbs.raw(&leaf.subject_public_key_info());
+                extra(tbs);
+            });
+            self.sign(&writer.finish(), self.algorithm)
+        }
+
+        fn sign(&self, tbs: &[u8], outer: SignatureAlgorithm) -> Vec<u8> {
+            let mut writer = Writer::default();
+            writer.nested(der::SEQUENCE, |certificate| {
+                certificate.raw(tbs);
+                certificate.raw(outer.identifier_der());
+                certificate.bit_string(&self.key.sign(tbs).expect("the key signs"));
+            });
+            writer.finish()
+        }
+
+        fn verify(&self, leaf: &[u8], at: Time) -> Result<(), ChainError> {
+            verify_version_1_leaf(leaf, &self.der, at, &RustCrypto)
+        }
+    }
+
+    fn ec() -> KeyPair {
+        KeyPair::generate().expect("a key")
+    }
+
+    fn rsa() -> KeyPair {
+        KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).expect("a key")
+    }
+
+    #[test]
+    fn leafs_of_version_1_verify_below_their_anchor() {
+        let anchors = [Anchor::p256(|_| ()), Anchor::new(rsa(), SignatureAlgorithm::RsaPkcs1Sha256, |_| ())];
+        for anchor in &anchors {
+            for key in [ec(), rsa()] {
+                let leaf = anchor.issue(&key, |_| ());
+                let certificate = Certificate::from_der(&leaf).expect("a certificate");
+                assert_eq!(certificate.version(), 1);
+                assert_eq!(certificate.common_names(), Ok(vec!["agent:laptop".to_owned()]));
+                assert_eq!(anchor.verify(&leaf, NOW), Ok(()));
+                let late = NOW.plus(2 * DAY);
+                assert!(matches!(anchor.verify(&leaf, late), Err(ChainError::Expired { depth: 0, .. })));
+                let early = NOW.minus(2 * DAY);
+                assert!(matches!(anchor.verify(&leaf, early), Err(ChainError::NotYetValid { depth: 0, .. })));
+                // Every octet counts, and none of them ends in a panic.
+                for at in 0..leaf.len() {
+                    let mut changed = leaf.clone();
+                    changed[at] ^= 1;
+                    assert!(anchor.verify(&changed, NOW).is_err(), "octet {at}");
+                }
+            }
+        }
+        let leaf = anchors[0].issue(&ec(), |_| ());
+        assert_eq!(anchors[1].verify(&leaf, NOW), Err(ChainError::Signature { depth: 0 }));
+    }
+
+    #[test]
+    fn version_3_goes_another_way() {
+        let anchor = Anchor::p256(|_| ());
+        let expected = Err(ChainError::Version { depth: 0, version: 3, expected: 1 });
+        assert_eq!(anchor.verify(&anchor.der, NOW), expected);
+        // A version 1 certificate cannot have extensions, and says nothing by them.
+        let leaf = anchor.issue(&ec(), |tbs| {
+            tbs.nested(der::context(3), |explicit| explicit.element(der::SEQUENCE, &[]));
+        });
+        assert!(matches!(anchor.verify(&leaf, NOW), Err(ChainError::Malformed { depth: 0, .. })));
+    }
+
+    #[test]
+    fn only_an_authority_is_an_anchor() {
+        let not_an_authority = Err(ChainError::NotAnAuthority { depth: 1 });
+        let explicit = Anchor::p256(|params| params.is_ca = IsCa::ExplicitNoCa);
+        assert_eq!(explicit.verify(&explicit.issue(&ec(), |_| ()), NOW), not_an_authority);
+        let silent = Anchor::p256(|params| params.is_ca = IsCa::NoCa);
+        assert_eq!(silent.verify(&silent.issue(&ec(), |_| ()), NOW), not_an_authority);
+        let signs_lists = Anchor::p256(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]);
+        assert_eq!(signs_lists.verify(&signs_lists.issue(&ec(), |_| ()), NOW), not_an_authority);
+        let signs = Anchor::p256(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]);
+        assert_eq!(signs.verify(&signs.issue(&ec(), |_| ()), NOW), Ok(()));
+        let servers = Anchor::p256(|params| {
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        });
+        let usage = Err(ChainError::Usage { depth: 1, usage: Usage::ClientAuth });
+        assert_eq!(servers.verify(&servers.issue(&ec(), |_| ()), NOW), usage);
+    }
+
+    #[test]
+    fn a_version_1_leaf_signs_nothing() {
+        let anchor = Anchor::p256(|_| ());
+        let key = ec();
+        let leaf = anchor.issue(&key, |_| ());
+        let below = Anchor { key, algorithm: SignatureAlgorithm::EcdsaSha256, der: leaf };
+        let refused = below.verify(&below.issue(&ec(), |_| ()), NOW);
+        assert_eq!(refused, Err(ChainError::NotAnAuthority { depth: 1 }));
+    }
+
+    #[test]
+    fn names_algorithms_and_keys_must_agree() {
+        let anchor = Anchor::p256(|_| ());
+        let other = Anchor::p256(|params| {
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, "Another");
+        });
+        let leaf = anchor.issue(&ec(), |_| ());
+        assert_eq!(other.verify(&leaf, NOW), Err(ChainError::IssuerMismatch { depth: 0 }));
+        let tbs = Certificate::from_der(&leaf).expect("a certificate").tbs_der.to_vec();
+        let leaf = anchor.sign(&tbs, SignatureAlgorithm::EcdsaSha384);
+        assert_eq!(anchor.verify(&leaf, NOW), Err(ChainError::Signature { depth: 0 }));
+        // A key that nobody can use: an odd algorithm in place of id-ecPublicKey.
+        let mut leaf = anchor.issue(&ec(), |_| ());
+        let at = leaf.windows(7).rposition(|window| window == oid::EC_PUBLIC_KEY).expect("the key's algorithm");
+        leaf[at + 6] = 0x7f;
+        assert!(matches!(anchor.verify(&leaf, NOW), Err(ChainError::Key { depth: 0, .. })));
     }
 }

@@ -243,6 +243,11 @@ impl VerifiedCsr {
         Ok(Approved::new(self, subject, Vec::new()))
     }
 
+    /// The SubjectPublicKeyInfo in DER.
+    pub fn spki(&self) -> &[u8] {
+        self.csr.spki()
+    }
+
     /// The kind of key that is asked to be certified.
     pub fn key_kind(&self) -> KeyKind {
         self.key_kind

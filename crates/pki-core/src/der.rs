@@ -11,7 +11,10 @@ use std::ops::Range;
 use crate::oid;
 
 pub(crate) const BIT_STRING: u8 = 0x03;
+#[cfg(feature = "pkcs12")]
+pub(crate) const BMP_STRING: u8 = 0x1e;
 pub(crate) const BOOLEAN: u8 = 0x01;
+pub(crate) const ENUMERATED: u8 = 0x0a;
 pub(crate) const GENERALIZED_TIME: u8 = 0x18;
 pub(crate) const INTEGER: u8 = 0x02;
 pub(crate) const NULL: u8 = 0x05;
@@ -198,7 +201,8 @@ impl<'a> Reader<'a> {
 /// Octets of the header, and the length of the value that follows it.
 ///
 /// Only what DER and X.509 have: a tag number under 31 and a definite length
-/// in its shortest form (X.690 section 10.1), here of at most three octets.
+/// in its shortest form (X.690 section 10.1), here of at most four octets: a
+/// revocation list may have more than the 16 MiB that three can say.
 fn read_header(bytes: &[u8]) -> Option<(usize, usize)> {
     let (tag, rest) = bytes.split_first()?;
     if tag & 0x1f == 0x1f || *tag == 0 {
@@ -207,7 +211,7 @@ fn read_header(bytes: &[u8]) -> Option<(usize, usize)> {
     let (first, rest) = rest.split_first()?;
     match first {
         0..=0x7f => Some((2, usize::from(*first))),
-        0x81..=0x83 => {
+        0x81..=0x84 => {
             let count = usize::from(first & 0x7f);
             let octets = rest.get(..count)?;
             let length = octets.iter().fold(0, |length, octet| length << 8 | usize::from(*octet));
@@ -216,6 +220,12 @@ fn read_header(bytes: &[u8]) -> Option<(usize, usize)> {
         }
         _ => None,
     }
+}
+
+/// A big-endian magnitude in its shortest form; nothing for zero.
+pub(crate) fn without_leading_zeros(magnitude: &[u8]) -> &[u8] {
+    let zeros = magnitude.iter().take_while(|octet| **octet == 0).count();
+    &magnitude[zeros..]
 }
 
 /// Writes DER: every method appends one element.
@@ -253,6 +263,17 @@ impl Writer {
         self.nested(tag, |writer| writer.raw(value));
     }
 
+    /// The non-negative INTEGER of a big-endian magnitude, in its shortest form.
+    pub(crate) fn unsigned_integer(&mut self, magnitude: &[u8]) {
+        let magnitude = without_leading_zeros(magnitude);
+        self.nested(INTEGER, |writer| {
+            if magnitude.first().is_none_or(|first| first & 0x80 != 0) {
+                writer.raw(&[0]);
+            }
+            writer.raw(magnitude);
+        });
+    }
+
     pub(crate) fn object_identifier(&mut self, content: &[u8]) {
         self.element(OBJECT_IDENTIFIER, content);
     }
@@ -287,6 +308,7 @@ mod tests {
             (0xff, vec![0x04, 0x81, 0xff]),
             (0x100, vec![0x04, 0x82, 0x01, 0x00]),
             (0x1_0000, vec![0x04, 0x83, 0x01, 0x00, 0x00]),
+            (0x100_0000, vec![0x04, 0x84, 0x01, 0x00, 0x00, 0x00]),
         ] {
             let mut writer = Writer::default();
             writer.element(OCTET_STRING, &vec![7; length]);
@@ -303,10 +325,29 @@ mod tests {
             &[0x30, 0x80, 0x00, 0x00][..],
             &[0x30, 0x81, 0x01, 0x00],
             &[0x30, 0x82, 0x00, 0x01, 0x00],
+            &[0x30, 0x84, 0x00, 0x01, 0x00, 0x00],
+            &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff, 0x00],
+            &[0x30, 0x84, 0xff, 0xff],
+            &[0x30, 0x85, 0x01, 0x00, 0x00, 0x00, 0x00],
             &[0x1f, 0x01, 0x00],
             &[0x00, 0x00],
         ] {
             assert!(Reader::new(bytes).any("SEQUENCE").is_err(), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn magnitudes_are_written_as_positive_integers() {
+        for (magnitude, expected) in [
+            (&[][..], &[2, 1, 0][..]),
+            (&[0, 0], &[2, 1, 0]),
+            (&[0x7f], &[2, 1, 0x7f]),
+            (&[0x80], &[2, 2, 0, 0x80]),
+            (&[0, 0, 1, 0], &[2, 2, 1, 0]),
+        ] {
+            let mut writer = Writer::default();
+            writer.unsigned_integer(magnitude);
+            assert_eq!(writer.finish(), expected, "{magnitude:02x?}");
         }
     }
 

@@ -82,7 +82,7 @@ pub(crate) struct NameConstraints<'a> {
 }
 
 impl<'a> Extension<'a> {
-    fn reader(&self) -> Reader<'a> {
+    pub(crate) fn reader(&self) -> Reader<'a> {
         Reader::at(self.value, self.offset)
     }
 

@@ -184,7 +184,7 @@ const KEY_USAGE_NAMES: [&str; 9] = [
     "decipherOnly",
 ];
 
-fn distinguished_name(name: &[u8]) -> String {
+pub(crate) fn distinguished_name(name: &[u8]) -> String {
     use ::der::Decode as _;
 
     RdnSequence::from_der(name).map_or_else(|_| format!("#{}", hex(name)), |name| name.to_string())
@@ -198,7 +198,7 @@ fn public_key(spki: &[u8]) -> String {
     }
 }
 
-fn signature_algorithm(identifier: &Tlv<'_>) -> String {
+pub(crate) fn signature_algorithm(identifier: &Tlv<'_>) -> String {
     match SignatureAlgorithm::read(identifier) {
         Ok(algorithm) => algorithm.to_string(),
         Err(error) => format!("not accepted ({error})"),

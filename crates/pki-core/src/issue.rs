@@ -15,7 +15,9 @@ use crate::crypto::Signer;
 use crate::csr::Approved;
 use crate::der::{self, Writer};
 use crate::dns_name::DnsName;
-use crate::extension::{DIGITAL_SIGNATURE, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT, NameConstraints, is_within};
+use crate::extension::{
+    CRL_SIGN, DIGITAL_SIGNATURE, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT, NameConstraints, is_within,
+};
 use crate::fingerprint::{Fingerprint, hex};
 use crate::key::PublicKey;
 use crate::lint::{Lint, lint};
@@ -181,6 +183,8 @@ pub struct Issuer {
     not_before: Time,
     not_after: Time,
     algorithm: SignatureAlgorithm,
+    /// Without a key usage, or with cRLSign in it.
+    signs_revocation_lists: bool,
     /// Bases of the dNSName subtrees of the nameConstraints.
     permitted: Vec<Vec<u8>>,
     excluded: Vec<Vec<u8>>,
@@ -219,8 +223,8 @@ impl Issuer {
         let basic = tbs.extension(oid::BASIC_CONSTRAINTS).map(|extension| extension.basic_constraints());
         let usage = tbs.extension(oid::KEY_USAGE).map(|extension| extension.key_usage());
         let is_authority = matches!(basic, Some(Ok(basic)) if basic.ca);
-        let may_sign = usage.is_none_or(|usage| usage.is_ok_and(|usage| usage & KEY_CERT_SIGN != 0));
-        if !is_authority || !may_sign {
+        let allows = |bit| usage.as_ref().is_none_or(|usage| usage.as_ref().is_ok_and(|usage| usage & bit != 0));
+        if !is_authority || !allows(KEY_CERT_SIGN) {
             return Err(IssuerError::NotAnAuthority);
         }
         let key_identifier = tbs
@@ -237,6 +241,7 @@ impl Issuer {
             not_before: tbs.not_before,
             not_after: tbs.not_after,
             algorithm: signer.algorithm(),
+            signs_revocation_lists: allows(CRL_SIGN),
             permitted: dns_bases(&constraints.permitted),
             excluded: dns_bases(&constraints.excluded),
             certificate: certificate.to_vec(),
@@ -251,6 +256,11 @@ impl Issuer {
     /// The last second of the issuer's own life; nothing that it signs lives longer.
     pub fn not_after(&self) -> Time {
         self.not_after
+    }
+
+    /// RFC 5280 section 4.2.1.3: with a key usage, only cRLSign allows it.
+    pub(crate) fn signs_revocation_lists(&self) -> bool {
+        self.signs_revocation_lists
     }
 
     pub(crate) fn algorithm(&self) -> SignatureAlgorithm {
@@ -368,8 +378,10 @@ impl Approved {
         write_subject_key_identifier(extensions, &self.spki);
         // CA:FALSE is the default, so the DER is an empty SEQUENCE.
         write_extension(extensions, oid::BASIC_CONSTRAINTS, true, |value| value.element(der::SEQUENCE, &[]));
-        let usage = match self.key_kind {
-            KeyKind::Rsa => DIGITAL_SIGNATURE | KEY_ENCIPHERMENT,
+        let usage = match (profile.usage, self.key_kind) {
+            // The RSA key exchange of TLS 1.2 encrypts to the server's key.
+            (Usage::ServerAuth, KeyKind::Rsa) => DIGITAL_SIGNATURE | KEY_ENCIPHERMENT,
+            // RFC 5280 section 4.2.1.12: a client only signs.
             _ => DIGITAL_SIGNATURE,
         };
         write_key_usage(extensions, usage);

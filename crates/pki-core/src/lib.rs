@@ -44,11 +44,14 @@
 //! ```
 
 pub mod crypto;
+#[cfg(feature = "pkcs12")]
+pub mod pkcs12;
 
 mod algorithm;
 mod authority;
 mod certificate;
 mod chain;
+mod crl;
 mod csr;
 mod csr_error;
 mod der;
@@ -70,7 +73,11 @@ pub use authority::{Authority, AuthorityError, root};
 pub use certificate::{
     Certificate, CertificateError, MAX_CERTIFICATE_OCTETS, certificates_from_file, certificates_from_pem,
 };
-pub use chain::{ChainError, Expectation, verify_chain};
+pub use chain::{ChainError, Expectation, verify_chain, verify_version_1_leaf};
+pub use crl::{
+    Crl, CrlError, CrlSummary, CrlToBeSigned, MAX_CRL_OCTETS, RevocationList, RevokedCertificate, RevokedEntries,
+    RevokedEntry, RevokedSummary, inspect_crl, revocation_list_from_file,
+};
 pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr};
 pub use csr_error::CsrError;
 pub use der::DerError;

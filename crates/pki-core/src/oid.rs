@@ -59,6 +59,8 @@ pub(crate) const ORGANIZATION: &[u8] = b"\x55\x04\x0a";
 // Extensions, 2.5.29.
 pub(crate) const AUTHORITY_KEY_IDENTIFIER: &[u8] = b"\x55\x1d\x23";
 pub(crate) const BASIC_CONSTRAINTS: &[u8] = b"\x55\x1d\x13";
+pub(crate) const CRL_NUMBER: &[u8] = b"\x55\x1d\x14";
+pub(crate) const CRL_REASON: &[u8] = b"\x55\x1d\x15";
 pub(crate) const CRL_DISTRIBUTION_POINTS: &[u8] = b"\x55\x1d\x1f";
 pub(crate) const EXTENDED_KEY_USAGE: &[u8] = b"\x55\x1d\x25";
 pub(crate) const KEY_USAGE: &[u8] = b"\x55\x1d\x0f";
@@ -93,6 +95,36 @@ pub(crate) const SHA_512: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x03";
 /// PKCS #9 extensionRequest (RFC 2985 section 5.4.2).
 pub(crate) const EXTENSION_REQUEST: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x0e";
 
+#[cfg(feature = "pkcs12")]
+pub(crate) use pkcs12::*;
+
+/// What PKCS #12 files are made of: PKCS #5, #7, #9 and #12, NIST's ciphers.
+#[cfg(feature = "pkcs12")]
+mod pkcs12 {
+    pub(crate) const PKCS7_DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01";
+    pub(crate) const PKCS7_ENCRYPTED_DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x06";
+    pub(crate) const KEY_BAG: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x01";
+    pub(crate) const SHROUDED_KEY_BAG: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x02";
+    pub(crate) const CERTIFICATE_BAG: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x03";
+    pub(crate) const SAFE_CONTENTS_BAG: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x06";
+    pub(crate) const FRIENDLY_NAME: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x14";
+    pub(crate) const LOCAL_KEY_ID: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x15";
+    pub(crate) const X509_CERTIFICATE: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x16\x01";
+    pub(crate) const PBE_SHA1_3DES: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01\x03";
+    pub(crate) const PBKDF2: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c";
+    pub(crate) const PBES2: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d";
+    pub(crate) const HMAC_SHA_1: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x07";
+    pub(crate) const HMAC_SHA_224: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x08";
+    pub(crate) const HMAC_SHA_256: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x09";
+    pub(crate) const HMAC_SHA_384: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x0a";
+    pub(crate) const HMAC_SHA_512: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x0b";
+    pub(crate) const DES_EDE3_CBC: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x03\x07";
+    pub(crate) const AES_128_CBC: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x01\x02";
+    pub(crate) const AES_192_CBC: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x01\x16";
+    pub(crate) const AES_256_CBC: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x01\x2a";
+    pub(crate) const SHA_224: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x04";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +136,8 @@ mod tests {
             (ORGANIZATION, "2.5.4.10"),
             (AUTHORITY_KEY_IDENTIFIER, "2.5.29.35"),
             (BASIC_CONSTRAINTS, "2.5.29.19"),
+            (CRL_NUMBER, "2.5.29.20"),
+            (CRL_REASON, "2.5.29.21"),
             (CRL_DISTRIBUTION_POINTS, "2.5.29.31"),
             (EXTENDED_KEY_USAGE, "2.5.29.37"),
             (KEY_USAGE, "2.5.29.15"),
@@ -128,6 +162,38 @@ mod tests {
             (SHA_384, "2.16.840.1.101.3.4.2.2"),
             (SHA_512, "2.16.840.1.101.3.4.2.3"),
             (EXTENSION_REQUEST, "1.2.840.113549.1.9.14"),
+        ] {
+            assert!(is_well_formed(content), "{dotted}");
+            assert_eq!(ObjectIdentifier::new(content).to_string(), dotted);
+        }
+    }
+
+    #[cfg(feature = "pkcs12")]
+    #[test]
+    fn constants_of_pkcs12_read_as_their_standards_write_them() {
+        for (content, dotted) in [
+            (PKCS7_DATA, "1.2.840.113549.1.7.1"),
+            (PKCS7_ENCRYPTED_DATA, "1.2.840.113549.1.7.6"),
+            (KEY_BAG, "1.2.840.113549.1.12.10.1.1"),
+            (SHROUDED_KEY_BAG, "1.2.840.113549.1.12.10.1.2"),
+            (CERTIFICATE_BAG, "1.2.840.113549.1.12.10.1.3"),
+            (SAFE_CONTENTS_BAG, "1.2.840.113549.1.12.10.1.6"),
+            (FRIENDLY_NAME, "1.2.840.113549.1.9.20"),
+            (LOCAL_KEY_ID, "1.2.840.113549.1.9.21"),
+            (X509_CERTIFICATE, "1.2.840.113549.1.9.22.1"),
+            (PBE_SHA1_3DES, "1.2.840.113549.1.12.1.3"),
+            (PBKDF2, "1.2.840.113549.1.5.12"),
+            (PBES2, "1.2.840.113549.1.5.13"),
+            (HMAC_SHA_1, "1.2.840.113549.2.7"),
+            (HMAC_SHA_224, "1.2.840.113549.2.8"),
+            (HMAC_SHA_256, "1.2.840.113549.2.9"),
+            (HMAC_SHA_384, "1.2.840.113549.2.10"),
+            (HMAC_SHA_512, "1.2.840.113549.2.11"),
+            (DES_EDE3_CBC, "1.2.840.113549.3.7"),
+            (AES_128_CBC, "2.16.840.1.101.3.4.1.2"),
+            (AES_192_CBC, "2.16.840.1.101.3.4.1.22"),
+            (AES_256_CBC, "2.16.840.1.101.3.4.1.42"),
+            (SHA_224, "2.16.840.1.101.3.4.2.4"),
         ] {
             assert!(is_well_formed(content), "{dotted}");
             assert_eq!(ObjectIdentifier::new(content).to_string(), dotted);

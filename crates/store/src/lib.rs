@@ -72,8 +72,45 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets successes that no quota counts any more: those before `before`.
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError>;
 
+    /// Puts a client certificate on record, before it is handed out.
+    async fn record_client_certificate(&self, certificate: ClientCertificate) -> Result<(), StoreError>;
+
+    /// Every client certificate on record, in no order.
+    async fn client_certificates(&self) -> Result<Vec<ClientCertificate>, StoreError>;
+
+    /// Remembers which certificates of the admin were just superseded, or that
+    /// none is any more.
+    async fn set_grace(&self, grace: Option<Grace>) -> Result<(), StoreError>;
+
+    /// What [`Store::set_grace`] remembered last.
+    async fn grace(&self) -> Result<Option<Grace>, StoreError>;
+
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// A certificate that the certificates API issued. Its own directory does not
+/// say which key is in it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientCertificate {
+    /// Upper-case hex.
+    pub serial: String,
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub key: [u8; 32],
+    /// The last second of its life.
+    pub not_after: Timestamp,
+}
+
+/// The time in which superseded certificates of the admin may still fetch the
+/// bundle of their successor.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Grace {
+    /// Of the superseded ones, upper-case hex.
+    pub serials: Vec<String>,
+    /// Of the new one.
+    pub successor: String,
+    /// When the time is over.
+    pub until: Timestamp,
 }
 
 /// Why a command was not carried out.

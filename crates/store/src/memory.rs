@@ -20,6 +20,8 @@ struct State {
     identities: BTreeMap<IdentityId, Identity>,
     api_keys: BTreeMap<KeyId, ApiKey>,
     uses: BTreeMap<Usage, Vec<Timestamp>>,
+    client_certificates: BTreeMap<String, ClientCertificate>,
+    grace: Option<Grace>,
 }
 
 impl MemoryStore {
@@ -111,6 +113,24 @@ impl Store for MemoryStore {
             !times.is_empty()
         });
         Ok(())
+    }
+
+    async fn record_client_certificate(&self, certificate: ClientCertificate) -> Result<(), StoreError> {
+        self.state().client_certificates.insert(certificate.serial.clone(), certificate);
+        Ok(())
+    }
+
+    async fn client_certificates(&self) -> Result<Vec<ClientCertificate>, StoreError> {
+        Ok(self.state().client_certificates.values().cloned().collect())
+    }
+
+    async fn set_grace(&self, grace: Option<Grace>) -> Result<(), StoreError> {
+        self.state().grace = grace;
+        Ok(())
+    }
+
+    async fn grace(&self) -> Result<Option<Grace>, StoreError> {
+        Ok(self.state().grace.clone())
     }
 
     async fn check(&self) -> Result<(), StoreError> {

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 
 /// The version of the tables that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
 const DATABASE: &str = "adit.db";
 const LOCK: &str = "lock";
@@ -217,6 +217,22 @@ impl Store for SqliteStore {
         self.write_only(Work::Prune { before }).await
     }
 
+    async fn record_client_certificate(&self, certificate: ClientCertificate) -> Result<(), StoreError> {
+        self.write_only(Work::RecordClientCertificate(certificate)).await
+    }
+
+    async fn client_certificates(&self) -> Result<Vec<ClientCertificate>, StoreError> {
+        self.read_many(rows::client_certificates).await
+    }
+
+    async fn set_grace(&self, grace: Option<Grace>) -> Result<(), StoreError> {
+        self.write_only(Work::SetGrace(grace)).await
+    }
+
+    async fn grace(&self) -> Result<Option<Grace>, StoreError> {
+        self.read(rows::grace)
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         self.write_only(Work::Check).await?;
         self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
@@ -263,6 +279,8 @@ enum Work {
     Execute { caller: Caller, command: Box<Command>, rules: Arc<Rules>, now: Timestamp },
     Touch { id: KeyId, now: Timestamp },
     Prune { before: Timestamp },
+    RecordClientCertificate(ClientCertificate),
+    SetGrace(Option<Grace>),
     Check,
 }
 
@@ -328,6 +346,13 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
             Ok(rows::touch_api_key(rows.0, id, now).map(|()| Vec::new()).map_err(store_error)?)
         }
         Work::Prune { before } => Ok(rows::prune_uses(rows.0, before).map(|()| Vec::new()).map_err(store_error)?),
+        Work::RecordClientCertificate(certificate) => {
+            let recorded = rows::insert_client_certificate(rows.0, &certificate);
+            Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
+        }
+        Work::SetGrace(grace) => {
+            Ok(rows::set_grace(rows.0, grace.as_ref()).map(|()| Vec::new()).map_err(store_error)?)
+        }
         // Writes what is there already, so that the commit must reach the disk.
         Work::Check => {
             let written = rows.0.pragma_update(None, "user_version", SCHEMA_VERSION);
@@ -446,6 +471,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     match (application, found, tables) {
         (0, 0, 0) => create(connection).map_err(sqlite),
         (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(()),
+        (APPLICATION_ID, 1, _) => upgrade(connection, include_str!("schema-2.sql")).map_err(sqlite),
         (APPLICATION_ID, found, _) => Err(OpenError::SchemaVersion { path: path.to_owned(), found }),
         _ => Err(OpenError::Foreign { path: path.to_owned() }),
     }
@@ -454,7 +480,16 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(include_str!("schema.sql"))?;
+    transaction.execute_batch(include_str!("schema-2.sql"))?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
+}
+
+/// Adds what the version before had not.
+fn upgrade(connection: &mut Connection, statements: &str) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(statements)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
 }

@@ -1,5 +1,7 @@
 //! The program as people and scripts run it: files, output, exit status.
 
+mod p12;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -28,7 +30,11 @@ impl Directory {
 
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ca-cli"));
-        command.args(arguments).current_dir(self.path()).env_remove("ADIT_CA_PASSPHRASE_FILE");
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_remove("ADIT_CA_PASSPHRASE_FILE")
+            .env_remove("ADIT_P12_PASSWORD");
         command.output().expect("ca-cli runs")
     }
 

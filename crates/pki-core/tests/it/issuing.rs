@@ -9,6 +9,7 @@ use pki_core::crypto::rustcrypto::RustCrypto;
 use pki_core::{
     Certificate, ChainError, Csr, DnsName, Expectation, IssueError, KeyPolicy, Leaf, Profile, ProfileConfig,
     ProfileError, SerialNumber, Subject, Time, Usage, certificate_to_pem, inspect_certificate, lint, verify_chain,
+    verify_version_1_leaf,
 };
 
 use crate::authority::{Authority, NOW, profile, serial};
@@ -77,6 +78,11 @@ fn every_key_type_and_profile_satisfies_webpki_and_ourselves() {
             let leaf = issue(&authority, &key, &profile(usage));
             save(&format!("{name}-{usage:?}.crt").to_lowercase(), leaf.der());
             webpki_accepts(&authority, &leaf, usage);
+            // RFC 5280 section 4.2.1.12: a client signs; only a server's RSA key is encrypted to.
+            let encrypts = usage == Usage::ServerAuth && name.starts_with("rsa");
+            let key_usage: &[_] =
+                if encrypts { &["digitalSignature", "keyEncipherment"] } else { &["digitalSignature"] };
+            assert_eq!(inspect_certificate(leaf.der()).expect("a certificate").key_usage, key_usage, "{name}");
             let expected_host = host();
             let expectation = Expectation {
                 host: (usage == Usage::ServerAuth).then_some(&expected_host),
@@ -295,4 +301,52 @@ fn hosts_too_long_for_a_common_name_go_into_the_alt_name_alone() {
     let expectation = Expectation { host: Some(&long), usage: None, at: NOW };
     let chain = [leaf.der(), authority.issuer.certificate()];
     assert_eq!(verify_chain(&chain, &[&authority.root], &expectation, &RustCrypto), Ok(()));
+}
+
+#[test]
+fn common_names_are_text_or_an_error() {
+    use rcgen::{DnType, DnValue};
+
+    let names = |values: Vec<DnValue>| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "Adit");
+        for value in values {
+            params.distinguished_name.push(DnType::CommonName, value);
+        }
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let certificate = Certificate::from_der(certificate.der()).expect("a certificate");
+        assert_eq!(certificate.subject_der(), certificate.issuer_der());
+        assert_eq!(certificate.version(), 3);
+        certificate.common_names()
+    };
+    assert_eq!(names(vec![]), Ok(vec![]));
+    assert_eq!(names(vec![DnValue::Utf8String("agent:läptop".to_owned())]), Ok(vec!["agent:läptop".to_owned()]));
+    let printable = DnValue::PrintableString("admin".try_into().expect("printable"));
+    assert_eq!(names(vec![printable]), Ok(vec!["admin".to_owned()]));
+    let ia5 = DnValue::Ia5String("a@b".try_into().expect("ASCII"));
+    assert_eq!(names(vec![ia5]), Ok(vec!["a@b".to_owned()]));
+    for other in [
+        DnValue::BmpString("admin".try_into().expect("a string")),
+        DnValue::TeletexString("admin".try_into().expect("a string")),
+        DnValue::UniversalString("admin".try_into().expect("a string")),
+    ] {
+        assert_eq!(names(vec![other]), Err(pki_core::CertificateError::CommonName));
+    }
+}
+
+/// Made by `openssl x509 -req` of OpenSSL 3.0, see the README beside them.
+#[test]
+fn certificates_of_version_1_by_openssl_verify() {
+    let directory = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/pkcs12");
+    let read = |name: &str| std::fs::read(directory.join(name)).expect("a fixture");
+    let (leaf, anchor) = (read("leaf.der"), read("ca.der"));
+    let certificate = Certificate::from_der(&leaf).expect("a certificate");
+    assert_eq!(certificate.version(), 1);
+    assert_eq!(certificate.common_names(), Ok(vec!["agent:laptop".to_owned()]));
+    let at = certificate.not_before();
+    assert_eq!(verify_version_1_leaf(&leaf, &anchor, at, &RustCrypto), Ok(()));
+    let swapped = verify_version_1_leaf(&anchor, &leaf, at, &RustCrypto);
+    assert_eq!(swapped, Err(ChainError::Version { depth: 0, version: 3, expected: 1 }));
 }

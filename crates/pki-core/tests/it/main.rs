@@ -3,6 +3,9 @@
 
 mod authority;
 mod corpus;
+mod crl;
 mod issuing;
+#[cfg(feature = "pkcs12")]
+mod pkcs12;
 mod requests;
 mod wycheproof;

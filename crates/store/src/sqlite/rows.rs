@@ -9,6 +9,8 @@ use tunnel_model::{
     Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
 };
 
+use crate::{ClientCertificate, Grace};
+
 type Result<T> = rusqlite::Result<T>;
 
 macro_rules! tunnel_columns {
@@ -282,6 +284,46 @@ fn write_api_key(connection: &Connection, statement: &str, key: &ApiKey) -> Resu
             key.revoked_at.map(Timestamp::micros),
         ])
         .map(drop)
+}
+
+pub(super) fn insert_client_certificate(connection: &Connection, certificate: &ClientCertificate) -> Result<()> {
+    let ClientCertificate { serial, key, not_after } = certificate;
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO client_certificates (serial, key, not_after) VALUES (?1, ?2, ?3)")?
+        .execute(params![serial, key, not_after.micros()])
+        .map(drop)
+}
+
+pub(super) fn client_certificates(connection: &Connection) -> Result<Vec<ClientCertificate>> {
+    let mut statement = connection.prepare_cached("SELECT serial, key, not_after FROM client_certificates")?;
+    let certificates = statement.query_map([], |row| {
+        Ok(ClientCertificate { serial: row.get(0)?, key: row.get(1)?, not_after: Timestamp::from_micros(row.get(2)?) })
+    })?;
+    certificates.collect()
+}
+
+pub(super) fn set_grace(connection: &Connection, grace: Option<&Grace>) -> Result<()> {
+    let Some(Grace { serials, successor, until }) = grace else {
+        return connection.prepare_cached("DELETE FROM grace")?.execute([]).map(drop);
+    };
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO grace (id, serials, successor, until) VALUES (1, ?1, ?2, ?3)")?
+        .execute(params![serials.join(" "), successor, until.micros()])
+        .map(drop)
+}
+
+pub(super) fn grace(connection: &Connection) -> Result<Option<Grace>> {
+    connection
+        .prepare_cached("SELECT serials, successor, until FROM grace")?
+        .query_row([], |row| {
+            let serials: String = row.get(0)?;
+            Ok(Grace {
+                serials: serials.split_whitespace().map(str::to_owned).collect(),
+                successor: row.get(1)?,
+                until: Timestamp::from_micros(row.get(2)?),
+            })
+        })
+        .optional()
 }
 
 pub(super) fn touch_api_key(connection: &Connection, id: KeyId, now: Timestamp) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use store::{MemoryStore, SqliteStore, Store};
+use store::{ClientCertificate, Grace, MemoryStore, SqliteStore, Store};
 use tunnel_model::{
     Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
 };
@@ -38,6 +38,7 @@ on_every_backend! {
     a_revoked_key_is_kept_with_its_time,
     a_tunnel_round_trips_with_every_field,
     an_identity_round_trips_with_every_field,
+    client_certificates_are_kept_by_serial_number,
     creations_are_counted_by_organization,
     every_state_of_a_tunnel_round_trips,
     expired_tunnels_are_those_at_their_deadline,
@@ -46,6 +47,7 @@ on_every_backend! {
     names_are_unique_among_tunnels_and_identities,
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
+    the_last_grace_is_the_one_that_counts,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
     what_is_not_there_is_not_found,
@@ -391,6 +393,32 @@ async fn touching_a_key_changes_its_last_use_only(store: &dyn Store) {
     expected.last_used_at = Some(NOW.plus(DAY));
     let found = store.api_key(key_id(1)).await.expect("an answer").expect("it exists");
     assert_eq!(key_text(&found), key_text(&expected));
+}
+
+async fn client_certificates_are_kept_by_serial_number(store: &dyn Store) {
+    let certificate =
+        |serial: &str, key| ClientCertificate { serial: serial.to_owned(), key: [key; 32], not_after: NOW };
+    for (serial, key) in [("0A", 1), ("0B", 2), ("0A", 3)] {
+        store.record_client_certificate(certificate(serial, key)).await.expect("recorded");
+    }
+    let mut found = store.client_certificates().await.expect("an answer");
+    found.sort_by(|one, other| one.serial.cmp(&other.serial));
+    assert_eq!(found, [certificate("0A", 3), certificate("0B", 2)]);
+}
+
+async fn the_last_grace_is_the_one_that_counts(store: &dyn Store) {
+    assert_eq!(store.grace().await.expect("an answer"), None);
+    let grace = |successor: &str| Grace {
+        serials: vec!["0A".to_owned(), "0B".to_owned()],
+        successor: successor.to_owned(),
+        until: NOW,
+    };
+    for successor in ["0C", "0D"] {
+        store.set_grace(Some(grace(successor))).await.expect("remembered");
+        assert_eq!(store.grace().await.expect("an answer"), Some(grace(successor)));
+    }
+    store.set_grace(None).await.expect("forgotten");
+    assert_eq!(store.grace().await.expect("an answer"), None);
 }
 
 async fn everything(store: &dyn Store) -> String {

@@ -56,6 +56,25 @@ fn an_unknown_schema_version_is_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_database_of_version_1_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let before = {
+        let store = open(directory.path());
+        done(&store, create_tunnel(1, "my-agent", TlsMode::Edge)).await;
+        contents(&store).await
+    };
+    connect(directory.path())
+        .execute_batch("DROP TABLE client_certificates; DROP TABLE grace; PRAGMA user_version = 1")
+        .expect("as version 1 left it");
+    let store = open(directory.path());
+    assert_eq!(contents(&store).await, before);
+    assert_eq!(store.client_certificates().await.expect("an answer"), []);
+    drop(store);
+    let version = connect(directory.path()).pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+    assert_eq!(version, Ok(SCHEMA_VERSION));
+}
+
 #[test]
 fn a_database_of_another_program_is_refused() {
     for statements in [

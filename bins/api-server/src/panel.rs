@@ -1,0 +1,96 @@
+//! The certificates API: its directory before a port is bound, its listener,
+//! and the way back in for an admin who lost the key.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use panel::setup::{self, SERVER_CERTIFICATE, SERVER_KEY};
+use panel::{Clock, Listener, Nginx, Panel, Parts};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use store::Store;
+
+use crate::settings::Settings;
+
+/// Opens the panel, making its directory if there is none; `None` if it is not
+/// to be served.
+pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Result<Option<Arc<Panel>>> {
+    let Some(address) = settings.panel_listen.0.0 else { return Ok(None) };
+    let address = reachable(address.ip());
+    let (directory, config) = (&settings.pki_dir, &settings.panel_config);
+    if !directory.exists() {
+        tracing::info!(directory = %directory.display(), keys = %settings.panel_keys.0, "making the panel's authority and the admin's bundle");
+    }
+    let (zone, making) = (settings.zone.0.as_str(), settings.making());
+    let is_new = setup::ensure(directory, config, address, zone, making, Timestamp::now())
+        .context("cannot make the panel's directory")?;
+    if settings.panel_tls_cert.is_none() && settings.panel_proxy.is_none() {
+        setup::ensure_server_certificate(directory, address, Timestamp::now())
+            .context("cannot make the panel's server certificate")?;
+    }
+    let parts = Parts {
+        pki_dir: directory.clone(),
+        config: config.clone(),
+        store: Arc::clone(store),
+        making,
+        capabilities: settings.panel_capabilities.clone(),
+        programs: settings.programs(),
+        clock: clock(),
+    };
+    let panel = Panel::open(parts).await.with_context(|| format!("cannot use {} (pki_dir)", directory.display()))?;
+    if is_new {
+        let bundle = directory.join("client.p12");
+        tracing::info!(bundle = %bundle.display(), "the panel's admin authenticates with this; its password is in .p12-password beside it");
+    }
+    Ok(Some(Arc::new(panel)))
+}
+
+/// How connections to the panel come in.
+pub(crate) fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<Listener> {
+    if let Some(proxy) = settings.panel_proxy {
+        return Ok(Listener::Proxied(proxy));
+    }
+    let certificate = settings.panel_tls_cert.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_CERTIFICATE));
+    let key = settings.panel_tls_key.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_KEY));
+    let chain = CertificateDer::pem_file_iter(&certificate)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("cannot read certificates from {} (panel_tls_cert)", certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&key)
+        .with_context(|| format!("cannot read a private key from {} (panel_tls_key)", key.display()))?;
+    let config = panel::tls(chain, key, panel.ca_der())?;
+    Ok(Listener::Tls { config, authority: panel.ca_der().into(), clock: clock() })
+}
+
+/// Makes the admin a new bundle and says where it is. Its password goes to a
+/// file, not to a terminal that others may read back.
+pub(crate) async fn reset_admin(settings: &Settings) -> anyhow::Result<()> {
+    let (directory, config) = (&settings.pki_dir, &settings.panel_config);
+    let reset = setup::reset_admin(directory, config, settings.making(), &settings.programs(), Timestamp::now())
+        .await
+        .with_context(|| format!("cannot reset the admin of {} (pki_dir)", directory.display()))?;
+    println!("The admin has a new certificate, and what was valid before is revoked.\n");
+    println!("  bundle:   {}", reset.bundle.display());
+    println!("  password: in {}", reset.password.display());
+    println!("  panel:    https://{}:9292\n", reset.ip);
+    println!("Copy both to the admin's device, import the bundle there, and delete the copies:");
+    println!("  macOS     double-click the bundle, or: security import client.p12");
+    println!("  Linux     browser settings, certificates, import");
+    println!("  curl      curl -k --cert-type P12 --cert client.p12:PASSWORD https://{}:9292/api/certs", reset.ip);
+    match reset.nginx {
+        Nginx::Reloaded => {}
+        Nginx::TestFailed => eprintln!("api-server: warning: nginx was not reloaded: its configuration test failed"),
+        Nginx::ReloadFailed => eprintln!("api-server: warning: nginx could not be reloaded"),
+    }
+    Ok(())
+}
+
+fn clock() -> Clock {
+    Arc::new(Timestamp::now)
+}
+
+/// Where clients on this host reach a listener of all addresses.
+fn reachable(address: IpAddr) -> IpAddr {
+    if address.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address }
+}

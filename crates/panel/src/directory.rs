@@ -1,0 +1,428 @@
+//! The directory, changed all or nothing.
+//!
+//! One thread writes. A change is decided on the state as it stands, put aside
+//! file by file in `.staging`, and becomes true with the rename of one record,
+//! `.intent`, that says what is to be moved where. Whoever finds a record
+//! finishes what it says: this program after a crash, or `reset-admin`. An
+//! answer is given when all is in its place and on disk.
+//!
+//! Other programs write here too, when the lock `.lock` is free, so that before
+//! every use the files are looked at: what has another stamp is read again.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use pki_core::Certificate;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
+
+use crate::error::Error;
+use crate::files;
+use crate::state::{Admin, Config, Edit, Malformed, Mode, Revoked, Serial, State, Touched};
+
+/// Makes `crl.pem` of a revocation list.
+pub(crate) type MakeCrl = dyn Fn(&Revoked) -> Result<String, Error> + Send + Sync;
+
+/// The directory of one panel. Clones are the same directory.
+#[derive(Clone)]
+pub(crate) struct Directory {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+}
+
+struct Shared {
+    paths: Paths,
+    current: RwLock<Current>,
+}
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    /// The directory.
+    pub(crate) root: PathBuf,
+    /// `panel.json`, which may lie elsewhere.
+    pub(crate) config: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root.join(name)
+    }
+}
+
+struct Current {
+    state: State,
+    stamps: Stamps,
+}
+
+/// What is decided on a state: changes and what to answer.
+type Decision = Box<dyn FnOnce(&State) -> Result<Decided, Refused> + Send>;
+/// Called when the changes are on disk, or could not get there.
+type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
+type Refused = Box<dyn FnOnce() + Send>;
+
+struct Decided {
+    edits: Vec<Edit>,
+    answer: Answer,
+}
+
+struct Job(Decision);
+
+/// Changes that share one commit; bounds how long the first one waits.
+const GROUP: usize = 64;
+/// Changes that wait for the writer before callers wait for a place.
+const QUEUE: usize = 256;
+
+impl Directory {
+    /// Opens a directory: finishes what was interrupted and reads the lists.
+    ///
+    /// `keys` are those of certificates that were issued before.
+    pub(crate) fn open(
+        paths: Paths,
+        keys: Vec<(Serial, [u8; 32])>,
+        make_crl: Box<MakeCrl>,
+        step: files::Step,
+    ) -> io::Result<Self> {
+        let files = files(&paths, step);
+        let lock = files.lock()?;
+        files.recover()?;
+        let current = Current { stamps: Stamps::of(&paths), state: read_state(&paths, keys) };
+        let shared = Arc::new(Shared { paths, current: RwLock::new(current) });
+        drop(lock);
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let writer = Writer { shared: Arc::clone(&shared), files, make_crl };
+        std::thread::Builder::new().name("panel-writer".to_owned()).spawn(move || writer.run(queue))?;
+        Ok(Self { shared, jobs })
+    }
+
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.shared.paths
+    }
+
+    /// The state as the files have it now.
+    pub(crate) fn state(&self) -> Snapshot<'_> {
+        self.shared.refresh();
+        Snapshot(self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Decides a change on the state and answers when it is on disk.
+    ///
+    /// # Errors
+    ///
+    /// What `decide` says, which changes nothing; [`Error::Internal`] when the
+    /// change could not be written: then all of it is done at the next start,
+    /// or nothing.
+    pub(crate) async fn change<T, F>(&self, decide: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&State) -> Result<(Vec<Edit>, T), Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Job(Box::new(move |state| {
+            // Whoever asked may be gone; what was decided stands.
+            match decide(state) {
+                Ok((edits, value)) => Ok(Decided {
+                    edits,
+                    answer: Box::new(move |written| {
+                        let _ = reply.send(written.map(|()| value));
+                    }),
+                }),
+                Err(error) => Err(Box::new(move || {
+                    let _ = reply.send(Err(error));
+                })),
+            }
+        }));
+        let stopped = || Error::internal("the directory's writer is gone");
+        self.jobs.send(job).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+/// The files of a directory, for whoever holds its lock.
+pub(crate) fn files(paths: &Paths, step: files::Step) -> files::Files {
+    let lists = vec![paths.at(REGISTRY), paths.at(REVOKED), paths.at(TOKENS), paths.at(CRL), paths.config.clone()];
+    files::Files::new(paths.root.clone(), lists, step)
+}
+
+/// The state, held still while it is looked at. Not to be kept across an await.
+pub(crate) struct Snapshot<'a>(RwLockReadGuard<'a, Current>);
+
+impl std::ops::Deref for Snapshot<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0.state
+    }
+}
+
+impl Shared {
+    fn refresh(&self) {
+        let stamps = Stamps::of(&self.paths);
+        let is_current = self.current.read().unwrap_or_else(PoisonError::into_inner).stamps == stamps;
+        if !is_current {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            current.read_again(&self.paths);
+        }
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    files: files::Files,
+    make_crl: Box<MakeCrl>,
+}
+
+impl Writer {
+    fn run(self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(job) = queue.blocking_recv() {
+            self.group(job, &mut queue);
+        }
+    }
+
+    /// Decides the jobs that wait, writes them together, and answers each.
+    ///
+    /// A change of files ends its group: of two rotations both sets of files
+    /// are to exist, one after the other.
+    fn group(&self, first: Job, queue: &mut mpsc::Receiver<Job>) {
+        let locked = self.files.lock().and_then(|lock| self.files.recover().map(|()| lock));
+        self.shared.refresh();
+        let mut state = self.shared.current.read().unwrap_or_else(PoisonError::into_inner).state.clone();
+        let (mut edits, mut answers, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
+        let mut touched = Touched::default();
+        let mut next = Some(first);
+        while let Some(Job(decide)) = next.take() {
+            match decide(&state) {
+                Err(refuse) => refusals.push(refuse),
+                Ok(decided) => match decided.edits.iter().try_for_each(|edit| state.apply(edit, &mut touched)) {
+                    Ok(()) => {
+                        edits.extend(decided.edits);
+                        answers.push(decided.answer);
+                    }
+                    // Deciding needs the lists that applying needs.
+                    Err(malformed) => (decided.answer)(Err(malformed.into())),
+                },
+            }
+            if answers.len() + refusals.len() < GROUP && !edits.iter().any(Edit::has_file) {
+                next = queue.try_recv().ok();
+            }
+        }
+        let written = locked
+            .map_err(Error::internal)
+            .and_then(|_lock| write(&self.files, &self.shared.paths, &self.make_crl, &state, &edits, touched));
+        if written.is_ok() && !edits.is_empty() {
+            let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
+            // Stamps that another program changed meanwhile differ again and are read again.
+            *current = Current { state, stamps: Stamps::of(&self.shared.paths) };
+        }
+        refusals.into_iter().for_each(|refuse| refuse());
+        for answer in answers {
+            answer(match &written {
+                Ok(()) => Ok(()),
+                Err(error) => Err(error.clone()),
+            });
+        }
+    }
+}
+
+/// Writes what edits have changed, all or nothing. The lock is the caller's to hold.
+pub(crate) fn write(
+    files: &files::Files,
+    paths: &Paths,
+    make_crl: &MakeCrl,
+    state: &State,
+    edits: &[Edit],
+    touched: Touched,
+) -> Result<(), Error> {
+    let mut change = files::Change::default();
+    // Revocations come first: whoever reads between two renames sees no more than before.
+    if touched.revoked {
+        let revoked = state.revoked()?;
+        change.write(paths.at(REVOKED), pretty(revoked)?, 0o600);
+    }
+    if touched.crl {
+        match make_crl(state.revoked()?) {
+            Ok(crl) => change.write(paths.at(CRL), Zeroizing::new(crl.into_bytes()), 0o644),
+            // To revoke matters more than to tell those who read lists.
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot sign {CRL}"),
+        }
+    }
+    if touched.agents {
+        change.write(paths.at(REGISTRY), pretty(readable(&state.agents)?)?, 0o600);
+    }
+    if touched.tokens {
+        change.write(paths.at(TOKENS), pretty(readable(&state.tokens)?)?, 0o600);
+    }
+    if touched.config {
+        let mode = fs::metadata(&paths.config).map_or(0o640, |metadata| metadata.permissions().mode() & 0o777);
+        change.write(paths.config.clone(), pretty(state.config()?.document())?, mode);
+    }
+    for edit in edits {
+        match edit {
+            Edit::Put(path, content, mode) => change.write(paths.at(path), content.clone(), bits(*mode)),
+            Edit::PutDirectory(path, content) => {
+                let content = content.iter().map(|(name, content, mode)| (*name, content.clone(), bits(*mode)));
+                change.write_directory(paths.at(path), content.collect());
+            }
+            Edit::Remove(path) => change.remove(paths.at(path)),
+            _ => {}
+        }
+    }
+    files.commit(&change).map_err(Error::internal)
+}
+
+pub(crate) fn bits(mode: Mode) -> u32 {
+    match mode {
+        Mode::Owner => 0o600,
+        Mode::World => 0o644,
+    }
+}
+
+/// JSON as the files have it: two blanks deep, with a final newline.
+fn pretty(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(Error::internal)?;
+    text.push(b'\n');
+    Ok(Zeroizing::new(text))
+}
+
+fn readable<T>(part: &Result<T, Malformed>) -> Result<&T, Malformed> {
+    part.as_ref().map_err(Clone::clone)
+}
+
+pub(crate) const REGISTRY: &str = "agents/registry.json";
+pub(crate) const REVOKED: &str = "revoked.json";
+pub(crate) const TOKENS: &str = "enrollment-tokens.json";
+pub(crate) const CRL: &str = "crl.pem";
+pub(crate) const CA_CERTIFICATE: &str = "ca.crt";
+pub(crate) const CA_KEY: &str = "ca.key";
+pub(crate) const CLIENT_CERTIFICATE: &str = "client.crt";
+pub(crate) const CLIENT_KEY: &str = "client.key";
+pub(crate) const CLIENT_P12: &str = "client.p12";
+pub(crate) const P12_PASSWORD: &str = ".p12-password";
+
+/// The most octets of a list or a configuration that are read.
+const MAX_LIST: u64 = 64 * 1024 * 1024;
+
+/// Reads all lists; what is wrong with one is kept in its place.
+pub(crate) fn read_state(paths: &Paths, keys: Vec<(Serial, [u8; 32])>) -> State {
+    State {
+        agents: read_list(&paths.at(REGISTRY)),
+        tokens: read_list(&paths.at(TOKENS)),
+        revoked: read_list(&paths.at(REVOKED)).map(Revoked::indexed),
+        config: read_config(&paths.config),
+        admin: read_admin(&paths.at(CLIENT_CERTIFICATE)),
+        keys,
+    }
+}
+
+impl Current {
+    /// Reads what has changed. The stamps are taken first: a file that changes
+    /// while it is read differs from its stamp and is read once more.
+    fn read_again(&mut self, paths: &Paths) {
+        let now = Stamps::of(paths);
+        let (before, state) = (&self.stamps, &mut self.state);
+        if before.agents != now.agents {
+            state.agents = read_list(&paths.at(REGISTRY));
+        }
+        if before.tokens != now.tokens {
+            state.tokens = read_list(&paths.at(TOKENS));
+        }
+        if before.revoked != now.revoked {
+            state.revoked = read_list(&paths.at(REVOKED)).map(Revoked::indexed);
+        }
+        if before.config != now.config {
+            state.config = read_config(&paths.config);
+        }
+        if before.admin != now.admin {
+            state.admin = read_admin(&paths.at(CLIENT_CERTIFICATE));
+        }
+        for malformed in [state.agents.as_ref().err(), state.tokens.as_ref().err(), state.revoked.as_ref().err()]
+            .into_iter()
+            .chain([state.config.as_ref().err()])
+            .flatten()
+        {
+            tracing::error!(
+                error = malformed as &dyn std::error::Error,
+                "what needs this file fails until it is mended"
+            );
+        }
+        self.stamps = now;
+    }
+}
+
+/// A list that is not there is empty; anything else is as it should be, or an error.
+fn read_list<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Malformed> {
+    match read(path)? {
+        Some(text) => serde_json::from_slice(&text).map_err(|error| malformed(path, &error)),
+        None => Ok(T::default()),
+    }
+}
+
+fn read_config(path: &Path) -> Result<Config, Malformed> {
+    let text = read(path)?.ok_or_else(|| malformed(path, &"it is not there"))?;
+    Config::parse(&text).map_err(|error| malformed(path, &error))
+}
+
+/// None of it is not an error: then no certificate is the admin's current one.
+fn read_admin(path: &Path) -> Option<Admin> {
+    let certificates = pki_core::certificates_from_pem(&read(path).ok()??).ok()?;
+    let certificate = Certificate::from_der(certificates.first()?).ok()?;
+    Some(Admin { serial: Serial::from_octets(certificate.serial()), key: Sha256::digest(certificate.spki()).into() })
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, Malformed> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_LIST => Err(malformed(path, &"it is too large")),
+        Ok(_) => fs::read(path).map(Some).map_err(|error| malformed(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(malformed(path, &error)),
+    }
+}
+
+fn malformed(path: &Path, reason: &dyn std::fmt::Display) -> Malformed {
+    Malformed { path: path.to_owned(), reason: reason.to_string().into() }
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Stamp(Option<(u64, u64, i64, i64, u64)>);
+
+impl Stamp {
+    pub(crate) fn of(path: &Path) -> Self {
+        let stamp = |metadata: fs::Metadata| {
+            (
+                metadata.dev(),
+                metadata.ino(),
+                metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+                metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
+                metadata.len(),
+            )
+        };
+        Self(fs::metadata(path).ok().map(stamp))
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamps {
+    agents: Stamp,
+    tokens: Stamp,
+    revoked: Stamp,
+    config: Stamp,
+    admin: Stamp,
+}
+
+impl Stamps {
+    fn of(paths: &Paths) -> Self {
+        Self {
+            agents: Stamp::of(&paths.at(REGISTRY)),
+            tokens: Stamp::of(&paths.at(TOKENS)),
+            revoked: Stamp::of(&paths.at(REVOKED)),
+            config: Stamp::of(&paths.config),
+            admin: Stamp::of(&paths.at(CLIENT_CERTIFICATE)),
+        }
+    }
+}

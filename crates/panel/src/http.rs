@@ -1,0 +1,321 @@
+//! Routes, and what happens to every request on its way to a handler: who it
+//! is, whether the panel is set up, what its body is, in this order.
+
+mod agents;
+mod answer;
+mod certificates;
+mod enrollment;
+mod limiter;
+mod others;
+mod validation;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{delete, get, patch, post};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde_json::Value;
+use tower::ServiceExt as _;
+
+use crate::identity::{AgentCaller, Caller, Denied, Presented};
+use crate::panel::Panel;
+use answer::Failure;
+use limiter::Limiter;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The client's address.
+    pub address: SocketAddr,
+    /// The certificate that was presented in the handshake, verified.
+    pub presented: Option<Arc<Presented>>,
+    /// Is it the proxy, whose headers are believed?
+    pub is_proxy: bool,
+}
+
+/// How much the panel takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Enrolments that one address may try within a minute; 0 for any number.
+    pub enrollments_per_minute: u32,
+    /// How long a body may take to arrive.
+    pub request: Duration,
+}
+
+impl Default for Bounds {
+    /// 30 enrolments a minute, 30 s for a body.
+    fn default() -> Self {
+        Self { enrollments_per_minute: 30, request: Duration::from_secs(30) }
+    }
+}
+
+/// Octets of a body that are read: a request of the largest size, escaped.
+const MAX_BODY: usize = 64 * 1024;
+
+#[derive(Clone)]
+struct Shared {
+    panel: Arc<Panel>,
+    bounds: Bounds,
+    limiter: Arc<Limiter>,
+}
+
+/// The whole panel as a service. Every request carries a [`Peer`] as an extension.
+pub fn router(panel: Arc<Panel>, bounds: Bounds) -> Router {
+    let limiter = Arc::new(Limiter::new(bounds.enrollments_per_minute));
+    let shared = Shared { panel, bounds, limiter };
+    let guard = |expects: Expects| middleware::from_fn_with_state((shared.clone(), expects), guard);
+
+    // A method has its own paths: `enroll` may be an agent's label in one and
+    // is a word of ours in another. A path that a method has not is unknown.
+    let get_routes = Router::new()
+        .route("/api/certs", get(certificates::list))
+        .route("/api/certs/auto-renew-status", get(certificates::auto_renew_status))
+        .route("/api/certs/mtls/download", get(certificates::download))
+        .route("/api/certs/admin/auth-mode", get(certificates::auth_mode))
+        .route("/api/certs/agent", get(agents::list))
+        .route("/api/certs/agent/{label}/download", get(agents::download))
+        .route("/api/tunnels", get(others::tunnels))
+        .route("/api/tunnels/agent-config", get(others::agent_config))
+        .route("/api/sites", get(others::sites))
+        .route("/api/plugins", get(others::plugins))
+        .route("/api/settings/2fa", get(others::two_factor))
+        .route_layer(guard(Expects::Nothing))
+        .merge(
+            Router::new()
+                .route("/api/onboarding/status", get(others::onboarding_status))
+                .route_layer(guard(Expects::NothingNorSetup)),
+        )
+        .route("/api/health", get(others::health))
+        .fallback(others::page);
+    let post_routes = Router::new()
+        .route("/api/certs/{domain}/renew", post(certificates::renew))
+        .route("/api/certs/mtls/rotate", post(certificates::rotate))
+        .route_layer(guard(Expects::Nothing))
+        .merge(
+            Router::new()
+                .route("/api/certs/agent", post(agents::create))
+                .route("/api/certs/agent/enroll", post(enrollment::create_token))
+                .route("/api/certs/agent/upgrade-cert", post(enrollment::upgrade_agent))
+                .route("/api/certs/admin/upgrade-to-hardware-bound", post(enrollment::upgrade_admin))
+                .route_layer(guard(Expects::Json)),
+        )
+        .merge(
+            Router::new()
+                .route("/api/onboarding/domain", post(others::onboarding_over))
+                .route("/api/onboarding/verify-dns", post(others::onboarding_over))
+                .route("/api/onboarding/provision", post(others::onboarding_over))
+                .route_layer(guard(Expects::NothingNorSetup)),
+        )
+        .route("/api/enroll", post(enrollment::enroll))
+        .fallback(others::unknown);
+    let patch_routes = Router::new()
+        .route("/api/certs/agent/{label}/capabilities", patch(agents::set_capabilities))
+        .route("/api/certs/agent/{label}/allowed-sites", patch(agents::set_allowed_sites))
+        .route_layer(guard(Expects::Json))
+        .fallback(others::unknown);
+    let delete_routes = Router::new()
+        .route("/api/certs/agent/{label}", delete(agents::revoke))
+        .route("/api/certs/agent/enroll/{label}", delete(enrollment::drop_token))
+        .route_layer(guard(Expects::Nothing))
+        .fallback(others::unknown);
+
+    let finished = |routes: Router<Shared>| routes.layer(middleware::from_fn(observe)).with_state(shared.clone());
+    let [get_routes, post_routes, patch_routes, delete_routes] =
+        [get_routes, post_routes, patch_routes, delete_routes].map(finished);
+    Router::new().fallback(move |request: Request| async move {
+        let routes = match *request.method() {
+            Method::GET | Method::HEAD => get_routes,
+            Method::POST => post_routes,
+            Method::PATCH => patch_routes,
+            Method::DELETE => delete_routes,
+            _ => return Failure::NOT_FOUND.into_response(),
+        };
+        routes.oneshot(request).await.into_response()
+    })
+}
+
+/// What a route makes of a request's body.
+#[derive(Clone, Copy, PartialEq)]
+enum Expects {
+    /// JSON.
+    Json,
+    /// None; the web page sends an empty one that says it is JSON.
+    Nothing,
+    /// None, and the panel need not be set up.
+    NothingNorSetup,
+}
+
+/// A body that was read.
+#[derive(Clone)]
+struct Payload(Option<Value>);
+
+/// The order of the checks is what clients see, so that it stands in one place.
+async fn guard(
+    State((shared, expects)): State<(Shared, Expects)>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Failure> {
+    let is_download = request.method() == Method::GET && request.uri().path() == "/api/certs/mtls/download";
+    let caller = authenticate(&shared, &request, is_download)?;
+    require_same_origin(&shared, &request)?;
+    if expects != Expects::NothingNorSetup {
+        require_setup(&shared)?;
+    }
+    let payload = if *request.method() == Method::GET || *request.method() == Method::HEAD {
+        Payload(None)
+    } else {
+        read_payload(&mut request, expects, shared.bounds.request).await?
+    };
+    request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(payload);
+    Ok(next.run(request).await)
+}
+
+fn authenticate(shared: &Shared, request: &Request, is_download: bool) -> Result<Caller, Failure> {
+    let peer = request.extensions().get::<Peer>();
+    let from_proxy = peer.filter(|peer| peer.is_proxy).and_then(|_| presented_to_proxy(request.headers()));
+    let presented = match peer {
+        Some(peer) if !peer.is_proxy => peer.presented.as_deref(),
+        _ => from_proxy.as_ref(),
+    };
+    shared.panel.authenticate(presented, is_download).map_err(|denied| match denied {
+        Denied::Internal(error) => Failure::internal(&error),
+        Denied::NoCertificate => Failure::certificate_required(),
+        Denied::Revoked => Failure::REVOKED,
+        Denied::Unknown => Failure::UNKNOWN_CERTIFICATE,
+    })
+}
+
+fn presented_to_proxy(headers: &HeaderMap) -> Option<Presented> {
+    // Two values of one name would be the proxy's and somebody else's.
+    let one = |name: &str| {
+        let mut values = headers.get_all(name).iter();
+        let value = values.next()?.to_str().ok()?;
+        values.next().is_none().then_some(value)
+    };
+    Presented::from_headers(one("x-ssl-client-verify")?, one("x-ssl-client-dn")?, one("x-ssl-client-serial")?)
+}
+
+/// A browser presents the certificate to this host whoever wrote the page that
+/// asks (cross-site request forgery); it also says which page that was.
+fn require_same_origin(shared: &Shared, request: &Request) -> Result<(), Failure> {
+    if request.method().is_safe() {
+        return Ok(());
+    }
+    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or_default();
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_own = origin.strip_prefix("https://").is_some_and(|authority| authority == host);
+    let is_configured = || {
+        let config = shared.panel.config().ok();
+        config.is_some_and(|config| {
+            let domain = config.domain.as_ref().map(|domain| format!("https://panel.{domain}"));
+            origin == format!("https://{}:9292", config.ip) || domain.as_deref() == Some(origin)
+        })
+    };
+    if is_own || is_configured() { Ok(()) } else { Err(Failure::CROSS_ORIGIN) }
+}
+
+fn require_setup(shared: &Shared) -> Result<(), Failure> {
+    let config = shared.panel.config().map_err(|error| Failure::internal(&error))?;
+    if config.is_completed() { Ok(()) } else { Err(Failure::not_set_up(&config.onboarding)) }
+}
+
+async fn read_payload(request: &mut Request, expects: Expects, patience: Duration) -> Result<Payload, Failure> {
+    let body = std::mem::replace(request.body_mut(), Body::empty());
+    let collected = tokio::time::timeout(patience, Limited::new(body, MAX_BODY).collect());
+    let octets = match collected.await.map_err(|_| Failure::TOO_SLOW)? {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(Failure::TOO_LARGE),
+        Err(_) => return Err(Failure::BROKEN_BODY),
+    };
+    parse_payload(request.headers(), &octets, expects)
+}
+
+fn parse_payload(headers: &HeaderMap, octets: &Bytes, expects: Expects) -> Result<Payload, Failure> {
+    let media_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+    let media_type = media_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    match media_type.as_deref() {
+        Some("application/json") if octets.is_empty() && expects == Expects::Json => Err(Failure::EMPTY_JSON),
+        Some("application/json") if octets.is_empty() => Ok(Payload(None)),
+        Some("application/json") => match serde_json::from_slice(octets) {
+            Ok(value) => Ok(Payload(Some(value))),
+            Err(_) => Err(Failure::MALFORMED_JSON),
+        },
+        None if octets.is_empty() => Ok(Payload(None)),
+        _ if octets.is_empty() && expects != Expects::Json => Ok(Payload(None)),
+        _ => Err(Failure::UNSUPPORTED_MEDIA_TYPE),
+    }
+}
+
+/// An admin, or 403.
+struct Admin(crate::Serial);
+
+impl FromRequestParts<Shared> for Admin {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
+        match caller(parts)? {
+            Caller::Admin(serial) => Ok(Self(serial)),
+            Caller::Agent(_) => Err(Failure::scope()),
+        }
+    }
+}
+
+/// Anybody who is let in: an admin is `None`.
+struct Anyone(Option<AgentCaller>);
+
+impl FromRequestParts<Shared> for Anyone {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
+        match caller(parts)? {
+            Caller::Admin(_) => Ok(Self(None)),
+            Caller::Agent(agent) => Ok(Self(Some(agent))),
+        }
+    }
+}
+
+fn caller(parts: &Parts) -> Result<Caller, Failure> {
+    // The guard has put it there; without it nobody is let in.
+    parts.extensions.get::<Caller>().cloned().ok_or_else(Failure::certificate_required)
+}
+
+impl FromRequestParts<Shared> for Payload {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or(Self(None)))
+    }
+}
+
+/// Whom the rate of enrolments is counted for.
+fn client_address(parts: &Parts) -> IpAddr {
+    let Some(peer) = parts.extensions.get::<Peer>() else { return IpAddr::from([0, 0, 0, 0]) };
+    let said = parts.headers.get("x-real-ip").and_then(|value| value.to_str().ok()?.parse().ok());
+    said.filter(|_| peer.is_proxy).unwrap_or_else(|| peer.address.ip())
+}
+
+/// One line in the log; the pattern, not the path, for that has names.
+async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let micros = started.elapsed().as_micros();
+    tracing::debug!(%method, route, status = status.as_u16(), micros, "panel request");
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, header::HeaderValue::from_static("Origin"));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response
+}

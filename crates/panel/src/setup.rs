@@ -1,0 +1,249 @@
+//! A panel's directory: made when there is none, and the admin's identity made
+//! anew when it is lost.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pki_core::crypto::aws_lc::PrivateKey;
+use pki_core::{Subject, certificate_to_pem};
+use rcgen::{CertificateParams, DnType, SanType};
+use zeroize::Zeroizing;
+
+use crate::authority::{ClientAuthority, Identity, Making, ORGANIZATION, seconds};
+use crate::directory::{self, CA_CERTIFICATE, CA_KEY, CLIENT_P12, P12_PASSWORD, Paths};
+use crate::error::Error;
+use crate::files;
+use crate::panel::{ADMIN, back_up, identity_files, revocation};
+use crate::programs::{Nginx, Programs};
+use crate::state::{Admin, AdminAuthMode, Config, Edit, Touched};
+
+/// The server certificate of the panel's port.
+pub const SERVER_CERTIFICATE: &str = "self-signed.pem";
+/// Its private key.
+pub const SERVER_KEY: &str = "self-signed-key.pem";
+
+const CA_VALIDITY: Duration = Duration::from_secs(3650 * 86_400);
+const SERVER_DAYS: i64 = 3650;
+
+/// Why there is no directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// One of the two is there. Which mode the admin is in, and whom the other
+    /// one knows, must not be made up.
+    #[error(
+        "{} is there and {} is not: name the panel.json that belongs to the directory (panel_config)",
+        directory.display(), config.display()
+    )]
+    ConfigMissing {
+        /// The directory.
+        directory: PathBuf,
+        /// The missing file.
+        config: PathBuf,
+    },
+    /// A file or directory.
+    #[error("cannot write {}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A key or certificate.
+    #[error("cannot make the panel's certificates")]
+    Make(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl SetupError {
+    fn make(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Make(error.into())
+    }
+}
+
+/// Makes the directory and its `panel.json` if neither is there; says whether
+/// it did. What is there is taken as it is.
+///
+/// RSA keys take seconds.
+///
+/// # Errors
+///
+/// [`SetupError`]; no directory is left then.
+pub fn ensure(
+    directory: &Path,
+    config: &Path,
+    address: IpAddr,
+    domain: &str,
+    making: Making,
+    now: Timestamp,
+) -> Result<bool, SetupError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| SetupError::Io { path, source }
+    };
+    let is_there = |path: &Path| path.try_exists().map_err(io(path));
+    if is_there(directory)? {
+        if !is_there(config)? {
+            return Err(SetupError::ConfigMissing { directory: directory.to_owned(), config: config.to_owned() });
+        }
+        return Ok(false);
+    }
+    if !is_there(config)? {
+        let document = Config::new(&address.to_string(), domain).document().clone();
+        let text = serde_json::to_string_pretty(&document).map_err(SetupError::make)? + "\n";
+        ca_dir::write_new(config, text.as_bytes(), 0o640).map_err(SetupError::make)?;
+    }
+    // Made beside its place and moved there whole: a crash leaves all of it or none.
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut building = directory.as_os_str().to_owned();
+    building.push(".new");
+    let building = PathBuf::from(building);
+    let made = || -> Result<(), SetupError> {
+        remove_directory(&building).map_err(io(&building))?;
+        fill(&building, config, making, now)?;
+        fs::rename(&building, directory).map_err(io(directory))?;
+        fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(io(parent))
+    };
+    // What is left of a failure is of no use to anybody.
+    made().inspect_err(|_| drop(remove_directory(&building)))?;
+    Ok(true)
+}
+
+fn fill(root: &Path, config: &Path, making: Making, now: Timestamp) -> Result<(), SetupError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    let make_directory = |path: &Path| {
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| SetupError::Io { path: path.to_owned(), source })
+    };
+    make_directory(root)?;
+    make_directory(&root.join("agents"))?;
+    let key = ca_dir::generate_key(making.keys).map_err(SetupError::make)?;
+    let signer = PrivateKey::from_pkcs8_der(&Zeroizing::new(key.serialize_der())).map_err(SetupError::make)?;
+    let subject = Subject::with_organization("Portlama CA", ORGANIZATION).map_err(SetupError::make)?;
+    let serial = ca_dir::random_serial().map_err(SetupError::make)?;
+    // Clocks of those who verify may be late.
+    let since = seconds(now).minus(Duration::from_secs(300));
+    let certificate = pki_core::root(&subject, &signer, CA_VALIDITY, serial, since)
+        .map_err(SetupError::make)?
+        .sign(&signer)
+        .map_err(SetupError::make)?;
+    ca_dir::write_private_key(&root.join(CA_KEY), &key, None).map_err(SetupError::make)?;
+    let pem = certificate_to_pem(certificate.der());
+    ca_dir::write_new(&root.join(CA_CERTIFICATE), pem.as_bytes(), 0o644).map_err(SetupError::make)?;
+
+    let paths = Paths { root: root.to_owned(), config: config.to_owned() };
+    let authority = ClientAuthority::open(&paths).map_err(SetupError::make)?;
+    let Identity { issued, key_pem, p12, password } = authority.make(ADMIN, making, now).map_err(SetupError::make)?;
+    let password = Zeroizing::new(password.expose().as_bytes().to_vec());
+    for edit in identity_files(key_pem, issued.pem.into_bytes(), p12, password) {
+        if let Edit::Put(path, content, mode) = edit {
+            ca_dir::write_new(&root.join(path), &content, directory::bits(mode)).map_err(SetupError::make)?;
+        }
+    }
+    fs::File::open(root)
+        .and_then(|root| root.sync_all())
+        .map_err(|source| SetupError::Io { path: root.to_owned(), source })
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Makes `self-signed.pem` with its key, unless both are there.
+///
+/// # Errors
+///
+/// [`SetupError`].
+pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timestamp) -> Result<(), SetupError> {
+    let (certificate_path, key_path) = (directory.join(SERVER_CERTIFICATE), directory.join(SERVER_KEY));
+    if certificate_path.exists() && key_path.exists() {
+        return Ok(());
+    }
+    let key = ca_dir::generate_key(ca_dir::KeyAlgorithm::P256).map_err(SetupError::make)?;
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).map_err(SetupError::make)?;
+    params.subject_alt_names.push(SanType::IpAddress(address));
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, address.to_string());
+    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
+    let date = |at: Timestamp| {
+        let date = at.to_zoned(jiff::tz::TimeZone::UTC).date();
+        rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+    };
+    params.not_before = date(now);
+    params.not_after = date(now + jiff::SignedDuration::from_hours(24 * SERVER_DAYS));
+    let certificate = params.self_signed(&key).map_err(SetupError::make)?;
+    let lists = vec![certificate_path.clone(), key_path.clone()];
+    let files = files::Files::new(directory.to_owned(), lists, files::go_on());
+    let mut change = files::Change::default();
+    change.write(certificate_path.clone(), Zeroizing::new(certificate.pem().into_bytes()), 0o644);
+    change.write(key_path, Zeroizing::new(key.serialize_pem().into_bytes()), 0o600);
+    let written = files.lock().and_then(|_lock| files.recover().and_then(|()| files.commit(&change)));
+    written.map_err(|source| SetupError::Io { path: certificate_path, source })
+}
+
+/// What `reset_admin` has done.
+#[derive(Debug)]
+pub struct AdminReset {
+    /// The new bundle.
+    pub bundle: PathBuf,
+    /// The file with its password.
+    pub password: PathBuf,
+    /// The panel's address, as `panel.json` has it.
+    pub ip: String,
+    /// What nginx said.
+    pub nginx: Nginx,
+}
+
+/// Makes the admin a new bundle when the old one is lost, whichever mode the
+/// panel is in. Works beside a server that runs: it takes notice.
+///
+/// # Errors
+///
+/// When a file cannot be read: none is changed then, and above all no list of
+/// revocations is begun anew.
+pub async fn reset_admin(
+    directory: &Path,
+    config: &Path,
+    making: Making,
+    programs: &Programs,
+    now: Timestamp,
+) -> Result<AdminReset, Error> {
+    let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
+    let reset = {
+        let paths = paths.clone();
+        move || {
+            let files = directory::files(&paths, files::go_on());
+            let _lock = files.lock().map_err(Error::internal)?;
+            files.recover().map_err(Error::internal)?;
+            let mut state = directory::read_state(&paths, Vec::new());
+            let ip = state.config()?.ip.clone();
+            state.revoked()?;
+            let authority = ClientAuthority::open(&paths)?;
+            let Identity { issued, key_pem, p12, password } = authority.make(ADMIN, making, now)?;
+            let password = Zeroizing::new(password.expose().as_bytes().to_vec());
+            let mut edits = back_up(&paths)?;
+            let old = state.admin.as_ref().map(|admin| &admin.serial);
+            edits.extend(old.map(|serial| revocation(serial, "admin (reset from hardware-bound)", now)));
+            edits.push(Edit::SetMode(AdminAuthMode::P12));
+            edits.push(Edit::SetAdmin(Admin { serial: issued.serial, key: issued.key }));
+            edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, password));
+            let mut touched = Touched::default();
+            edits.iter().try_for_each(|edit| state.apply(edit, &mut touched))?;
+            let make_crl = move |revoked: &_| authority.revocation_list(revoked, now);
+            directory::write(&files, &paths, &make_crl, &state, &edits, touched)?;
+            Ok::<_, Error>(ip)
+        }
+    };
+    let ip = tokio::task::spawn_blocking(reset).await.map_err(Error::internal)??;
+    let nginx = programs.reload_nginx().await;
+    Ok(AdminReset { bundle: paths.at(CLIENT_P12), password: paths.at(P12_PASSWORD), ip, nginx })
+}

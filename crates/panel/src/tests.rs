@@ -1,0 +1,530 @@
+//! The use cases on a real directory: killed at every step, and all at once.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ca_dir::KeyAlgorithm;
+use jiff::{SignedDuration, Timestamp};
+use pki_core::crypto::Signer as _;
+use pki_core::crypto::aws_lc::PrivateKey;
+use pki_core::pkcs12::{self, Encryption};
+use pki_core::{Certificate, certificates_from_pem};
+use store::{MemoryStore, Store};
+use tempfile::TempDir;
+
+use crate::files::{self, Step};
+use crate::identity::{Caller, Denied, Presented};
+use crate::panel::{Panel, Parts};
+use crate::programs::Programs;
+use crate::state::{AdminAuthMode, Grant, Serial};
+use crate::{Error, Making, setup};
+
+const MAKING: Making = Making { keys: KeyAlgorithm::P256, encryption: Encryption::Legacy };
+
+fn now() -> Timestamp {
+    "2026-11-22T12:00:00Z".parse().expect("a time")
+}
+
+/// A directory with what the panel needs besides.
+struct World {
+    directory: TempDir,
+    store: Arc<MemoryStore>,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self { directory: tempfile::tempdir().expect("a directory"), store: Arc::default() };
+        let address = [127, 0, 0, 1].into();
+        setup::ensure(&world.pki(), &world.config(), address, "example.test", MAKING, now()).expect("made");
+        world
+    }
+
+    /// The same files in another place, with the same store.
+    fn copy(&self) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        copy_tree(self.directory.path(), directory.path());
+        Self { directory, store: Arc::clone(&self.store) }
+    }
+
+    fn pki(&self) -> PathBuf {
+        self.directory.path().join("pki")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.path().join("panel.json")
+    }
+
+    async fn open_at(&self, at: Timestamp, step: Step) -> Panel {
+        let parts = Parts {
+            pki_dir: self.pki(),
+            config: self.config(),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            making: MAKING,
+            capabilities: Vec::new(),
+            programs: Programs::new().nginx(None),
+            clock: Arc::new(move || at),
+        };
+        Panel::open_stepwise(parts, step).await.expect("a panel")
+    }
+
+    async fn open(&self) -> Panel {
+        self.open_at(now(), files::go_on()).await
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.pki().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn admin_serial(&self) -> Serial {
+        serial_of(&self.read("client.crt"))
+    }
+
+    /// What must hold after every start, whatever came before.
+    async fn assert_consistent(&self, when: &str) {
+        let panel = self.open().await;
+        let mode = panel.admin_auth_mode().expect("a mode");
+        let pem = self.read("client.crt");
+        let certificate = certificates_from_pem(&pem).expect("a certificate").swap_remove(0);
+        match mode {
+            AdminAuthMode::P12 => {
+                let key = PrivateKey::from_pkcs8_pem(&self.read("client.key")).expect("a key");
+                let spki = Certificate::from_der(&certificate).expect("a certificate").spki().to_vec();
+                assert_eq!(key.spki(), spki, "{when}: client.key and client.crt");
+                let password = String::from_utf8(self.read(".p12-password")).expect("text");
+                let bundle = pkcs12::open(&self.read("client.p12"), &password);
+                let bundle = bundle.unwrap_or_else(|error| panic!("{when}: .p12-password: {error}"));
+                assert_eq!(bundle.certificates[0].der, certificate, "{when}: client.p12");
+            }
+            AdminAuthMode::HardwareBound => {
+                for secret in ["client.key", "client.p12", ".p12-password", "client.key.bak", "client.p12.bak"] {
+                    assert!(!self.pki().join(secret).exists(), "{when}: {secret} is left over");
+                }
+            }
+        }
+        assert!(admits_admin(&panel, &self.admin_serial()), "{when}: the admin of client.crt");
+        if self.pki().join("client.crt.bak").exists() {
+            let before = serial_of(&self.read("client.crt.bak"));
+            assert!(!admits_admin(&panel, &before), "{when}: the admin of client.crt.bak");
+        }
+        let agents = panel.agents().expect("agents");
+        let with_bundle: BTreeSet<_> = agents
+            .iter()
+            .filter(|agent| !agent.revoked && agent.enrollment_method == crate::EnrollmentMethod::P12)
+            .map(|agent| agent.label.clone())
+            .collect();
+        let directories: BTreeSet<_> = fs::read_dir(self.pki().join("agents"))
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry"))
+            .filter(|entry| entry.path().is_dir())
+            .map(|entry| entry.file_name().into_string().expect("text"))
+            .collect();
+        assert_eq!(with_bundle, directories, "{when}: bundles of agents");
+        for agent in agents.iter().filter(|agent| agent.revoked) {
+            assert!(!admits_agent(&panel, &agent.label, &agent.serial), "{when}: {} is revoked", agent.label);
+        }
+        for left in files_below(self.directory.path()) {
+            let name = left.display().to_string();
+            assert!(
+                !name.contains(".staging") && !name.contains(".intent") && !name.ends_with("adit-new"),
+                "{when}: {name} is left over"
+            );
+        }
+    }
+}
+
+fn presented(common_name: &str, serial: &Serial) -> Presented {
+    Presented::from_headers("SUCCESS", &format!("CN={common_name},O=Portlama"), &serial.to_string()).expect("presented")
+}
+
+fn admits_admin(panel: &Panel, serial: &Serial) -> bool {
+    panel.authenticate(Some(&presented("admin", serial)), false) == Ok(Caller::Admin(serial.clone()))
+}
+
+fn admits_agent(panel: &Panel, label: &str, serial: &Serial) -> bool {
+    panel.authenticate(Some(&presented(&format!("agent:{label}"), serial)), false).is_ok()
+}
+
+fn serial_of(pem: &[u8]) -> Serial {
+    let der = certificates_from_pem(pem).expect("a certificate").swap_remove(0);
+    Serial::from_octets(Certificate::from_der(&der).expect("a certificate").serial())
+}
+
+fn grant(label: &str) -> Grant {
+    Grant { label: label.to_owned(), capabilities: vec!["tunnels:read".to_owned()], allowed_sites: Vec::new() }
+}
+
+fn csr() -> String {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    rcgen::CertificateParams::default().serialize_request(&key).expect("a request").pem().expect("PEM")
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&to).expect("made");
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).expect("copied");
+        }
+    }
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
+    entries
+        .flat_map(|path| if path.is_dir() { [vec![path.clone()], files_below(&path)].concat() } else { vec![path] })
+        .collect()
+}
+
+/// Goes on for so many steps and then never again, as after `kill -9`.
+fn dies_after(steps: usize) -> (Step, Arc<AtomicUsize>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let step = move || {
+        if counter.fetch_add(1, Ordering::SeqCst) < steps { Ok(()) } else { Err(io::Error::other("killed")) }
+    };
+    (Arc::new(step), taken)
+}
+
+/// What is done, and how to see that it was done.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    CreateAgent,
+    CreateToken,
+    Enroll,
+    Revoke,
+    Rotate,
+    SetCapabilities,
+    UpgradeAdmin,
+    UpgradeAgent,
+}
+
+const OPERATIONS: [Operation; 8] = [
+    Operation::CreateAgent,
+    Operation::CreateToken,
+    Operation::Enroll,
+    Operation::Revoke,
+    Operation::Rotate,
+    Operation::SetCapabilities,
+    Operation::UpgradeAdmin,
+    Operation::UpgradeAgent,
+];
+
+/// A directory in which every operation can be done, and what they need.
+struct Prepared {
+    world: World,
+    token: String,
+    admin: Serial,
+    agent: Serial,
+}
+
+async fn prepared() -> Prepared {
+    let world = World::new();
+    let panel = world.open().await;
+    // A generation to be kept, and one agent with a bundle.
+    panel.rotate(world.admin_serial()).await.expect("rotated");
+    let agent = panel.create_agent(grant("old")).await.expect("an agent").serial;
+    let token = panel.create_token(grant("new")).await.expect("a token").token.expose().to_owned();
+    let admin = world.admin_serial();
+    Prepared { world, token, admin, agent }
+}
+
+impl Prepared {
+    /// Some serial number or other value that the operation answers.
+    async fn run(&self, operation: Operation, panel: &Panel) -> Result<String, Error> {
+        match operation {
+            Operation::CreateAgent => panel.create_agent(grant("second")).await.map(|agent| agent.serial.to_string()),
+            Operation::CreateToken => {
+                panel.create_token(grant("third")).await.map(|token| token.token.expose().to_owned())
+            }
+            Operation::Enroll => {
+                panel.enroll(&self.token, csr()).await.map(|(_, certificate)| certificate.serial.to_string())
+            }
+            Operation::Revoke => panel.revoke("old".to_owned()).await.map(|()| String::new()),
+            Operation::Rotate => {
+                panel.rotate(self.admin.clone()).await.map(|rotated| rotated.bundle.serial.to_string())
+            }
+            Operation::SetCapabilities => {
+                let capabilities = vec!["tunnels:read".to_owned(), "sites:read".to_owned()];
+                panel.set_capabilities("old".to_owned(), capabilities).await.map(|()| String::new())
+            }
+            Operation::UpgradeAdmin => {
+                panel.upgrade_admin(csr(), self.admin.clone()).await.map(|certificate| certificate.serial.to_string())
+            }
+            Operation::UpgradeAgent => {
+                panel.upgrade_agent("old".to_owned(), csr()).await.map(|certificate| certificate.serial.to_string())
+            }
+        }
+    }
+
+    /// Was it done? All of it, or nothing.
+    async fn is_done(&self, operation: Operation, world: &World, answer: Option<&str>) -> bool {
+        let panel = world.open().await;
+        let agents = panel.agents().expect("agents");
+        let active = |label: &str| agents.iter().find(|agent| agent.label == label && !agent.revoked);
+        let is_answer = |serial: &Serial| answer.is_none_or(|answer| serial.to_string() == answer);
+        match operation {
+            Operation::CreateAgent => active("second").is_some_and(|agent| is_answer(&agent.serial)),
+            Operation::CreateToken => {
+                let refused = panel.create_token(grant("third")).await;
+                matches!(refused, Err(Error::TokenExists(_)))
+            }
+            Operation::Enroll => {
+                let is_enrolled = active("new").is_some_and(|agent| is_answer(&agent.serial));
+                // The token and the agent go together.
+                let again = panel.enroll(&self.token, csr()).await;
+                assert_eq!(again.is_err(), is_enrolled);
+                if is_enrolled {
+                    assert_eq!(again.err(), Some(Error::TokenUsed));
+                }
+                is_enrolled
+            }
+            Operation::Revoke => {
+                let is_revoked = active("old").is_none();
+                assert_eq!(admits_agent(&panel, "old", &self.agent), !is_revoked);
+                is_revoked
+            }
+            Operation::Rotate | Operation::UpgradeAdmin => {
+                let is_new = world.admin_serial() != self.admin && is_answer(&world.admin_serial());
+                assert_eq!(admits_admin(&panel, &self.admin), !is_new, "the old certificate");
+                let mode = panel.admin_auth_mode().expect("a mode");
+                let is_bound = matches!(operation, Operation::UpgradeAdmin) && is_new;
+                assert_eq!(mode == AdminAuthMode::HardwareBound, is_bound, "the mode");
+                is_new
+            }
+            Operation::SetCapabilities => active("old").is_some_and(|agent| agent.capabilities.len() == 2),
+            Operation::UpgradeAgent => {
+                let agent = active("old").expect("the agent");
+                let is_new = agent.serial != self.agent && is_answer(&agent.serial);
+                assert_eq!(admits_agent(&panel, "old", &self.agent), !is_new, "the old certificate");
+                is_new
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_step_it_is_done_or_not() {
+    let prepared = prepared().await;
+    for operation in OPERATIONS {
+        let mut was = BTreeSet::new();
+        for steps in 0.. {
+            assert!(steps < 100, "{operation:?} takes too many steps");
+            let world = prepared.world.copy();
+            // Opening takes steps of its own.
+            let (counting, opened) = dies_after(usize::MAX);
+            drop(world.open_at(now(), counting).await);
+            let (step, taken) = dies_after(opened.load(Ordering::SeqCst) + steps);
+            let panel = world.open_at(now(), step).await;
+            let answer = prepared.run(operation, &panel).await;
+            drop(panel);
+            let was_killed = taken.load(Ordering::SeqCst) > opened.load(Ordering::SeqCst) + steps;
+            let when = format!("{operation:?} killed after {steps} steps");
+            world.assert_consistent(&when).await;
+            let is_done = prepared.is_done(operation, &world, answer.as_deref().ok()).await;
+            if answer.is_ok() {
+                assert!(is_done, "{when}: what was acknowledged holds");
+            }
+            world.assert_consistent(&when).await;
+            was.insert(is_done);
+            if !was_killed {
+                assert!(answer.is_ok(), "{when}: {answer:?}");
+                break;
+            }
+        }
+        assert_eq!(was.len(), 2, "{operation:?} was seen done and not done");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_failed_is_made_up_for_without_a_restart() {
+    let prepared = prepared().await;
+    for steps in 0..40 {
+        let world = prepared.world.copy();
+        let (counting, opened) = dies_after(usize::MAX);
+        drop(world.open_at(now(), counting).await);
+        let at = opened.load(Ordering::SeqCst) + steps;
+        // One step fails, as if the disk had been full for a moment.
+        let taken = AtomicUsize::new(0);
+        let step: Step =
+            Arc::new(
+                move || {
+                    if taken.fetch_add(1, Ordering::SeqCst) == at { Err(io::Error::other("full")) } else { Ok(()) }
+                },
+            );
+        let panel = world.open_at(now(), step).await;
+        if prepared.run(Operation::Rotate, &panel).await.is_ok() && steps > 0 {
+            // The step that fails lies behind it.
+            break;
+        }
+        panel.create_agent(grant("after")).await.unwrap_or_else(|error| panic!("step {steps}: {error:?}"));
+        drop(panel);
+        world.assert_consistent(&format!("step {steps} failed")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_who_have_one_token_one_enrolls() {
+    let world = World::new();
+    let panel = Arc::new(world.open().await);
+    let token = panel.create_token(grant("one")).await.expect("a token").token.expose().to_owned();
+    let tries = (0..16).map(|_| {
+        let (panel, token) = (Arc::clone(&panel), token.clone());
+        tokio::spawn(async move { panel.enroll(&token, csr()).await.map(drop) })
+    });
+    let mut answers = Vec::new();
+    for attempt in tries.collect::<Vec<_>>() {
+        answers.push(attempt.await.expect("no panic"));
+    }
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+    for answer in answers.into_iter().filter_map(Result::err) {
+        assert!(matches!(answer, Error::TokenUsed | Error::AgentExists(_)), "{answer:?}");
+    }
+    assert_eq!(panel.agents().expect("agents").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_come_one_after_the_other_and_one_upgrade_wins() {
+    let world = World::new();
+    let panel = Arc::new(world.open().await);
+    let caller = world.admin_serial();
+    let rotations = (0..8).map(|_| {
+        let (panel, caller) = (Arc::clone(&panel), caller.clone());
+        tokio::spawn(async move { panel.rotate(caller).await })
+    });
+    let mut passwords = BTreeSet::new();
+    for rotation in rotations.collect::<Vec<_>>() {
+        let rotated = rotation.await.expect("no panic").expect("rotated");
+        passwords.insert(rotated.bundle.password.expose().to_owned());
+    }
+    assert_eq!(passwords.len(), 8);
+    world.assert_consistent("after eight rotations").await;
+
+    let caller = world.admin_serial();
+    let upgrades = (0..2).map(|_| {
+        let (panel, caller) = (Arc::clone(&panel), caller.clone());
+        tokio::spawn(async move { panel.upgrade_admin(csr(), caller).await.map(drop) })
+    });
+    let mut answers = Vec::new();
+    for upgrade in upgrades.collect::<Vec<_>>() {
+        answers.push(upgrade.await.expect("no panic"));
+    }
+    answers.sort_by_key(Result::is_err);
+    assert_eq!(answers, [Ok(()), Err(Error::AlreadyHardwareBound)]);
+    world.assert_consistent("after the upgrade").await;
+}
+
+#[tokio::test]
+async fn the_old_certificate_fetches_the_new_bundle_and_nothing_else() {
+    let world = World::new();
+    let panel = world.open().await;
+    let old = world.admin_serial();
+    panel.rotate(old.clone()).await.expect("rotated");
+    let ask = |panel: &Panel, for_download| panel.authenticate(Some(&presented("admin", &old)), for_download);
+    assert_eq!(ask(&panel, false), Err(Denied::Revoked));
+    assert!(ask(&panel, true).is_ok());
+    // A restart does not end it.
+    drop(panel);
+    let panel = world.open().await;
+    assert!(ask(&panel, true).is_ok());
+    // Ten minutes do.
+    let later = world.open_at(now() + SignedDuration::from_mins(10), files::go_on()).await;
+    assert_eq!(ask(&later, true), Err(Denied::Revoked));
+    // So does the new certificate, when it comes.
+    assert!(admits_admin(&panel, &world.admin_serial()));
+    assert_eq!(ask(&panel, true), Err(Denied::Revoked));
+}
+
+#[tokio::test]
+async fn a_reset_beside_a_running_panel_is_noticed() {
+    let world = World::new();
+    let panel = world.open().await;
+    let old = world.admin_serial();
+    panel.upgrade_admin(csr(), old.clone()).await.expect("upgraded");
+    let bound = world.admin_serial();
+    assert!(admits_admin(&panel, &bound));
+    let programs = Programs::new().nginx(None);
+    setup::reset_admin(&world.pki(), &world.config(), MAKING, &programs, now()).await.expect("reset");
+    assert!(!admits_admin(&panel, &bound) && !admits_admin(&panel, &old));
+    assert!(admits_admin(&panel, &world.admin_serial()));
+    assert_eq!(panel.admin_auth_mode(), Ok(AdminAuthMode::P12));
+    world.assert_consistent("after the reset").await;
+}
+
+#[tokio::test]
+async fn lists_of_the_wrong_shape_let_nobody_in_and_are_kept() {
+    let world = World::new();
+    let panel = world.open().await;
+    let agent = panel.create_agent(grant("one")).await.expect("an agent").serial;
+    panel.create_agent(grant("two")).await.expect("an agent");
+    panel.revoke("two".to_owned()).await.expect("revoked");
+    let admin = world.admin_serial();
+    for name in ["revoked.json", "agents/registry.json"] {
+        let good = world.read(name);
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            "{\"revoked\":{}}",
+            "{\"agents\":[1]}",
+            "{\"agents\":[{\"label\":\"x\"}]}",
+            "{\"revoked\":[{}]}",
+        ] {
+            fs::write(world.pki().join(name), bad).expect("written");
+            assert!(!admits_agent(&panel, "one", &agent), "{name}: {bad}");
+            assert_eq!(admits_admin(&panel, &admin), name != "revoked.json", "{name}: {bad}");
+            assert!(panel.revoke("one".to_owned()).await.is_err(), "{name}: {bad}");
+            let programs = Programs::new().nginx(None);
+            if name == "revoked.json" {
+                let reset = setup::reset_admin(&world.pki(), &world.config(), MAKING, &programs, now()).await;
+                assert!(reset.is_err(), "{name}: {bad}");
+            }
+            assert_eq!(world.read(name), bad.as_bytes(), "{name} is as it was");
+            assert_eq!(world.admin_serial(), admin, "the admin is as it was");
+        }
+        fs::write(world.pki().join(name), good).expect("written");
+        assert!(admits_agent(&panel, "one", &agent) && admits_admin(&panel, &admin), "{name} is mended");
+    }
+}
+
+#[tokio::test]
+async fn tokens_end() {
+    let world = World::new();
+    let token = world.open().await.create_token(grant("one")).await.expect("a token");
+    let enroll = async |minutes| {
+        let panel = world.open_at(now() + SignedDuration::from_mins(minutes), files::go_on()).await;
+        panel.enroll(token.token.expose(), "no request".to_owned()).await.map(drop)
+    };
+    assert!(matches!(enroll(9).await, Err(Error::InvalidCsr(_))));
+    assert_eq!(enroll(10).await, Err(Error::TokenExpired));
+    assert_eq!(enroll(59).await, Err(Error::TokenExpired));
+    assert_eq!(enroll(60).await, Err(Error::TokenUnknown));
+}
+
+#[tokio::test]
+async fn a_key_has_one_active_certificate() {
+    let world = World::new();
+    let panel = world.open().await;
+    let request = csr();
+    for (label, is_free) in [("one", true), ("two", false)] {
+        let token = panel.create_token(grant(label)).await.expect("a token");
+        let enrolled = panel.enroll(token.token.expose(), request.clone()).await;
+        assert_eq!(enrolled.is_ok(), is_free, "{label}: {enrolled:?}");
+        if !is_free {
+            assert!(panel.enroll(token.token.expose(), csr()).await.is_ok(), "the token was not used");
+        }
+    }
+    // A restart does not make it free, a revocation does.
+    drop(panel);
+    let panel = world.open().await;
+    let token = panel.create_token(grant("three")).await.expect("a token");
+    assert!(panel.enroll(token.token.expose(), request.clone()).await.is_err());
+    panel.revoke("one".to_owned()).await.expect("revoked");
+    assert!(panel.enroll(token.token.expose(), request).await.is_ok());
+}
