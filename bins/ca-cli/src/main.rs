@@ -1,9 +1,11 @@
 //! Certificates from a shell: make an authority, request, sign, inspect,
-//! verify. Data goes to stdout, words to stderr.
+//! verify, ask a panel. Data goes to stdout, words to stderr.
 
 mod commands;
 mod files;
 mod p12;
+mod panel;
+mod panel_client;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use ca_dir::KeyAlgorithm;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use pki_core::{DnsName, Time, Usage};
 
-/// Make, sign, inspect and verify certificates, offline.
+/// Make, sign, inspect and verify certificates, offline; ask a panel.
 #[derive(Parser)]
 #[command(
     version,
@@ -50,6 +52,8 @@ enum Command {
     Fingerprint(Fingerprint),
     /// Make a PKCS #12 file (.p12) for browsers and keychains, or look into one
     P12(p12::P12),
+    /// Ask a panel: its agents and certificates; enrol and revoke agents
+    Panel(panel::Panel),
     /// Print a completion script for a shell
     Completions(Completions),
 }
@@ -156,6 +160,7 @@ fn main() -> ExitCode {
         Command::Verify(verify) => commands::verify(&verify, cli.json),
         Command::Fingerprint(fingerprint) => commands::fingerprint(&fingerprint, cli.json),
         Command::P12(p12) => p12::run(&p12, cli.json),
+        Command::Panel(panel) => panel::run(&panel, cli.json),
         Command::Completions(Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ca-cli", &mut script);

@@ -260,8 +260,9 @@ fn one_from_stdin(inputs: &[Option<&PathBuf>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Never an argument: other users of the machine see those.
-fn password(path: Option<&Path>) -> anyhow::Result<Option<Zeroizing<String>>> {
+/// The first line of the file, or else the variable. Never an argument: other
+/// users of the machine see those.
+pub(crate) fn password(path: Option<&Path>) -> anyhow::Result<Option<Zeroizing<String>>> {
     let text = match path {
         Some(path) => {
             let bytes = Zeroizing::new(files::read(path)?);

@@ -80,6 +80,10 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
         if let Some(PrivateKeyError::Malformed) = cause.downcast_ref() {
             return Some("`openssl pkcs8 -topk8 -nocrypt` makes PKCS #8 of other keys");
         }
+        let tls = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref()?.downcast_ref());
+        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+            return Some("a panel signs its own certificate: name it with --server-cert, or look away with --insecure");
+        }
         if let Some(PemError::NoBlock { .. }) = cause.downcast_ref() {
             return Some("PEM starts with -----BEGIN; DER is read too");
         }

@@ -756,6 +756,6 @@ async fn read_secret(path: PathBuf) -> Result<Option<Zeroizing<Vec<u8>>>, Error>
     tokio::task::spawn_blocking(read).await.map_err(Error::internal)?
 }
 
-fn micros(at: Timestamp) -> tunnel_model::Timestamp {
-    tunnel_model::Timestamp::from_micros(at.as_microsecond())
+fn micros(at: Timestamp) -> store::Timestamp {
+    store::Timestamp::from_micros(at.as_microsecond())
 }

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tunnel_model::{
     ApiKey, Caller, Command, Event, Facts, Identity, IdentityId, IdentityKey, KeyId, OrganizationId, Refusal, Rules,
-    Scope, Timestamp, Tunnel, TunnelId, TunnelName, Usage, Wants, decide,
+    Scope, Tunnel, TunnelId, TunnelName, Usage, Wants, decide,
 };
 
 pub use memory::MemoryStore;
 pub use sqlite::{OpenError, SCHEMA_VERSION, SqliteStore};
+pub use tunnel_model::Timestamp;
 
 /// A place to keep the records of the model.
 ///
