@@ -12,6 +12,7 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import socket
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
 import expect
@@ -34,6 +36,8 @@ MTLS_REQUIRED = {
     "details": {"hint": "Access to the Portlama panel requires a valid client certificate."},
 }
 REVOKED = {"error": "Certificate has been revoked"}
+# An admin's request that asks no other program, as the list of certificates asks certbot.
+ADMIN_ONLY = "/api/certs/admin/auth-mode"
 NOT_FOUND = {"error": "Not found"}
 _numbers = itertools.count()
 
@@ -116,17 +120,37 @@ class Panel(Server):
         expect.status(f"{label} is enrolled", answer, 200)
         return keep(self.work, answer.json["cert"], pem_of(key)), answer.json
 
-    def reset_admin(self, **named):
-        """Runs `api-server reset-admin` on this server's directories, with its settings."""
+    def reset_command(self):
+        """`api-server reset-admin` on this server's directories, with its settings."""
         command = [self.binary, "reset-admin", "--data-dir", self.data_dir]
         for name, value in self.settings.items():
             if name in ("pki_dir", "panel_config") or name.startswith("panel_"):
-                command += [f"--{name.replace('_', '-')}", str(value)]
-        return subprocess.run([str(each) for each in command], capture_output=True, text=True, timeout=60, **named)
+                command += [f"--{name.replace('_', '-')}", value]
+        return [str(each) for each in command]
+
+    def reset_admin(self, **named):
+        return subprocess.run(self.reset_command(), capture_output=True, text=True, timeout=60, **named)
 
     def json_of(self, name):
         """A state file of the pki directory, parsed."""
         return json.loads((self.pki / name).read_text())
+
+    def one_generation(self):
+        """client.key, client.crt, client.p12 and .p12-password are of one identity, and it is let in; its serial."""
+        password = (self.pki / ".p12-password").read_text()
+        key, cert, others = opened((self.pki / "client.p12").read_bytes(), password)
+        expect.equal("client.crt is in client.p12", (self.pki / "client.crt").read_text(), pem_of_cert(cert))
+        expect.equal("client.key is in client.p12", public_of(load_key(self.pki / "client.key")), public_of(key))
+        expect.equal("client.key is of client.crt", public_of(key), public_of(cert))
+        ca = [pem_of_cert(each) for each in others]
+        expect.equal("ca.crt is in client.p12", ca, [(self.pki / "ca.crt").read_text()])
+        expect.status("the admin of the directory is let in", self.call(self.admin(), "GET", ADMIN_ONLY), 200)
+        return f"{cert.serial_number:X}".zfill(2)
+
+    def left_over(self):
+        """Files of changes that were not finished."""
+        places = [*self.pki.rglob("*"), *self.config.parent.glob(f"{self.config.name}.*")]
+        return [str(each) for each in places if re.fullmatch(r"\.staging|\.intent|.*adit-new", each.name)]
 
     def revoked_serials(self):
         path = self.pki / "revoked.json"
@@ -287,6 +311,24 @@ def from_p12(work, bundle, password):
     cert = openssl(*words, "-clcerts", "-nokeys", input=password)
     key = openssl(*words, "-nocerts", input=password)
     return keep(work, cert, key)
+
+
+def opened(bundle, password):
+    """Key, certificate and the other certificates of a bundle, by pyca/cryptography."""
+    return pkcs12.load_key_and_certificates(bundle, password.encode())
+
+
+def load_key(path):
+    return serialization.load_pem_private_key(path.read_bytes(), None)
+
+
+def public_of(holder):
+    """The public key of a key or a certificate, comparable."""
+    return holder.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def pem_of_cert(cert):
+    return cert.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def ec_key():

@@ -70,14 +70,16 @@ pub(crate) async fn reset_admin(settings: &Settings) -> anyhow::Result<()> {
     let reset = setup::reset_admin(directory, config, settings.making(), &settings.programs(), Timestamp::now())
         .await
         .with_context(|| format!("cannot reset the admin of {} (pki_dir)", directory.display()))?;
+    let port = settings.panel_listen.0.0.map_or(9292, |address| address.port());
+    let host = if reset.ip.is_empty() { "127.0.0.1" } else { &reset.ip };
     println!("The admin has a new certificate, and what was valid before is revoked.\n");
     println!("  bundle:   {}", reset.bundle.display());
     println!("  password: in {}", reset.password.display());
-    println!("  panel:    https://{}:9292\n", reset.ip);
+    println!("  panel:    https://{host}:{port}\n");
     println!("Copy both to the admin's device, import the bundle there, and delete the copies:");
     println!("  macOS     double-click the bundle, or: security import client.p12");
     println!("  Linux     browser settings, certificates, import");
-    println!("  curl      curl -k --cert-type P12 --cert client.p12:PASSWORD https://{}:9292/api/certs", reset.ip);
+    println!("  curl      curl -k --cert-type P12 --cert client.p12:PASSWORD https://{host}:{port}/api/certs");
     match reset.nginx {
         Nginx::Reloaded => {}
         Nginx::TestFailed => eprintln!("api-server: warning: nginx was not reloaded: its configuration test failed"),

@@ -36,6 +36,9 @@ pub enum Error {
     /// No P12 of the admin is there.
     #[error("No client certificate found")]
     NoClientCertificate,
+    /// Whoever asked has got another certificate meanwhile.
+    #[error("Certificate has been revoked")]
+    Superseded,
     /// A token of the label waits to be used.
     #[error("An active enrollment token for label \"{0}\" already exists")]
     TokenExists(String),

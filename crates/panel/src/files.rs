@@ -64,12 +64,29 @@ impl Change {
     }
 }
 
-/// One move, as the record has it. Doing it twice does no harm.
+/// One move, as the record has it: relative to the directory, if within it.
+/// Doing it twice does no harm.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Move {
     Remove(PathBuf),
     Rename { from: PathBuf, to: PathBuf },
+}
+
+impl Move {
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Remove(path) => vec![path],
+            Self::Rename { from, to } => vec![from, to],
+        }
+    }
+
+    /// What is not as it was afterwards.
+    fn target(&self) -> &Path {
+        match self {
+            Self::Remove(path) | Self::Rename { to: path, .. } => path,
+        }
+    }
 }
 
 impl Files {
@@ -98,6 +115,7 @@ impl Files {
             // One rename is atomic by itself.
             [Item::File(path, content, mode)] => {
                 let beside = beside(path);
+                self.make_parent(path)?;
                 let written = self.write(&beside, content, *mode).and_then(|()| self.rename(&beside, path));
                 written.inspect_err(|_| drop(self.remove(&beside))).and_then(|()| self.sync_parent(path))
             }
@@ -135,7 +153,7 @@ impl Files {
     fn stage(&self, items: &[Item]) -> io::Result<Vec<Move>> {
         let staging = self.root.join(STAGING);
         self.make_directory(&staging)?;
-        let mut moves = Vec::new();
+        let mut moves: Vec<Move> = Vec::new();
         for (at, item) in items.iter().enumerate() {
             match item {
                 Item::File(path, content, mode) => {
@@ -157,6 +175,11 @@ impl Files {
                 Item::Remove(path) => moves.push(Move::Remove(path.clone())),
             }
         }
+        for path in moves.iter_mut().flat_map(Move::paths) {
+            if let Ok(within) = path.strip_prefix(&self.root) {
+                *path = within.to_owned();
+            }
+        }
         let record = staging.join("intent");
         self.write(&record, &serde_json::to_vec(&moves)?, 0o600)?;
         sync(&staging)?;
@@ -166,24 +189,26 @@ impl Files {
     }
 
     fn carry_out(&self, moves: &[Move]) -> io::Result<()> {
+        let mut parents = Vec::new();
         for step in moves {
             match step {
                 // A directory whose successor has moved in already has nothing waiting for it.
                 Move::Remove(path) if self.is_replaced(path, moves) => {}
-                Move::Remove(path) => self.remove(path)?,
-                Move::Rename { from, to } if from.try_exists()? => self.rename(from, to)?,
-                Move::Rename { .. } => {}
+                Move::Remove(path) => self.remove(&self.root.join(path))?,
+                Move::Rename { from, to } => {
+                    let (from, to) = (self.root.join(from), self.root.join(to));
+                    self.make_parent(&to)?;
+                    if from.try_exists()? {
+                        self.rename(&from, &to)?;
+                    }
+                }
             }
+            parents.extend(self.root.join(step.target()).parent().map(Path::to_owned));
         }
-        let mut parents: Vec<_> = moves
-            .iter()
-            .filter_map(|step| match step {
-                Move::Remove(path) | Move::Rename { to: path, .. } => path.parent(),
-            })
-            .collect();
         parents.sort_unstable();
         parents.dedup();
-        parents.into_iter().try_for_each(sync)?;
+        // What was removed may have had a directory that is not there, either.
+        parents.iter().filter(|parent| parent.exists()).try_for_each(|parent| sync(parent))?;
         (self.step)()?;
         fs::remove_file(self.root.join(INTENT))?;
         // Durably: a record that came back would undo what comes after.
@@ -194,7 +219,15 @@ impl Files {
     }
 
     fn is_replaced(&self, path: &Path, moves: &[Move]) -> bool {
-        moves.iter().any(|step| matches!(step, Move::Rename { from, to } if to == path && !from.exists()))
+        let has_moved = |from: &Path| !self.root.join(from).exists();
+        moves.iter().any(|step| matches!(step, Move::Rename { from, to } if to == path && has_moved(from)))
+    }
+
+    fn make_parent(&self, path: &Path) -> io::Result<()> {
+        match path.parent() {
+            Some(parent) if !parent.try_exists()? => self.make_directory(parent),
+            _ => Ok(()),
+        }
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {

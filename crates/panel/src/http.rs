@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
@@ -163,17 +163,18 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Failure> {
+    // Read first, judged later: who is refused before all is sent does not hear why.
+    let octets = match *request.method() {
+        Method::GET | Method::HEAD => Ok(Vec::new()),
+        _ => read_body(&mut request, shared.bounds.request).await,
+    };
     let is_download = request.method() == Method::GET && request.uri().path() == "/api/certs/mtls/download";
     let caller = authenticate(&shared, &request, is_download)?;
     require_same_origin(&shared, &request)?;
     if expects != Expects::NothingNorSetup {
         require_setup(&shared)?;
     }
-    let payload = if *request.method() == Method::GET || *request.method() == Method::HEAD {
-        Payload(None)
-    } else {
-        read_payload(&mut request, expects, shared.bounds.request).await?
-    };
+    let payload = parse_payload(request.headers(), &octets?, expects)?;
     request.extensions_mut().insert(caller);
     request.extensions_mut().insert(payload);
     Ok(next.run(request).await)
@@ -229,18 +230,29 @@ fn require_setup(shared: &Shared) -> Result<(), Failure> {
     if config.is_completed() { Ok(()) } else { Err(Failure::not_set_up(&config.onboarding)) }
 }
 
-async fn read_payload(request: &mut Request, expects: Expects, patience: Duration) -> Result<Payload, Failure> {
-    let body = std::mem::replace(request.body_mut(), Body::empty());
-    let collected = tokio::time::timeout(patience, Limited::new(body, MAX_BODY).collect());
-    let octets = match collected.await.map_err(|_| Failure::TOO_SLOW)? {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Err(Failure::TOO_LARGE),
-        Err(_) => return Err(Failure::BROKEN_BODY),
+/// A body of at most [`MAX_BODY`] octets; some more are read and dropped, so that
+/// the answer gets through.
+async fn read_body(request: &mut Request, patience: Duration) -> Result<Vec<u8>, Failure> {
+    const MAX_DROPPED: usize = 8 * 1024 * 1024;
+
+    let mut body = std::mem::replace(request.body_mut(), Body::empty());
+    let read = async {
+        let (mut octets, mut size) = (Vec::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|_| Failure::BROKEN_BODY)?.into_data() else { continue };
+            size += data.len();
+            if size <= MAX_BODY {
+                octets.extend_from_slice(&data);
+            } else if size > MAX_DROPPED {
+                break;
+            }
+        }
+        if size <= MAX_BODY { Ok(octets) } else { Err(Failure::TOO_LARGE) }
     };
-    parse_payload(request.headers(), &octets, expects)
+    tokio::time::timeout(patience, read).await.unwrap_or(Err(Failure::TOO_SLOW))
 }
 
-fn parse_payload(headers: &HeaderMap, octets: &Bytes, expects: Expects) -> Result<Payload, Failure> {
+fn parse_payload(headers: &HeaderMap, octets: &[u8], expects: Expects) -> Result<Payload, Failure> {
     let media_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
     let media_type = media_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
     match media_type.as_deref() {
@@ -298,9 +310,9 @@ impl FromRequestParts<Shared> for Payload {
 }
 
 /// Whom the rate of enrolments is counted for.
-fn client_address(parts: &Parts) -> IpAddr {
-    let Some(peer) = parts.extensions.get::<Peer>() else { return IpAddr::from([0, 0, 0, 0]) };
-    let said = parts.headers.get("x-real-ip").and_then(|value| value.to_str().ok()?.parse().ok());
+fn client_address(peer: Option<&Peer>, headers: &HeaderMap) -> IpAddr {
+    let Some(peer) = peer else { return IpAddr::from([0, 0, 0, 0]) };
+    let said = headers.get("x-real-ip").and_then(|value| value.to_str().ok()?.parse().ok());
     said.filter(|_| peer.is_proxy).unwrap_or_else(|| peer.address.ip())
 }
 

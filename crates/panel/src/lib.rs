@@ -19,6 +19,7 @@ mod secret;
 mod server;
 pub mod setup;
 mod state;
+mod subject;
 #[cfg(test)]
 mod tests;
 

@@ -14,7 +14,7 @@ use crate::authority::{ClientAuthority, Identity, Issued, MAX_CSR, Making};
 use crate::directory::{CLIENT_CERTIFICATE, CLIENT_KEY, CLIENT_P12, Directory, P12_PASSWORD, Paths};
 use crate::error::Error;
 use crate::files;
-use crate::identity::{self, Caller, Denied, Presented};
+use crate::identity::{self, AgentCaller, Caller, Denied, Presented};
 use crate::programs::{Nginx, Programs};
 use crate::secret::{self, Secret};
 use crate::state::{
@@ -335,14 +335,16 @@ impl Panel {
                     (CLIENT_CERTIFICATE, Zeroizing::new(issued.pem.clone().into_bytes()), Mode::World),
                     (CLIENT_P12, p12, Mode::Owner),
                 ];
+                let label = grant.label.clone();
                 let edits = vec![
                     Edit::RememberKey(issued.serial.clone(), issued.key),
                     Edit::AddAgent(agent(grant, EnrollmentMethod::P12, &issued, now)),
                     Edit::PutDirectory(directory, files),
                 ];
-                Ok((edits, ()))
+                Ok((edits, label))
             })
-            .await?;
+            .await
+            .map(|label| tracing::info!(label, serial = %bundle.serial, "made an agent's bundle"))?;
         Ok(bundle)
     }
 
@@ -423,10 +425,10 @@ impl Panel {
                         edits.push(Edit::Remove(agent_directory(&agent.label)));
                     }
                 }
-                tracing::info!(label, "revoked an agent");
-                Ok((edits, ()))
+                Ok((edits, label))
             })
             .await
+            .map(|label| tracing::info!(label, "revoked an agent"))
     }
 
     /// Makes a token with which an agent may enrol once.
@@ -477,13 +479,16 @@ impl Panel {
     pub async fn enroll(&self, token: &str, csr: String) -> Result<(Grant, NewCertificate), Error> {
         let hash = TokenHash::of(token);
         // Strangers learn nothing and cost nothing: the token is looked at before the request.
-        let grant = redeemable(&self.directory.state(), &hash, (self.clock)())?;
-        if csr.len() > MAX_CSR {
-            return Err(Error::CsrTooLarge);
-        }
-        require_free_label(&self.directory.state(), &grant.label)?;
+        let grant = {
+            let state = self.directory.state();
+            let grant = redeemable(&state, &hash, (self.clock)())?;
+            if csr.len() > MAX_CSR {
+                return Err(Error::CsrTooLarge);
+            }
+            require_free_label(&state, &grant.label)?;
+            grant
+        };
         let issued = self.sign(csr, common_name(&grant.label)).await?;
-        require_free_key(&self.directory.state(), &issued, None)?;
         self.remember(&issued).await?;
         let now = (self.clock)();
         let certificate = new_certificate(&issued);
@@ -503,6 +508,7 @@ impl Panel {
                 Ok((edits, grant))
             })
             .await?;
+        tracing::info!(label = grant.label, serial = %certificate.serial, "an agent enrolled");
         Ok((grant, certificate))
     }
 
@@ -510,8 +516,10 @@ impl Panel {
     ///
     /// # Errors
     ///
-    /// [`Error::AgentNotFound`] and those of a request that is not signed.
-    pub async fn upgrade_agent(&self, label: String, csr: String) -> Result<NewCertificate, Error> {
+    /// [`Error::AgentNotFound`], [`Error::Superseded`] and those of a request
+    /// that is not signed.
+    pub async fn upgrade_agent(&self, caller: AgentCaller, csr: String) -> Result<NewCertificate, Error> {
+        let AgentCaller { label, serial, .. } = caller;
         if csr.len() > MAX_CSR {
             return Err(Error::CsrTooLarge);
         }
@@ -525,6 +533,9 @@ impl Panel {
         self.directory
             .change(move |state| {
                 let mut agent = state.active(&label)?.ok_or(Error::AgentNotFound(label))?.clone();
+                if agent.serial != serial {
+                    return Err(Error::Superseded);
+                }
                 require_free_key(state, &issued, Some(&agent.serial))?;
                 let before = std::mem::replace(&mut agent.serial, issued.serial.clone());
                 agent.expires_at = Some(milliseconds(issued.not_after));
@@ -691,6 +702,8 @@ fn require_free_key(state: &State, issued: &Issued, besides: Option<&Serial>) ->
 
 /// What a token grants, if it can be used now.
 fn redeemable(state: &State, hash: &TokenHash, now: Timestamp) -> Result<Grant, Error> {
+    // Nobody could use a certificate while revocations cannot be read.
+    state.revoked()?;
     let token = state.token(hash)?.filter(|token| token.created_at + TOKEN_MEMORY > now);
     let token = token.filter(|token| !token.is_delegated()).ok_or(Error::TokenUnknown)?;
     if token.used {

@@ -45,6 +45,16 @@ pub enum SetupError {
         /// The missing file.
         config: PathBuf,
     },
+    /// One of the port's two files. It may be another program's.
+    #[error(
+        "in {} there is only one of {SERVER_CERTIFICATE} and {SERVER_KEY}: name a certificate with \
+         panel_tls_cert and its key with panel_tls_key, or move the one away",
+        directory.display()
+    )]
+    HalfCertificate {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// A file or directory.
     #[error("cannot write {}", path.display())]
     Io {
@@ -165,8 +175,10 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 /// [`SetupError`].
 pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timestamp) -> Result<(), SetupError> {
     let (certificate_path, key_path) = (directory.join(SERVER_CERTIFICATE), directory.join(SERVER_KEY));
-    if certificate_path.exists() && key_path.exists() {
-        return Ok(());
+    match (certificate_path.exists(), key_path.exists()) {
+        (false, false) => {}
+        (true, true) => return Ok(()),
+        _ => return Err(SetupError::HalfCertificate { directory: directory.to_owned() }),
     }
     let key = ca_dir::generate_key(ca_dir::KeyAlgorithm::P256).map_err(SetupError::make)?;
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).map_err(SetupError::make)?;

@@ -95,7 +95,7 @@ impl Failure {
         json(StatusCode::FORBIDDEN, json!({"error": "Insufficient certificate scope", "details": details}))
     }
 
-    pub(super) fn capability(required: &str, granted: &[String]) -> Self {
+    pub(super) fn capability(required: &str, granted: &[&String]) -> Self {
         let details = json!({"required": required, "granted": granted});
         json(StatusCode::FORBIDDEN, json!({"error": "Insufficient certificate capability", "details": details}))
     }
@@ -143,6 +143,7 @@ impl Failure {
                 StatusCode::BAD_REQUEST
             }
             Error::NoBundle => StatusCode::GONE,
+            Error::Superseded => StatusCode::FORBIDDEN,
             Error::TokenExpired | Error::TokenUnknown | Error::TokenUsed => StatusCode::UNAUTHORIZED,
             Error::CaKeyMissing | Error::Internal(_) => return Self::failed(error, otherwise),
         };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Failure};
 use super::validation::{self, Label};
-use super::{Admin, Anyone, Expects, Payload, Shared, client_address, read_payload};
+use super::{Admin, Anyone, Expects, Payload, Shared, client_address, parse_payload, read_body};
 use crate::panel::NewCertificate;
 use crate::state::milliseconds;
 
@@ -37,23 +37,27 @@ pub(super) async fn drop_token(State(shared): State<Shared>, _: Admin, Label(lab
 }
 
 /// Public: the token is what counts, and a certificate is not looked at.
-pub(super) async fn enroll(State(shared): State<Shared>, request: Request) -> Result<Answer<Value>> {
+pub(super) async fn enroll(State(shared): State<Shared>, mut request: Request) -> Result<Answer<Value>> {
     const FAILED: &str = "Enrollment failed";
-    let (parts, body) = request.into_parts();
-    let admitted = shared.limiter.admit(client_address(&parts), Instant::now());
-    admitted.map_err(Failure::too_many)?;
-    let is_set_up = shared.panel.config().map_err(|error| Failure::of(&error, FAILED))?;
-    if !is_set_up.is_completed() {
-        return Err(Failure::not_set_up(&is_set_up.onboarding));
+    let octets = read_body(&mut request, shared.bounds.request).await;
+    let address = client_address(request.extensions().get(), request.headers());
+    shared.limiter.admit(address, Instant::now()).map_err(Failure::too_many)?;
+    let config = shared.panel.config().map_err(|error| Failure::of(&error, FAILED))?;
+    if !config.is_completed() {
+        return Err(Failure::not_set_up(&config.onboarding));
     }
-    let mut request = Request::from_parts(parts, body);
-    let Payload(body) = read_payload(&mut request, Expects::Json, shared.bounds.request).await?;
+    let Payload(body) = parse_payload(request.headers(), &octets?, Expects::Json)?;
     let (token, csr) = validation::enrollment(body)?;
     let enrolled = shared.panel.enroll(&token, csr).await;
     let (grant, certificate) = enrolled.map_err(|error| Failure::of(&error, FAILED))?;
-    let mut answer = certificate_answer(&shared, &certificate);
-    answer["label"] = grant.label.into();
-    Ok(Answer(answer))
+    Ok(Answer(json!({
+        "ok": true,
+        "cert": certificate.pem,
+        "caCert": shared.panel.ca_pem(),
+        "label": grant.label,
+        "serial": certificate.serial,
+        "expiresAt": milliseconds(certificate.expires_at),
+    })))
 }
 
 pub(super) async fn upgrade_admin(
@@ -77,7 +81,7 @@ pub(super) async fn upgrade_agent(
     if agent.is_delegated() {
         return Err(Failure::INVALID_AGENT_LABEL);
     }
-    let upgraded = shared.panel.upgrade_agent(agent.label, csr).await;
+    let upgraded = shared.panel.upgrade_agent(agent, csr).await;
     let certificate = upgraded.map_err(|error| Failure::of(&error, "Agent certificate upgrade failed"))?;
     Ok(Answer(certificate_answer(&shared, &certificate)))
 }

@@ -147,8 +147,19 @@ fn checked_capabilities(
     needs_base: bool,
     is_capability: impl Fn(&str) -> bool,
 ) -> Option<Vec<String>> {
-    let capabilities = issues.texts(body, "capabilities")?;
+    let values = issues.array(body, "capabilities")?;
     let path = ["capabilities".into()];
+    let mut capabilities = Vec::with_capacity(values.len());
+    for (at, value) in values.iter().enumerate() {
+        match value {
+            Value::String(capability) => capabilities.push(capability.clone()),
+            other => issues.add(&["capabilities".into(), at.into()], &unexpected("string", other)),
+        }
+    }
+    // A list with something else in it is not looked at as one of capabilities.
+    if capabilities.len() < values.len() {
+        return None;
+    }
     if needs_base && !capabilities.iter().any(|capability| capability == BASE_CAPABILITY) {
         issues.add(&path, "tunnels:read is mandatory and cannot be removed");
     }
@@ -159,13 +170,19 @@ fn checked_capabilities(
 }
 
 fn checked_sites(issues: &mut Issues, body: &Map<String, Value>) -> Option<Vec<String>> {
-    let sites = issues.texts(body, "allowedSites")?;
-    for (at, site) in sites.iter().enumerate() {
+    let values = issues.array(body, "allowedSites")?;
+    let mut sites = Vec::with_capacity(values.len());
+    for (at, value) in values.iter().enumerate() {
         let path = ["allowedSites".into(), at.into()];
+        let Value::String(site) = value else {
+            issues.add(&path, &unexpected("string", value));
+            continue;
+        };
         issues.length(&path, site, MAX_SITE);
         if !is_word(site) || site.starts_with('-') || site.ends_with('-') {
             issues.add(&path, "Site name must contain only lowercase letters, numbers, and hyphens");
         }
+        sites.push(site.clone());
     }
     Some(sites)
 }
@@ -208,33 +225,13 @@ impl Issues {
         }
     }
 
-    fn texts(&mut self, body: &Map<String, Value>, field: &str) -> Option<Vec<String>> {
-        let values = match body.get(field) {
-            Some(Value::Array(values)) => values,
-            Some(other) => {
-                self.add(&[field.into()], &unexpected("array", other));
-                return None;
-            }
-            None => {
-                self.add(&[field.into()], "Required");
-                return None;
-            }
-        };
-        let mut texts = Some(Vec::with_capacity(values.len()));
-        for (at, value) in values.iter().enumerate() {
-            match value {
-                Value::String(text) => {
-                    if let Some(texts) = &mut texts {
-                        texts.push(text.clone());
-                    }
-                }
-                other => {
-                    self.add(&[field.into(), at.into()], &unexpected("string", other));
-                    texts = None;
-                }
-            }
+    fn array<'a>(&mut self, body: &'a Map<String, Value>, field: &str) -> Option<&'a Vec<Value>> {
+        match body.get(field) {
+            Some(Value::Array(values)) => return Some(values),
+            Some(other) => self.add(&[field.into()], &unexpected("array", other)),
+            None => self.add(&[field.into()], "Required"),
         }
-        texts
+        None
     }
 
     fn none_or<T>(self, value: T) -> Result<T, Failure> {
