@@ -9,7 +9,7 @@ running server, broken state files, and that no secret is seen anywhere. Needs
 `openssl` 3, `curl` and requirements.txt; as root it checks a little more.
 
     python panel.py --server ../target/release/api-server
-    python panel.py --server ../target/release/api-server --only csr,p12
+    python panel.py --server ../target/release/api-server --only requests,bundles
 """
 
 import contextlib

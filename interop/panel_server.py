@@ -138,7 +138,9 @@ class Panel(Server):
     def one_generation(self):
         """client.key, client.crt, client.p12 and .p12-password are of one identity, and it is let in; its serial."""
         password = (self.pki / ".p12-password").read_text()
-        key, cert, others = opened((self.pki / "client.p12").read_bytes(), password)
+        bundle = (self.pki / "client.p12").read_bytes()
+        expect.that(".p12-password opens client.p12", opens(bundle, password))
+        key, cert, others = opened(bundle, password)
         expect.equal("client.crt is in client.p12", (self.pki / "client.crt").read_text(), pem_of_cert(cert))
         expect.equal("client.key is in client.p12", public_of(load_key(self.pki / "client.key")), public_of(key))
         expect.equal("client.key is of client.crt", public_of(key), public_of(cert))
@@ -316,6 +318,13 @@ def from_p12(work, bundle, password):
 def opened(bundle, password):
     """Key, certificate and the other certificates of a bundle, by pyca/cryptography."""
     return pkcs12.load_key_and_certificates(bundle, password.encode())
+
+
+def opens(bundle, password):
+    try:
+        return bool(opened(bundle, password))
+    except ValueError:
+        return False
 
 
 def load_key(path):
