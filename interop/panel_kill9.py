@@ -456,7 +456,9 @@ def settle_agent(panel, agent, registry, active):
         agent.states = [seen]
         return
     # The entry of this certificate, which another one of the label may have followed.
-    [entry] = [each for each in registry if each["serial"] == agent.serial]
+    entries = [each for each in registry if each["serial"] == agent.serial]
+    expect.equal(f"{agent.label} ({agent.serial}) is in the registry", len(entries), 1)
+    [entry] = entries
     seen = ABSENT if entry["revoked"] else seen_of(entry)
     what = f"{agent.label} ({agent.serial}) is what was acknowledged, or one of two when the answer was lost"
     expect.that(f"{what}\n  expected: {agent.states}", seen in agent.states, seen)

@@ -27,6 +27,7 @@ from panel_server import (
     ec_key,
     keep,
     opened,
+    opens,
     pem_of,
     pem_of_cert,
     sections,
@@ -294,13 +295,6 @@ def rotate(panel, identities, caught, must=None):
     expect.equal("nothing else is", len(revoked - revoked_before), len(callers | {before}) + len(passwords) - 1)
     expect.equal("crl.pem agrees", set(panel.crl_serials()), revoked)
     expect.that("the backup is of the last but one", revoked > {serial_of(panel.pki / "client.crt.bak")})
-
-
-def opens(bundle, password):
-    try:
-        return bool(opened(bundle, password))
-    except ValueError:
-        return False
 
 
 def fetch(panel):

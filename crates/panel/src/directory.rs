@@ -110,7 +110,8 @@ impl Directory {
         Snapshot(self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Decides a change on the state and answers when it is on disk.
+    /// Decides a change on the state and answers when it is on disk. A caller who
+    /// has gone before its turn changes nothing.
     ///
     /// # Errors
     ///
@@ -124,7 +125,11 @@ impl Directory {
     {
         let (reply, answer) = oneshot::channel();
         let job = Job(Box::new(move |state| {
-            // Whoever asked may be gone; what was decided stands.
+            if reply.is_closed() {
+                // Nobody would hear of it: a new password, for one, would be lost with the old key.
+                return Err(Box::new(|| {}));
+            }
+            // Whoever goes after this may miss the answer; what was decided stands.
             match decide(state) {
                 Ok((edits, value)) => Ok(Decided {
                     edits,
