@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use pki_core::pkcs12;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::commands::print_json;
-use crate::panel_client::{Client, Identity, Trust};
+use crate::panel_client::{Answer, Client, Identity, Trust};
 use crate::{files, p12};
 
 #[derive(Args)]
@@ -106,7 +106,7 @@ const CERTIFICATE: Columns =
     &[("type", "TYPE"), ("domain", "NAME"), ("daysUntilExpiry", "DAYS"), ("expiresAt", "EXPIRES"), ("path", "PATH")];
 
 fn list(client: &Client, path: &str, field: &str, columns: Columns, json: bool) -> anyhow::Result<()> {
-    let answer = client.ask("GET", path, None)?;
+    let answer = ask(client, "GET", path, None)?;
     if json {
         return print_json(&answer);
     }
@@ -137,7 +137,7 @@ fn cell(value: &Value) -> String {
 
 fn enroll(client: &Client, enroll: &Enroll, json: bool) -> anyhow::Result<()> {
     let body = json!({"label": enroll.label, "capabilities": enroll.capabilities, "allowedSites": enroll.sites});
-    let answer = client.ask("POST", "/api/certs/agent/enroll", Some(&body))?;
+    let answer = ask(client, "POST", "/api/certs/agent/enroll", Some(&body))?;
     if json {
         return print_json(&answer);
     }
@@ -152,7 +152,7 @@ fn revoke(client: &Client, revoke: &Revoke, json: bool) -> anyhow::Result<()> {
     // What a path would take for something else is no label.
     let is_label = |octet: u8| octet.is_ascii_alphanumeric() || b"-:".contains(&octet);
     ensure!(label.bytes().all(is_label), "{label:?} is not a label: use lower-case letters, digits and hyphens");
-    let answer = client.ask("DELETE", &format!("/api/certs/agent/{label}"), None)?;
+    let answer = ask(client, "DELETE", &format!("/api/certs/agent/{label}"), None)?;
     if json {
         return print_json(&answer);
     }
@@ -204,8 +204,14 @@ fn trusted(path: &std::path::Path) -> anyhow::Result<Trust> {
     Ok(Trust::Only(certificates.with_context(|| format!("cannot use {}", path.display()))?))
 }
 
+/// The answer to a request, if it is a good one.
+fn ask(client: &Client, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    let Answer { status, body } = client.ask(method, path, body)?;
+    if (200..300).contains(&status) { Ok(body) } else { bail!(complaint(status, &body)) }
+}
+
 /// What the panel says is wrong, in one line.
-pub(crate) fn complaint(status: u16, answer: &Value) -> String {
+fn complaint(status: u16, answer: &Value) -> String {
     let error = cell(&answer["error"]);
     let mut said = if error == "-" { format!("the panel answered {status}") } else { error };
     for issue in answer["details"]["issues"].as_array().into_iter().flatten() {
@@ -213,9 +219,4 @@ pub(crate) fn complaint(status: u16, answer: &Value) -> String {
         said += &format!("; {}: {}", path.join("."), cell(&issue["message"]));
     }
     said
-}
-
-/// An answer that is no object says nothing.
-pub(crate) fn object(answer: Value) -> Value {
-    if answer.is_object() { answer } else { Value::Object(Map::new()) }
 }

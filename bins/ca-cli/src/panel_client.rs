@@ -16,13 +16,11 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
-
-use crate::panel::{complaint, object};
 
 /// Who asks.
 pub(crate) struct Identity {
@@ -39,6 +37,13 @@ pub(crate) enum Trust {
     Only(Vec<Vec<u8>>),
     /// Whom the system trusts.
     System,
+}
+
+/// What a panel said.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// An object; an empty one if it was something else.
+    pub(crate) body: Value,
 }
 
 /// A panel and who asks it.
@@ -75,8 +80,8 @@ impl Client {
         Ok(Self { url, config: Arc::new(config) })
     }
 
-    /// The answer to a request, if it is a good one.
-    pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    /// The answer to a request, whatever it says.
+    pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
         runtime.block_on(async {
             let answer = timeout(PATIENCE, self.exchange(method, path, body)).await;
@@ -84,7 +89,7 @@ impl Client {
         })
     }
 
-    async fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    async fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
         let cannot_connect = || format!("cannot connect to {}", self.url);
         let host = self.url.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -103,11 +108,11 @@ impl Client {
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = request.body(Full::new(Bytes::from(body))).context("cannot make the request")?;
         let answer = sender.send_request(request).await.context("the panel ended the connection")?;
-        let status = answer.status();
+        let status = answer.status().as_u16();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error)).context("the panel ended the connection")?.to_bytes();
-        let answer = object(serde_json::from_slice(&body).unwrap_or_default());
-        if status.is_success() { Ok(answer) } else { bail!(complaint(status.as_u16(), &answer)) }
+        let body = serde_json::from_slice::<Map<_, _>>(&body).unwrap_or_default();
+        Ok(Answer { status, body: Value::Object(body) })
     }
 }
 
