@@ -2672,11 +2672,17 @@ def reset(report, rig, panel, hardware, agent):
             return
         old = panel.admin()
         panel.stop()
-        for path in (panel.data_dir, *panel.data_dir.rglob("*")):
+        # The owner must get there, too.
+        places = (panel.work, panel.data_dir, *panel.data_dir.rglob("*"))
+        for path in places:
             os.chown(path, NOBODY, NOBODY)
-        expect.equal("reset-admin succeeds", panel.reset_admin().returncode, 0)
+        done = panel.reset_admin()
+        expect.equal(f"reset-admin succeeds: {done.stderr}", done.returncode, 0)
         owners = {path.stat().st_uid for path in (panel.config, *panel.pki.rglob("*"))}
-        for path in (panel.data_dir, *panel.data_dir.rglob("*")):
+        refused = subprocess.run(panel.serve_command(), capture_output=True, text=True, timeout=30)
+        expect.equal("root does not serve from somebody else's directory", refused.returncode, 1)
+        expect.that("and says why", "run the server as that user" in refused.stderr + refused.stdout, refused)
+        for path in (panel.work, panel.data_dir, *panel.data_dir.rglob("*")):
             os.chown(path, os.geteuid(), os.getegid())
         panel.start()
         expect.equal("the owners", owners, {NOBODY})

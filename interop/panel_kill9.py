@@ -34,6 +34,7 @@ from panel_server import (
     opened,
     pem_of,
     public_of,
+    serial_text,
     sign_by_hand,
 )
 from server import arguments
@@ -406,11 +407,6 @@ def signed_crl(panel):
     ca = x509.load_pem_x509_certificate((panel.pki / "ca.crt").read_bytes())
     expect.that("crl.pem is signed by the authority", crl.is_signature_valid(ca.public_key()))
     return crl
-
-
-def serial_text(number):
-    text = f"{number:X}"
-    return text.zfill(len(text) + len(text) % 2)
 
 
 def admin_is_whole(panel, admin):

@@ -32,6 +32,7 @@ from panel_server import (
     pem_of_cert,
     sections,
     serial_of,
+    serial_text,
     sign_by_hand,
     tls_context,
 )
@@ -185,7 +186,7 @@ def check(name, call, values):
 
 
 def serial_in(bundle, password):
-    return f"{opened(bundle, password)[1].serial_number:X}".zfill(2)
+    return serial_text(opened(bundle, password)[1].serial_number)
 
 
 # --- rotations ----------------------------------------------------------------
@@ -284,7 +285,7 @@ def rotate(panel, identities, caught, must=None):
 
     revoked = set(panel.revoked_serials())
     for password, (key, cert, _) in made.items():
-        serial = f"{cert.serial_number:X}".zfill(2)
+        serial = serial_text(cert.serial_number)
         identity = keep(panel.work, pem_of_cert(cert), pem_of(key))
         expect.equal("all but the last are revoked", serial in revoked, password != kept)
         wanted = 200 if password == kept else 403

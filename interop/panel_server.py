@@ -128,6 +128,12 @@ class Panel(Server):
                 command += [f"--{name.replace('_', '-')}", value]
         return [str(each) for each in command]
 
+    def serve_command(self):
+        """`api-server serve` on this server's directories and free ports, in the foreground."""
+        words = [word for word in self.reset_command() if word != "reset-admin"]
+        ports = itertools.chain.from_iterable((f"--{name}-listen", "127.0.0.1:0") for name in ("api", "edge", "metrics"))
+        return [*words, *ports]
+
     def reset_admin(self, **named):
         return subprocess.run(self.reset_command(), capture_output=True, text=True, timeout=60, **named)
 
@@ -147,7 +153,7 @@ class Panel(Server):
         ca = [pem_of_cert(each) for each in others]
         expect.equal("ca.crt is in client.p12", ca, [(self.pki / "ca.crt").read_text()])
         expect.status("the admin of the directory is let in", self.call(self.admin(), "GET", ADMIN_ONLY), 200)
-        return f"{cert.serial_number:X}".zfill(2)
+        return serial_text(cert.serial_number)
 
     def left_over(self):
         """Files of changes that were not finished."""
@@ -281,6 +287,11 @@ def try_openssl(*words, **named):
 
 def serial_of(cert):
     return openssl("x509", "-in", cert, "-noout", "-serial").strip().partition("=")[2]
+
+
+def serial_text(number):
+    """Upper-case hex, two digits an octet."""
+    return number.to_bytes(max(1, (number.bit_length() + 7) // 8)).hex().upper()
 
 
 def end_of(cert):

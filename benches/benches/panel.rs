@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use ca_dir::{KeyAlgorithm, generate_key};
 use jiff::Timestamp;
-use panel::{Grant, Making, Panel, Parts, Presented, Programs, setup};
+use panel::{Grant, Making, Panel, Parts, Presented, Programs, Serial, setup};
 use pki_core::pkcs12::Encryption;
 use store::SqliteStore;
 
@@ -58,6 +58,11 @@ async fn open(directory: &Path, keys: KeyAlgorithm) -> anyhow::Result<Panel> {
     Ok(Panel::open(parts).await?)
 }
 
+/// The admin who asks.
+fn by() -> anyhow::Result<Serial> {
+    Serial::parse("0A").context("a serial number")
+}
+
 fn grant(label: String) -> Grant {
     Grant { label, capabilities: vec!["tunnels:read".to_owned()], allowed_sites: Vec::new() }
 }
@@ -72,7 +77,7 @@ async fn enroll(panel: &Arc<Panel>) -> anyhow::Result<f64> {
     for number in 0..ENROLLMENTS {
         let panel = Arc::clone(panel);
         making.spawn(async move {
-            let token = panel.create_token(grant(format!("agent-{number}"))).await?;
+            let token = panel.create_token(grant(format!("agent-{number}")), by()?).await?;
             anyhow::Ok((token.token.expose().to_owned(), csr()?))
         });
     }
@@ -110,7 +115,7 @@ async fn revoke(panel: &Panel) -> anyhow::Result<()> {
     anyhow::ensure!(panel.authenticate(Some(&presented), false).is_ok(), "the agent is let in");
     let let_in = started.elapsed();
     let started = Instant::now();
-    panel.revoke(agent.label.clone()).await?;
+    panel.revoke(agent.label.clone(), by()?).await?;
     let revoked = started.elapsed();
     let started = Instant::now();
     anyhow::ensure!(panel.authenticate(Some(&presented), false).is_err(), "the agent is refused");
@@ -135,7 +140,7 @@ async fn bundles(keys: KeyAlgorithm, name: &str, count: usize) -> anyhow::Result
         generate_key(keys)?;
         alone += started.elapsed();
         let started = Instant::now();
-        panel.create_agent(grant(format!("agent-{number}"))).await?;
+        panel.create_agent(grant(format!("agent-{number}")), by()?).await?;
         whole += started.elapsed();
     }
     let count = f64::from(u32::try_from(count)?);

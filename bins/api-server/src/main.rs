@@ -48,7 +48,11 @@ enum Command {
     /// Print the OpenAPI document
     Openapi,
     /// Make the panel's admin a new bundle, and revoke the old one; a server may be running
-    ResetAdmin,
+    ResetAdmin {
+        /// Leave nginx alone: whoever started this one tells it
+        #[arg(long, hide = true)]
+        files_only: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -76,8 +80,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     logging::init(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
-        if let Command::ResetAdmin = command {
-            return panel::reset_admin(&settings).await;
+        if let Command::ResetAdmin { files_only } = command {
+            return panel::reset_admin(&settings, files_only).await;
         }
         let started = start::start(&settings).await?;
         match command {

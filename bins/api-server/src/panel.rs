@@ -2,11 +2,15 @@
 //! and the way back in for an admin who lost the key.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use panel::setup::{self, SERVER_CERTIFICATE, SERVER_KEY};
+use panel::setup::{self, AdminReset, SERVER_CERTIFICATE, SERVER_KEY};
 use panel::{Clock, Listener, Nginx, Panel, Parts};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,6 +24,13 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
     let Some(address) = settings.panel_listen.0.0 else { return Ok(None) };
     let address = reachable(address.ip());
     let (directory, config) = (&settings.pki_dir, &settings.panel_config);
+    if let Some((user, _)) = other_owner(directory)? {
+        bail!(
+            "{} (pki_dir) belongs to the user with the number {user}, who could make root write elsewhere: \
+             run the server as that user",
+            directory.display()
+        );
+    }
     if !directory.exists() {
         tracing::info!(directory = %directory.display(), keys = %settings.panel_keys.0, "making the panel's authority and the admin's bundle");
     }
@@ -65,14 +76,61 @@ pub(crate) fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<Lis
 
 /// Makes the admin a new bundle and says where it is. Its password goes to a
 /// file, not to a terminal that others may read back.
-pub(crate) async fn reset_admin(settings: &Settings) -> anyhow::Result<()> {
+pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow::Result<()> {
     let (directory, config) = (&settings.pki_dir, &settings.panel_config);
-    let reset = setup::reset_admin(directory, config, settings.making(), &settings.programs(), Timestamp::now())
-        .await
-        .with_context(|| format!("cannot reset the admin of {} (pki_dir)", directory.display()))?;
+    let done = match other_owner(directory)? {
+        Some(owner) => reset_as(owner)?,
+        None => {
+            let reset = setup::reset_admin(directory, config, settings.making(), Timestamp::now())
+                .await
+                .with_context(|| format!("cannot reset the admin of {} (pki_dir)", directory.display()))?;
+            tell(settings, &reset);
+            true
+        }
+    };
+    anyhow::ensure!(done, "the admin of {} (pki_dir) was not reset", directory.display());
+    if files_only {
+        return Ok(());
+    }
+    match settings.programs().reload_nginx().await {
+        Nginx::Reloaded => {}
+        Nginx::TestFailed => eprintln!("api-server: warning: nginx was not reloaded: its configuration test failed"),
+        Nginx::ReloadFailed => eprintln!("api-server: warning: nginx could not be reloaded"),
+    }
+    Ok(())
+}
+
+/// Whose directory it is, if root runs and it is another's. Links that its
+/// owner lays there must not lead root elsewhere.
+fn other_owner(directory: &Path) -> anyhow::Result<Option<(u32, u32)>> {
+    let metadata = match std::fs::metadata(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata.with_context(|| format!("cannot use {} (pki_dir)", directory.display()))?,
+    };
+    let is_others = rustix::process::geteuid().is_root() && metadata.uid() != 0;
+    Ok(is_others.then(|| (metadata.uid(), metadata.gid())))
+}
+
+/// The same command as the directory's owner, with root's part left out.
+fn reset_as((user, group): (u32, u32)) -> anyhow::Result<bool> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let status = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--files-only")
+        .uid(user)
+        .gid(group)
+        .status()
+        .with_context(|| format!("cannot run this program as the directory's owner, user {user}"))?;
+    Ok(status.success())
+}
+
+fn tell(settings: &Settings, reset: &AdminReset) {
     let port = settings.panel_listen.0.0.map_or(9292, |address| address.port());
     let host = if reset.ip.is_empty() { "127.0.0.1" } else { &reset.ip };
-    println!("The admin has a new certificate, and what was valid before is revoked.\n");
+    match &reset.revoked {
+        Some(serial) => println!("The admin has a new certificate; the one before is revoked, serial {serial}.\n"),
+        None => println!("The admin has a new certificate. There was none before to be revoked.\n"),
+    }
     println!("  bundle:   {}", reset.bundle.display());
     println!("  password: in {}", reset.password.display());
     println!("  panel:    https://{host}:{port}\n");
@@ -80,12 +138,6 @@ pub(crate) async fn reset_admin(settings: &Settings) -> anyhow::Result<()> {
     println!("  macOS     double-click the bundle, or: security import client.p12");
     println!("  Linux     browser settings, certificates, import");
     println!("  curl      curl -k --cert-type P12 --cert client.p12:PASSWORD https://{host}:{port}/api/certs");
-    match reset.nginx {
-        Nginx::Reloaded => {}
-        Nginx::TestFailed => eprintln!("api-server: warning: nginx was not reloaded: its configuration test failed"),
-        Nginx::ReloadFailed => eprintln!("api-server: warning: nginx could not be reloaded"),
-    }
-    Ok(())
 }
 
 fn clock() -> Clock {

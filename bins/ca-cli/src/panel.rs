@@ -141,9 +141,8 @@ fn enroll(client: &Client, enroll: &Enroll, json: bool) -> anyhow::Result<()> {
     if json {
         return print_json(&answer);
     }
-    let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
-    files::print(&format!("{}\n", text("token")))?;
-    eprintln!("the agent {} may enrol with this token once, until {}", enroll.label, text("expiresAt"));
+    files::print(&format!("{}\n", cell(&answer["token"])))?;
+    eprintln!("the agent {} may enrol with this token once, until {}", enroll.label, cell(&answer["expiresAt"]));
     Ok(())
 }
 

@@ -55,6 +55,7 @@ impl Paths {
     }
 }
 
+#[derive(Clone)]
 struct Current {
     state: State,
     stamps: Stamps,
@@ -196,7 +197,8 @@ impl Writer {
     fn group(&self, first: Job, queue: &mut mpsc::Receiver<Job>) {
         let locked = self.files.lock().and_then(|lock| self.files.recover().map(|()| lock));
         self.shared.refresh();
-        let mut state = self.shared.current.read().unwrap_or_else(PoisonError::into_inner).state.clone();
+        let Current { mut state, mut stamps } =
+            self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (mut edits, mut answers, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
         let mut touched = Touched::default();
         let mut next = Some(first);
@@ -216,18 +218,20 @@ impl Writer {
                 next = queue.try_recv().ok();
             }
         }
-        let written = locked
-            .map_err(Error::internal)
-            .and_then(|_lock| write(&self.files, &self.shared.paths, &self.make_crl, &state, &edits, touched));
+        let written = locked.map_err(Error::internal).and_then(|lock| {
+            write(&self.files, &self.shared.paths, &self.make_crl, &state, &edits, touched)?;
+            Ok(lock)
+        });
         if written.is_ok() && !edits.is_empty() {
-            let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
-            // Stamps that another program changed meanwhile differ again and are read again.
-            *current = Current { state, stamps: Stamps::of(&self.shared.paths) };
+            // Only what was written here is known to be as it is here. The stamps of the other
+            // files are those of their content, so that what others wrote meanwhile is read.
+            stamps.renew(&self.shared.paths, touched);
+            *self.shared.current.write().unwrap_or_else(PoisonError::into_inner) = Current { state, stamps };
         }
         refusals.into_iter().for_each(|refuse| refuse());
         for answer in answers {
             answer(match &written {
-                Ok(()) => Ok(()),
+                Ok(_) => Ok(()),
                 Err(error) => Err(error.clone()),
             });
         }
@@ -320,6 +324,7 @@ pub(crate) fn read_state(paths: &Paths, keys: Vec<(Serial, [u8; 32])>) -> State 
         revoked: read_list(&paths.at(REVOKED)).map(Revoked::indexed),
         config: read_config(&paths.config),
         admin: read_admin(&paths.at(CLIENT_CERTIFICATE)),
+        superseded: Vec::new(),
         keys,
     }
 }
@@ -344,6 +349,7 @@ impl Current {
         }
         if before.admin != now.admin {
             state.admin = read_admin(&paths.at(CLIENT_CERTIFICATE));
+            state.superseded.clear();
         }
         for malformed in [state.agents.as_ref().err(), state.tokens.as_ref().err(), state.revoked.as_ref().err()]
             .into_iter()
@@ -362,14 +368,23 @@ impl Current {
 /// A list that is not there is empty; anything else is as it should be, or an error.
 fn read_list<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Malformed> {
     match read(path)? {
-        Some(text) => serde_json::from_slice(&text).map_err(|error| malformed(path, &error)),
+        Some(text) => serde_json::from_slice(&text).map_err(|error| malformed(path, &place(&error))),
         None => Ok(T::default()),
     }
 }
 
 fn read_config(path: &Path) -> Result<Config, Malformed> {
     let text = read(path)?.ok_or_else(|| malformed(path, &"it is not there"))?;
-    Config::parse(&text).map_err(|error| malformed(path, &error))
+    Config::parse(&text).map_err(|error| malformed(path, &place(&error)))
+}
+
+/// Where JSON is wrong. What stands there may be a secret and is not told.
+fn place(error: &serde_json::Error) -> String {
+    let what = if error.is_data() { "it has not the shape that it should have" } else { "it is not JSON" };
+    match error.line() {
+        0 => what.to_owned(),
+        line => format!("{what}, at line {line}, column {}", error.column()),
+    }
 }
 
 /// None of it is not an error: then no certificate is the admin's current one.
@@ -421,6 +436,22 @@ struct Stamps {
 }
 
 impl Stamps {
+    fn renew(&mut self, paths: &Paths, touched: Touched) {
+        let now = Self::of(paths);
+        let renewed = [
+            (touched.agents, &mut self.agents, now.agents),
+            (touched.tokens, &mut self.tokens, now.tokens),
+            (touched.revoked, &mut self.revoked, now.revoked),
+            (touched.config, &mut self.config, now.config),
+            (touched.admin, &mut self.admin, now.admin),
+        ];
+        for (is_touched, stamp, now) in renewed {
+            if is_touched {
+                *stamp = now;
+            }
+        }
+    }
+
     fn of(paths: &Paths) -> Self {
         Self {
             agents: Stamp::of(&paths.at(REGISTRY)),

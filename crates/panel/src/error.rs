@@ -27,6 +27,9 @@ pub enum Error {
     /// A request that is not signed. The cause is for the log.
     #[error("Invalid CSR: structure or signature verification failed")]
     InvalidCsr(#[source] Cause),
+    /// A label that is none.
+    #[error("Invalid agent label")]
+    InvalidLabel,
     /// The admin's key never leaves the device, so there is no bundle.
     #[error("the admin uses hardware-bound authentication")]
     NoBundle,
@@ -36,7 +39,7 @@ pub enum Error {
     /// No P12 of the admin is there.
     #[error("No client certificate found")]
     NoClientCertificate,
-    /// Whoever asked has got another certificate meanwhile.
+    /// Whoever asked was revoked meanwhile, or has another certificate.
     #[error("Certificate has been revoked")]
     Superseded,
     /// A token of the label waits to be used.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -97,8 +97,7 @@ impl Files {
     /// Waits until nobody else writes.
     pub(crate) fn lock(&self) -> io::Result<File> {
         let path = self.root.join(LOCK);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-        self.give_to_owner(&path)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
         file.lock()?;
         Ok(file)
     }
@@ -135,11 +134,20 @@ impl Files {
     pub(crate) fn recover(&self) -> io::Result<()> {
         let intent = self.root.join(INTENT);
         if intent.try_exists()? {
-            let moves: Vec<Move> = serde_json::from_slice(&fs::read(&intent)?)?;
+            let mut moves: Vec<Move> = serde_json::from_slice(&fs::read(&intent)?)?;
+            if !moves.iter_mut().flat_map(Move::paths).all(|path| self.is_ours(path)) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{INTENT} names files elsewhere")));
+            }
             tracing::warn!(moves = moves.len(), "finishing a change that was interrupted");
             self.carry_out(&moves)?;
         }
         self.clear()
+    }
+
+    /// Below the directory, or one of the lists that lie elsewhere.
+    fn is_ours(&self, path: &Path) -> bool {
+        let is_below = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        is_below || self.lists.iter().any(|list| path == list || path == beside(list))
     }
 
     /// Removes what waits for a change that is done or was never promised.
@@ -160,6 +168,10 @@ impl Files {
                     // A rename stays within a file system, and panel.json may lie on another.
                     let from = if path.starts_with(&self.root) { staging.join(at.to_string()) } else { beside(path) };
                     self.write(&from, content, *mode)?;
+                    // Flushed before the record is, or a move that is missing looks like one that was made.
+                    if !from.starts_with(&self.root) {
+                        self.sync_parent(&from)?;
+                    }
                     moves.push(Move::Rename { from, to: path.clone() });
                 }
                 Item::Directory(path, files) => {
@@ -232,8 +244,7 @@ impl Files {
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {
         (self.step)()?;
-        DirBuilder::new().mode(0o700).create(path)?;
-        self.give_to_owner(path)
+        DirBuilder::new().mode(0o700).create(path)
     }
 
     fn write(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -241,7 +252,6 @@ impl Files {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
         // The umask may have taken bits, and a file may have been there.
         file.set_permissions(Permissions::from_mode(mode))?;
-        self.give_to_owner(path)?;
         file.write_all(content)?;
         (self.step)()?;
         file.sync_all()
@@ -266,15 +276,6 @@ impl Files {
     fn sync_parent(&self, path: &Path) -> io::Result<()> {
         (self.step)()?;
         path.parent().map_or(Ok(()), sync)
-    }
-
-    /// Root works for the directory's owner: what it leaves must be theirs.
-    fn give_to_owner(&self, path: &Path) -> io::Result<()> {
-        let (owner, found) = (fs::metadata(&self.root)?, fs::metadata(path)?);
-        if (owner.uid(), owner.gid()) != (found.uid(), found.gid()) && rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
-        }
-        Ok(())
     }
 }
 

@@ -136,7 +136,7 @@ pub fn router(panel: Arc<Panel>, bounds: Bounds) -> Router {
             Method::POST => post_routes,
             Method::PATCH => patch_routes,
             Method::DELETE => delete_routes,
-            _ => return Failure::NOT_FOUND.into_response(),
+            _ => return with_headers(Failure::NOT_FOUND.into_response()),
         };
         routes.oneshot(request).await.into_response()
     })
@@ -163,13 +163,12 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Failure> {
-    // Read first, judged later: who is refused before all is sent does not hear why.
-    let octets = match *request.method() {
-        Method::GET | Method::HEAD => Ok(Vec::new()),
-        _ => read_body(&mut request, shared.bounds.request).await,
-    };
     let is_download = request.method() == Method::GET && request.uri().path() == "/api/certs/mtls/download";
-    let caller = authenticate(&shared, &request, is_download)?;
+    let caller = authenticate(&shared, &request, is_download);
+    // Read before it is answered, for who is refused before all is sent does not hear why; kept for
+    // those only who are let in.
+    let octets = read_body(&mut request, caller.is_ok(), shared.bounds.request).await;
+    let caller = caller?;
     require_same_origin(&shared, &request)?;
     if expects != Expects::NothingNorSetup {
         require_setup(&shared)?;
@@ -230,9 +229,9 @@ fn require_setup(shared: &Shared) -> Result<(), Failure> {
     if config.is_completed() { Ok(()) } else { Err(Failure::not_set_up(&config.onboarding)) }
 }
 
-/// A body of at most [`MAX_BODY`] octets; some more are read and dropped, so that
-/// the answer gets through.
-async fn read_body(request: &mut Request, patience: Duration) -> Result<Vec<u8>, Failure> {
+/// A body of at most [`MAX_BODY`] octets. Some more are read and dropped, so that
+/// the answer gets through; all of them if it is not to be kept.
+async fn read_body(request: &mut Request, is_kept: bool, patience: Duration) -> Result<Vec<u8>, Failure> {
     const MAX_DROPPED: usize = 8 * 1024 * 1024;
 
     let mut body = std::mem::replace(request.body_mut(), Body::empty());
@@ -241,7 +240,7 @@ async fn read_body(request: &mut Request, patience: Duration) -> Result<Vec<u8>,
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| Failure::BROKEN_BODY)?.into_data() else { continue };
             size += data.len();
-            if size <= MAX_BODY {
+            if is_kept && size <= MAX_BODY {
                 octets.extend_from_slice(&data);
             } else if size > MAX_DROPPED {
                 break;
@@ -321,10 +320,15 @@ async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let mut response = next.run(request).await;
+    let response = next.run(request).await;
     let status = response.status();
     let micros = started.elapsed().as_micros();
     tracing::debug!(%method, route, status = status.as_u16(), micros, "panel request");
+    with_headers(response)
+}
+
+/// What every answer says.
+fn with_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::VARY, header::HeaderValue::from_static("Origin"));
     headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));

@@ -7,6 +7,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 
 use crate::authority::{seconds, timestamp};
 use crate::error::Error;
+use crate::panel::DELEGATED;
 use crate::state::{Serial, State};
 use crate::subject::common_names;
 
@@ -111,7 +112,7 @@ pub(crate) fn recognize(presented: &Presented, state: &State) -> Result<Caller, 
     let [name] = presented.common_names.as_slice() else { return Err(Denied::Unknown) };
     let label = match name.as_str() {
         "admin" | "Portlama Client" => return Ok(Caller::Admin(presented.serial.clone())),
-        name if name.starts_with("plugin-agent:") => name,
+        name if name.starts_with(DELEGATED) => name,
         name => name.strip_prefix("agent:").ok_or(Denied::Unknown)?,
     };
     let agent = state.active(label).map_err(Error::from)?.ok_or(Denied::Unknown)?;
@@ -128,7 +129,7 @@ pub(crate) fn recognize(presented: &Presented, state: &State) -> Result<Caller, 
 impl AgentCaller {
     /// Vouched for by another agent, with rights of its own.
     pub(crate) fn is_delegated(&self) -> bool {
-        self.label.starts_with("plugin-agent:")
+        self.label.starts_with(DELEGATED)
     }
 }
 

@@ -32,4 +32,4 @@ pub use panel::{Clock, NewBundle, NewCertificate, NewToken, Panel, Parts, Rotate
 pub use programs::{CommandLine, Nginx, Programs};
 pub use secret::Secret;
 pub use server::{Limits, Listener, TlsError, tls};
-pub use state::{AdminAuthMode, Agent, BASE_CAPABILITY, EnrollmentMethod, Grant, Serial};
+pub use state::{AdminAuthMode, Agent, EnrollmentMethod, Grant, Serial};

@@ -18,8 +18,8 @@ use crate::identity::{self, AgentCaller, Caller, Denied, Presented};
 use crate::programs::{Nginx, Programs};
 use crate::secret::{self, Secret};
 use crate::state::{
-    Admin, AdminAuthMode, Agent, Config, Edit, EnrollmentMethod, Grant, Mode, Revocation, Serial, State, Token,
-    TokenHash, milliseconds,
+    Admin, AdminAuthMode, Agent, BASE_CAPABILITY, Config, Edit, EnrollmentMethod, Grant, Mode, Revocation, Serial,
+    State, Token, TokenHash, milliseconds,
 };
 
 /// How long a token can be used.
@@ -108,7 +108,7 @@ pub struct Parts {
 
 /// The capabilities that every panel knows.
 const CAPABILITIES: [&str; 7] =
-    ["tunnels:read", "tunnels:write", "services:read", "services:write", "system:read", "sites:read", "sites:write"];
+    [BASE_CAPABILITY, "tunnels:write", "services:read", "services:write", "system:read", "sites:read", "sites:write"];
 
 impl Panel {
     /// Takes a directory over as it is.
@@ -126,6 +126,7 @@ impl Panel {
         let Parts { pki_dir, config, store, making, capabilities, programs, clock } = parts;
         let paths = Paths { root: pki_dir, config };
         let now = clock();
+        store.forget_client_certificates(micros(now)).await.map_err(Error::internal)?;
         let certificates = store.client_certificates().await.map_err(Error::internal)?;
         let keys = certificates
             .into_iter()
@@ -200,14 +201,30 @@ impl Panel {
         })
     }
 
+    /// For the certificate that counts now, which may not be the one of whoever
+    /// comes last here.
+    async fn begin_grace(&self, begun: Grace) {
+        {
+            let state = self.directory.state();
+            let current = state.admin.as_ref().map(|admin| admin.serial.to_string());
+            if current.as_ref() != Some(&begun.successor) {
+                return;
+            }
+            *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun.clone());
+        }
+        if let Err(error) = self.store.set_grace(begun).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a restart will end the old certificate's grace");
+        }
+    }
+
     /// The new certificate is in use: the old one needs no more of it.
     fn end_grace_of(&self, successor: &Serial) {
         let mut grace = self.grace.lock().unwrap_or_else(PoisonError::into_inner);
         if grace.as_ref().is_some_and(|grace| grace.successor == successor.to_string()) {
             *grace = None;
-            let store = Arc::clone(&self.store);
+            let (store, successor) = (Arc::clone(&self.store), successor.to_string());
             tokio::spawn(async move {
-                if let Err(error) = store.set_grace(None).await {
+                if let Err(error) = store.end_grace(successor).await {
                     tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget a superseded certificate");
                 }
             });
@@ -221,9 +238,9 @@ impl Panel {
     ///
     /// # Errors
     ///
-    /// [`Error::NoBundle`], [`Error::CaKeyMissing`].
+    /// [`Error::NoBundle`], [`Error::CaKeyMissing`], [`Error::Superseded`].
     pub async fn rotate(&self, caller: Serial) -> Result<Rotated, Error> {
-        require_p12(&self.directory.state())?;
+        require_mode(&self.directory.state(), AdminAuthMode::P12, Error::NoBundle)?;
         let Identity { issued, key_pem, p12, password } = self.make(ADMIN).await?;
         self.remember(&issued).await?;
         let now = (self.clock)();
@@ -234,14 +251,19 @@ impl Panel {
         let superseded = self
             .directory
             .change(move |state| {
-                require_p12(state)?;
+                require_mode(state, AdminAuthMode::P12, Error::NoBundle)?;
+                // Of rotations at once each has its turn, though the first revokes who asks for the
+                // others. A reset or an upgrade ends them.
+                if !state.superseded.contains(&caller) {
+                    require_valid(state, &caller)?;
+                }
                 let mut superseded = vec![caller];
                 superseded.extend(state.admin.as_ref().map(|admin| admin.serial.clone()));
                 superseded.dedup();
                 let mut edits = back_up(&paths)?;
                 let revoke = |serial: &Serial| revocation(serial, "admin (rotated)", now);
                 edits.extend(superseded.iter().map(revoke));
-                edits.push(Edit::SetAdmin(admin));
+                edits.push(Edit::RotateAdmin(admin, superseded.clone()));
                 edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, kept));
                 Ok((edits, superseded))
             })
@@ -251,10 +273,7 @@ impl Panel {
             successor: bundle.serial.to_string(),
             until: micros(now + GRACE),
         };
-        *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = Some(grace.clone());
-        if let Err(error) = self.store.set_grace(Some(grace)).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a restart will end the old certificate's grace");
-        }
+        self.begin_grace(grace).await;
         tracing::info!(serial = %bundle.serial, "the admin's certificate was rotated");
         Ok(Rotated { bundle, nginx: self.programs.reload_nginx().await })
     }
@@ -265,7 +284,7 @@ impl Panel {
     ///
     /// [`Error::NoBundle`], [`Error::NoClientCertificate`].
     pub async fn admin_bundle(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        require_p12(&self.directory.state())?;
+        require_mode(&self.directory.state(), AdminAuthMode::P12, Error::NoBundle)?;
         read_secret(self.directory.paths().at(CLIENT_P12)).await?.ok_or(Error::NoClientCertificate)
     }
 
@@ -285,14 +304,15 @@ impl Panel {
     ///
     /// [`Error::AlreadyHardwareBound`] and those of a request that is not signed.
     pub async fn upgrade_admin(&self, csr: String, caller: Serial) -> Result<NewCertificate, Error> {
-        require_upgradable(&self.directory.state())?;
+        require_mode(&self.directory.state(), AdminAuthMode::P12, Error::AlreadyHardwareBound)?;
         let issued = self.sign(csr, ADMIN.to_owned()).await?;
         self.remember(&issued).await?;
         let now = (self.clock)();
         let certificate = new_certificate(&issued);
         self.directory
             .change(move |state| {
-                require_upgradable(state)?;
+                require_mode(state, AdminAuthMode::P12, Error::AlreadyHardwareBound)?;
+                require_valid(state, &caller)?;
                 require_free_key(state, &issued, None)?;
                 let mut edits: Vec<_> = state
                     .admin
@@ -320,7 +340,8 @@ impl Panel {
     /// # Errors
     ///
     /// [`Error::AgentExists`], [`Error::CaKeyMissing`].
-    pub async fn create_agent(&self, grant: Grant) -> Result<NewBundle, Error> {
+    pub async fn create_agent(&self, grant: Grant, by: Serial) -> Result<NewBundle, Error> {
+        let directory = agent_directory(&grant.label)?;
         require_free_label(&self.directory.state(), &grant.label)?;
         let Identity { issued, key_pem, p12, password } = self.make(&common_name(&grant.label)).await?;
         self.remember(&issued).await?;
@@ -328,8 +349,8 @@ impl Panel {
         let bundle = NewBundle { password, serial: issued.serial.clone(), expires_at: issued.not_after };
         self.directory
             .change(move |state| {
+                require_valid(state, &by)?;
                 require_free_label(state, &grant.label)?;
-                let directory = agent_directory(&grant.label);
                 let files = vec![
                     (CLIENT_KEY, key_pem, Mode::Owner),
                     (CLIENT_CERTIFICATE, Zeroizing::new(issued.pem.clone().into_bytes()), Mode::World),
@@ -368,7 +389,8 @@ impl Panel {
         if method != Some(EnrollmentMethod::P12) {
             return Err(not_found());
         }
-        read_secret(self.directory.paths().at(agent_directory(label)).join(CLIENT_P12)).await?.ok_or_else(not_found)
+        let bundle = self.directory.paths().at(agent_directory(label)?).join(CLIENT_P12);
+        read_secret(bundle).await?.ok_or_else(not_found)
     }
 
     /// Changes what an agent may do, from its next request on.
@@ -376,8 +398,8 @@ impl Panel {
     /// # Errors
     ///
     /// [`Error::AgentNotFound`].
-    pub async fn set_capabilities(&self, label: String, capabilities: Vec<String>) -> Result<(), Error> {
-        self.update_agent(label, |agent| agent.capabilities = capabilities).await
+    pub async fn set_capabilities(&self, label: String, capabilities: Vec<String>, by: Serial) -> Result<(), Error> {
+        self.update_agent(label, by, |agent| agent.capabilities = capabilities).await
     }
 
     /// Changes the sites that an agent may use, from its next request on.
@@ -385,13 +407,19 @@ impl Panel {
     /// # Errors
     ///
     /// [`Error::AgentNotFound`].
-    pub async fn set_allowed_sites(&self, label: String, sites: Vec<String>) -> Result<(), Error> {
-        self.update_agent(label, |agent| agent.allowed_sites = sites).await
+    pub async fn set_allowed_sites(&self, label: String, sites: Vec<String>, by: Serial) -> Result<(), Error> {
+        self.update_agent(label, by, |agent| agent.allowed_sites = sites).await
     }
 
-    async fn update_agent(&self, label: String, update: impl FnOnce(&mut Agent) + Send + 'static) -> Result<(), Error> {
+    async fn update_agent(
+        &self,
+        label: String,
+        by: Serial,
+        update: impl FnOnce(&mut Agent) + Send + 'static,
+    ) -> Result<(), Error> {
         self.directory
             .change(move |state| {
+                require_valid(state, &by)?;
                 let mut agent = state.active(&label)?.ok_or(Error::AgentNotFound(label))?.clone();
                 update(&mut agent);
                 Ok((vec![Edit::UpdateAgent(agent.serial.clone(), agent)], ()))
@@ -404,10 +432,11 @@ impl Panel {
     /// # Errors
     ///
     /// [`Error::AgentNotFound`].
-    pub async fn revoke(&self, label: String) -> Result<(), Error> {
+    pub async fn revoke(&self, label: String, by: Serial) -> Result<(), Error> {
         let now = (self.clock)();
         self.directory
             .change(move |state| {
+                require_valid(state, &by)?;
                 if state.active(&label)?.is_none() {
                     return Err(Error::AgentNotFound(label));
                 }
@@ -420,10 +449,8 @@ impl Panel {
                     let mut revoked = agent.clone();
                     (revoked.revoked, revoked.revoked_at) = (true, Some(milliseconds(now)));
                     edits.push(Edit::UpdateAgent(agent.serial.clone(), revoked));
-                    // The label may come from a file that others write, and becomes a path.
-                    if is_label(&agent.label) {
-                        edits.push(Edit::Remove(agent_directory(&agent.label)));
-                    }
+                    // A label that others wrote and that is none has no directory of ours.
+                    edits.extend(agent_directory(&agent.label).ok().map(Edit::Remove));
                 }
                 Ok((edits, label))
             })
@@ -436,13 +463,14 @@ impl Panel {
     /// # Errors
     ///
     /// [`Error::AgentExists`], then [`Error::TokenExists`].
-    pub async fn create_token(&self, grant: Grant) -> Result<NewToken, Error> {
+    pub async fn create_token(&self, grant: Grant, by: Serial) -> Result<NewToken, Error> {
         let token = secret::enrollment_token()?;
         let hash = TokenHash::of(token.expose());
         let now = (self.clock)();
         let expires_at = now + TOKEN_LIFETIME;
         self.directory
             .change(move |state| {
+                require_valid(state, &by)?;
                 require_free_label(state, &grant.label)?;
                 if state.has_pending_token(&grant.label, now)? {
                     return Err(Error::TokenExists(grant.label));
@@ -459,10 +487,11 @@ impl Panel {
     /// # Errors
     ///
     /// When the tokens cannot be read or written.
-    pub async fn drop_token(&self, label: String) -> Result<bool, Error> {
+    pub async fn drop_token(&self, label: String, by: Serial) -> Result<bool, Error> {
         let now = (self.clock)();
         self.directory
             .change(move |state| {
+                require_valid(state, &by)?;
                 let was_there = state.has_pending_token(&label, now)?;
                 let edits = if was_there { vec![Edit::DropTokens(label)] } else { Vec::new() };
                 Ok((edits, was_there))
@@ -544,7 +573,7 @@ impl Panel {
                 let edits = vec![
                     revocation(&before, &whose, now),
                     Edit::RememberKey(issued.serial, issued.key),
-                    Edit::Remove(agent_directory(&agent.label)),
+                    Edit::Remove(agent_directory(&agent.label)?),
                     Edit::UpdateAgent(before, agent),
                 ];
                 Ok((edits, ()))
@@ -569,12 +598,12 @@ impl Panel {
     }
 
     /// The programs around the panel.
-    pub fn programs(&self) -> &Programs {
+    pub(crate) fn programs(&self) -> &Programs {
         &self.programs
     }
 
     /// Now.
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         (self.clock)()
     }
 
@@ -672,18 +701,13 @@ pub(crate) fn revocation(serial: &Serial, whose: &str, now: Timestamp) -> Edit {
     Edit::Revoke(Revocation::new(serial.clone(), whose.to_owned(), now))
 }
 
-fn require_p12(state: &State) -> Result<(), Error> {
-    match state.config()?.admin_auth_mode {
-        AdminAuthMode::P12 => Ok(()),
-        AdminAuthMode::HardwareBound => Err(Error::NoBundle),
-    }
+fn require_mode(state: &State, mode: AdminAuthMode, otherwise: Error) -> Result<(), Error> {
+    if state.config()?.admin_auth_mode == mode { Ok(()) } else { Err(otherwise) }
 }
 
-fn require_upgradable(state: &State) -> Result<(), Error> {
-    match state.config()?.admin_auth_mode {
-        AdminAuthMode::P12 => Ok(()),
-        AdminAuthMode::HardwareBound => Err(Error::AlreadyHardwareBound),
-    }
+/// Whoever asked was let in a while ago: a key takes seconds to make.
+fn require_valid(state: &State, by: &Serial) -> Result<(), Error> {
+    if state.revoked()?.contains(by) { Err(Error::Superseded) } else { Ok(()) }
 }
 
 fn require_free_label(state: &State, label: &str) -> Result<(), Error> {
@@ -712,6 +736,7 @@ fn redeemable(state: &State, hash: &TokenHash, now: Timestamp) -> Result<Grant, 
     if now >= token.expires_at {
         return Err(Error::TokenExpired);
     }
+    agent_directory(&token.label)?;
     Ok(Grant {
         label: token.label.clone(),
         capabilities: token.capabilities.clone(),
@@ -744,9 +769,13 @@ fn common_name(label: &str) -> String {
     format!("agent:{label}")
 }
 
-fn agent_directory(label: &str) -> PathBuf {
-    Path::new("agents").join(label)
+/// A label may come from a file that others write: what is none is no path.
+fn agent_directory(label: &str) -> Result<PathBuf, Error> {
+    if is_label(label) { Ok(Path::new("agents").join(label)) } else { Err(Error::InvalidLabel) }
 }
+
+/// How the label of an agent begins that another one vouched for.
+pub(crate) const DELEGATED: &str = "plugin-agent:";
 
 /// A label of an agent, or of an agent that another one vouched for.
 pub(crate) fn is_label(text: &str) -> bool {
@@ -754,7 +783,7 @@ pub(crate) fn is_label(text: &str) -> bool {
         !word.is_empty()
             && word.bytes().all(|octet| octet.is_ascii_lowercase() || octet.is_ascii_digit() || octet == b'-')
     };
-    match text.strip_prefix("plugin-agent:") {
+    match text.strip_prefix(DELEGATED) {
         Some(rest) => rest.split_once(':').is_some_and(|(delegator, name)| is_word(delegator) && is_word(name)),
         None => is_word(text),
     }

@@ -80,8 +80,10 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
 }
 
-/// How long listing, testing and asking may take.
+/// How long certbot may take to list certificates.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nginx and systemd may take for a word: somebody waits for more than it.
+const WORD: Duration = Duration::from_secs(10);
 /// Octets of each stream that are kept; the rest is read and dropped.
 const KEPT: usize = 256 * 1024;
 
@@ -134,7 +136,7 @@ impl Programs {
     pub async fn reload_nginx(&self) -> Nginx {
         let Some((test, reload)) = &self.nginx else { return Nginx::Reloaded };
         for (command, failure) in [(test, Nginx::TestFailed), (reload, Nginx::ReloadFailed)] {
-            match run(command, &[], PATIENCE).await {
+            match run(command, &[], WORD).await {
                 Ok(output) if output.status.success() => {}
                 Ok(output) => {
                     tracing::warn!(%command, status = %output.status, stderr = excerpt(&output.stderr), "nginx is not reloaded");
@@ -157,12 +159,15 @@ impl Programs {
     /// Renews a certificate, whether or not it is time.
     pub(crate) async fn renew(&self, name: &str) -> io::Result<Output> {
         let _alone = self.renewing.lock().await;
-        run(&self.certbot, &["renew", "--cert-name", name, "--force-renewal", "--non-interactive"], self.renewal).await
+        // Without a terminal certbot sleeps for minutes first, as is right for timers.
+        let how = ["--force-renewal", "--no-random-sleep-on-renew", "--non-interactive"];
+        let arguments = [&["renew", "--cert-name", name][..], &how].concat();
+        run(&self.certbot, &arguments, self.renewal).await
     }
 
     /// Asks systemd.
     pub(crate) async fn systemctl_says(&self, arguments: &[&str]) -> io::Result<Output> {
-        run(&self.systemctl, arguments, PATIENCE).await
+        run(&self.systemctl, arguments, WORD).await
     }
 }
 
@@ -233,14 +238,16 @@ pub(crate) fn excerpt(text: &str) -> String {
     const LIMIT: usize = 500;
     let is_secret = |word: &str| {
         let word = word.trim_matches(|character: char| !character.is_alphanumeric());
-        word.contains("privkey")
-            || word.ends_with(".key")
+        let word = word.to_ascii_lowercase();
+        ["private", "privkey", ".key", "key.json", "key.pem"].iter().any(|part| word.contains(part))
             || word
                 .split(|character: char| !character.is_ascii_alphanumeric() && !"+_-".contains(character))
                 .any(|run| run.len() >= 40)
     };
     let mut words: Vec<&str> = Vec::new();
     let mut length = 0;
+    // Programs speak English here (LC_ALL=C); what is not ASCII may turn a line around.
+    let text: String = text.chars().map(|character| if character.is_ascii() { character } else { '?' }).collect();
     for word in text.split(|character: char| character.is_whitespace() || character.is_control()).rev() {
         let word = if is_secret(word) { "[...]" } else { word };
         if word.is_empty() {
@@ -270,6 +277,11 @@ mod tests {
         );
         assert!(told.ends_with("bell"), "{told}");
         assert!(excerpt(&"word ".repeat(10_000)).chars().count() <= 500);
+        assert_eq!(
+            excerpt("accounts/x/private_key.json -----BEGIN PRIVATE KEY-----"),
+            "[...] -----BEGIN [...] KEY-----"
+        );
+        assert_eq!(excerpt("turned\u{202e}around"), "turned?around");
         assert_eq!(excerpt(&"a".repeat(64)), "[...]");
         assert_eq!(excerpt(&format!("token={}", "a1".repeat(32))), "[...]");
     }

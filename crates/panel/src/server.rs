@@ -18,6 +18,7 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -133,8 +134,12 @@ impl Listener {
         limits: Limits,
         watcher: Watcher,
     ) {
-        // Small answers wait for nothing.
+        /// How long a peer may leave an answer unread.
+        const UNREAD: Duration = Duration::from_secs(30);
+
+        // Small answers wait for nothing. That a socket cannot be told so is no reason to close it.
         let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
         match self {
             Self::Proxied(proxy) => {
                 let peer = Peer { address, presented: None, is_proxy: address.ip().to_canonical() == proxy };

@@ -14,12 +14,11 @@ use rcgen::{CertificateParams, DnType, SanType};
 use zeroize::Zeroizing;
 
 use crate::authority::{ClientAuthority, Identity, Making, ORGANIZATION, seconds};
-use crate::directory::{self, CA_CERTIFICATE, CA_KEY, CLIENT_P12, P12_PASSWORD, Paths};
+use crate::directory::{self, CA_CERTIFICATE, CA_KEY, CLIENT_CERTIFICATE, CLIENT_P12, P12_PASSWORD, Paths};
 use crate::error::Error;
 use crate::files;
 use crate::panel::{ADMIN, back_up, identity_files, revocation};
-use crate::programs::{Nginx, Programs};
-use crate::state::{Admin, AdminAuthMode, Config, Edit, Touched};
+use crate::state::{Admin, AdminAuthMode, Config, Edit, Serial, Touched};
 
 /// The server certificate of the panel's port.
 pub const SERVER_CERTIFICATE: &str = "self-signed.pem";
@@ -81,7 +80,7 @@ impl SetupError {
 ///
 /// # Errors
 ///
-/// [`SetupError`]; no directory is left then.
+/// [`SetupError`]; no directory is left then, though a `panel.json` may be.
 pub fn ensure(
     directory: &Path,
     config: &Path,
@@ -104,7 +103,10 @@ pub fn ensure(
     if !is_there(config)? {
         let document = Config::new(&address.to_string(), domain).document().clone();
         let text = serde_json::to_string_pretty(&document).map_err(SetupError::make)? + "\n";
-        ca_dir::write_new(config, text.as_bytes(), 0o640).map_err(SetupError::make)?;
+        let root = config.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut change = files::Change::default();
+        change.write(config.to_owned(), Zeroizing::new(text.into_bytes()), 0o640);
+        files::Files::new(root.to_owned(), Vec::new(), files::go_on()).commit(&change).map_err(io(config))?;
     }
     // Made beside its place and moved there whole: a crash leaves all of it or none.
     let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -175,6 +177,12 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 /// [`SetupError`].
 pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timestamp) -> Result<(), SetupError> {
     let (certificate_path, key_path) = (directory.join(SERVER_CERTIFICATE), directory.join(SERVER_KEY));
+    let lists = vec![certificate_path.clone(), key_path.clone()];
+    let files = files::Files::new(directory.to_owned(), lists, files::go_on());
+    let io = |source| SetupError::Io { path: certificate_path.clone(), source };
+    let _lock = files.lock().map_err(io)?;
+    // The one that is missing may be about to come.
+    files.recover().map_err(io)?;
     match (certificate_path.exists(), key_path.exists()) {
         (false, false) => {}
         (true, true) => return Ok(()),
@@ -193,13 +201,10 @@ pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timesta
     params.not_before = date(now);
     params.not_after = date(now + jiff::SignedDuration::from_hours(24 * SERVER_DAYS));
     let certificate = params.self_signed(&key).map_err(SetupError::make)?;
-    let lists = vec![certificate_path.clone(), key_path.clone()];
-    let files = files::Files::new(directory.to_owned(), lists, files::go_on());
     let mut change = files::Change::default();
     change.write(certificate_path.clone(), Zeroizing::new(certificate.pem().into_bytes()), 0o644);
     change.write(key_path, Zeroizing::new(key.serialize_pem().into_bytes()), 0o600);
-    let written = files.lock().and_then(|_lock| files.recover().and_then(|()| files.commit(&change)));
-    written.map_err(|source| SetupError::Io { path: certificate_path, source })
+    files.commit(&change).map_err(io)
 }
 
 /// What `reset_admin` has done.
@@ -211,40 +216,41 @@ pub struct AdminReset {
     pub password: PathBuf,
     /// The panel's address, as `panel.json` has it.
     pub ip: String,
-    /// What nginx said.
-    pub nginx: Nginx,
+    /// The serial number that `client.crt` had, if there was one. Other
+    /// certificates of admins are as valid as before.
+    pub revoked: Option<Serial>,
 }
 
 /// Makes the admin a new bundle when the old one is lost, whichever mode the
-/// panel is in. Works beside a server that runs: it takes notice.
+/// panel is in. Works beside a server that runs: it takes notice. nginx is the
+/// caller's to tell.
 ///
 /// # Errors
 ///
 /// When a file cannot be read: none is changed then, and above all no list of
 /// revocations is begun anew.
-pub async fn reset_admin(
-    directory: &Path,
-    config: &Path,
-    making: Making,
-    programs: &Programs,
-    now: Timestamp,
-) -> Result<AdminReset, Error> {
+pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: Timestamp) -> Result<AdminReset, Error> {
     let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
     let reset = {
         let paths = paths.clone();
         move || {
+            let authority = ClientAuthority::open(&paths)?;
+            // It takes seconds, in which others may want the lock.
+            let Identity { issued, key_pem, p12, password } = authority.make(ADMIN, making, now)?;
             let files = directory::files(&paths, files::go_on());
             let _lock = files.lock().map_err(Error::internal)?;
             files.recover().map_err(Error::internal)?;
             let mut state = directory::read_state(&paths, Vec::new());
             let ip = state.config()?.ip.clone();
             state.revoked()?;
-            let authority = ClientAuthority::open(&paths)?;
-            let Identity { issued, key_pem, p12, password } = authority.make(ADMIN, making, now)?;
+            if state.admin.is_none() && paths.at(CLIENT_CERTIFICATE).exists() {
+                let reason = "client.crt cannot be read, so that it cannot be revoked: mend it, or move it away";
+                return Err(Error::internal(reason));
+            }
             let password = Zeroizing::new(password.expose().as_bytes().to_vec());
             let mut edits = back_up(&paths)?;
-            let old = state.admin.as_ref().map(|admin| &admin.serial);
-            edits.extend(old.map(|serial| revocation(serial, "admin (reset from hardware-bound)", now)));
+            let revoked = state.admin.as_ref().map(|admin| admin.serial.clone());
+            edits.extend(revoked.iter().map(|serial| revocation(serial, "admin (reset from hardware-bound)", now)));
             edits.push(Edit::SetMode(AdminAuthMode::P12));
             edits.push(Edit::SetAdmin(Admin { serial: issued.serial, key: issued.key }));
             edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, password));
@@ -252,10 +258,9 @@ pub async fn reset_admin(
             edits.iter().try_for_each(|edit| state.apply(edit, &mut touched))?;
             let make_crl = move |revoked: &_| authority.revocation_list(revoked, now);
             directory::write(&files, &paths, &make_crl, &state, &edits, touched)?;
-            Ok::<_, Error>(ip)
+            Ok::<_, Error>((ip, revoked))
         }
     };
-    let ip = tokio::task::spawn_blocking(reset).await.map_err(Error::internal)??;
-    let nginx = programs.reload_nginx().await;
-    Ok(AdminReset { bundle: paths.at(CLIENT_P12), password: paths.at(P12_PASSWORD), ip, nginx })
+    let (ip, revoked) = tokio::task::spawn_blocking(reset).await.map_err(Error::internal)??;
+    Ok(AdminReset { bundle: paths.at(CLIENT_P12), password: paths.at(P12_PASSWORD), ip, revoked })
 }

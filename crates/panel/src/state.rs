@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// The capability that every agent has.
-pub const BASE_CAPABILITY: &str = "tunnels:read";
+pub(crate) const BASE_CAPABILITY: &str = "tunnels:read";
 
 /// All that requests are decided on. A file that cannot be read as what it
 /// should be fails whatever needs it, and nothing else.
@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) config: Part<Config>,
     /// The certificate in `client.crt`, if there is one.
     pub(crate) admin: Option<Admin>,
+    /// Serial numbers that rotations replaced, one after the other, up to `admin`.
+    pub(crate) superseded: Vec<Serial>,
     /// SHA-256 of the keys in certificates that we issued, by serial number.
     pub(crate) keys: Vec<(Serial, [u8; 32])>,
 }
@@ -425,6 +427,8 @@ pub(crate) enum Edit {
     /// Signs the revocation list anew.
     RenewCrl,
     Revoke(Revocation),
+    /// What `client.crt` will be, in place of these.
+    RotateAdmin(Admin, Vec<Serial>),
     /// What `client.crt` will be.
     SetAdmin(Admin),
     SetMode(AdminAuthMode),
@@ -464,6 +468,8 @@ pub(crate) struct Touched {
     pub(crate) revoked: bool,
     pub(crate) crl: bool,
     pub(crate) config: bool,
+    /// `client.crt`.
+    pub(crate) admin: bool,
 }
 
 impl State {
@@ -522,7 +528,16 @@ impl State {
                 touched.config = true;
             }
             Edit::RememberKey(serial, key) => self.keys.push((serial.clone(), *key)),
-            Edit::SetAdmin(admin) => self.admin = Some(admin.clone()),
+            Edit::RotateAdmin(admin, replaced) => {
+                self.admin = Some(admin.clone());
+                self.superseded.extend(replaced.iter().cloned());
+                touched.admin = true;
+            }
+            Edit::SetAdmin(admin) => {
+                self.admin = Some(admin.clone());
+                self.superseded.clear();
+                touched.admin = true;
+            }
             Edit::Put(..) | Edit::PutDirectory(..) | Edit::Remove(_) => {}
         }
         Ok(())

@@ -153,6 +153,11 @@ fn serial_of(pem: &[u8]) -> Serial {
     Serial::from_octets(Certificate::from_der(&der).expect("a certificate").serial())
 }
 
+/// An admin whose certificate is not in the directory.
+fn somebody() -> Serial {
+    Serial::from_octets(&[0x0a, 0xdb])
+}
+
 fn grant(label: &str) -> Grant {
     Grant { label: label.to_owned(), capabilities: vec!["tunnels:read".to_owned()], allowed_sites: Vec::new() }
 }
@@ -229,8 +234,8 @@ async fn prepared() -> Prepared {
     let panel = world.open().await;
     // A generation to be kept, and one agent with a bundle.
     panel.rotate(world.admin_serial()).await.expect("rotated");
-    let agent = panel.create_agent(grant("old")).await.expect("an agent").serial;
-    let token = panel.create_token(grant("new")).await.expect("a token").token.expose().to_owned();
+    let agent = panel.create_agent(grant("old"), somebody()).await.expect("an agent").serial;
+    let token = panel.create_token(grant("new"), somebody()).await.expect("a token").token.expose().to_owned();
     let admin = world.admin_serial();
     Prepared { world, token, admin, agent }
 }
@@ -239,20 +244,22 @@ impl Prepared {
     /// Some serial number or other value that the operation answers.
     async fn run(&self, operation: Operation, panel: &Panel) -> Result<String, Error> {
         match operation {
-            Operation::CreateAgent => panel.create_agent(grant("second")).await.map(|agent| agent.serial.to_string()),
+            Operation::CreateAgent => {
+                panel.create_agent(grant("second"), somebody()).await.map(|agent| agent.serial.to_string())
+            }
             Operation::CreateToken => {
-                panel.create_token(grant("third")).await.map(|token| token.token.expose().to_owned())
+                panel.create_token(grant("third"), somebody()).await.map(|token| token.token.expose().to_owned())
             }
             Operation::Enroll => {
                 panel.enroll(&self.token, csr()).await.map(|(_, certificate)| certificate.serial.to_string())
             }
-            Operation::Revoke => panel.revoke("old".to_owned()).await.map(|()| String::new()),
+            Operation::Revoke => panel.revoke("old".to_owned(), somebody()).await.map(|()| String::new()),
             Operation::Rotate => {
                 panel.rotate(self.admin.clone()).await.map(|rotated| rotated.bundle.serial.to_string())
             }
             Operation::SetCapabilities => {
                 let capabilities = vec!["tunnels:read".to_owned(), "sites:read".to_owned()];
-                panel.set_capabilities("old".to_owned(), capabilities).await.map(|()| String::new())
+                panel.set_capabilities("old".to_owned(), capabilities, somebody()).await.map(|()| String::new())
             }
             Operation::UpgradeAdmin => {
                 panel.upgrade_admin(csr(), self.admin.clone()).await.map(|certificate| certificate.serial.to_string())
@@ -274,7 +281,7 @@ impl Prepared {
         match operation {
             Operation::CreateAgent => active("second").is_some_and(|agent| is_answer(&agent.serial)),
             Operation::CreateToken => {
-                let refused = panel.create_token(grant("third")).await;
+                let refused = panel.create_token(grant("third"), somebody()).await;
                 matches!(refused, Err(Error::TokenExists(_)))
             }
             Operation::Enroll => {
@@ -365,7 +372,7 @@ async fn a_change_that_failed_is_made_up_for_without_a_restart() {
             // The step that fails lies behind it.
             break;
         }
-        panel.create_agent(grant("after")).await.unwrap_or_else(|error| panic!("step {steps}: {error:?}"));
+        panel.create_agent(grant("after"), somebody()).await.unwrap_or_else(|error| panic!("step {steps}: {error:?}"));
         drop(panel);
         world.assert_consistent(&format!("step {steps} failed")).await;
     }
@@ -375,7 +382,7 @@ async fn a_change_that_failed_is_made_up_for_without_a_restart() {
 async fn of_many_who_have_one_token_one_enrolls() {
     let world = World::new();
     let panel = Arc::new(world.open().await);
-    let token = panel.create_token(grant("one")).await.expect("a token").token.expose().to_owned();
+    let token = panel.create_token(grant("one"), somebody()).await.expect("a token").token.expose().to_owned();
     let tries = (0..16).map(|_| {
         let (panel, token) = (Arc::clone(&panel), token.clone());
         tokio::spawn(async move { panel.enroll(&token, csr()).await.map(drop) })
@@ -451,8 +458,7 @@ async fn a_reset_beside_a_running_panel_is_noticed() {
     panel.upgrade_admin(csr(), old.clone()).await.expect("upgraded");
     let bound = world.admin_serial();
     assert!(admits_admin(&panel, &bound));
-    let programs = Programs::new().nginx(None);
-    setup::reset_admin(&world.pki(), &world.config(), MAKING, &programs, now()).await.expect("reset");
+    setup::reset_admin(&world.pki(), &world.config(), MAKING, now()).await.expect("reset");
     assert!(!admits_admin(&panel, &bound) && !admits_admin(&panel, &old));
     assert!(admits_admin(&panel, &world.admin_serial()));
     assert_eq!(panel.admin_auth_mode(), Ok(AdminAuthMode::P12));
@@ -460,12 +466,112 @@ async fn a_reset_beside_a_running_panel_is_noticed() {
 }
 
 #[tokio::test]
+async fn whoever_is_revoked_meanwhile_changes_nothing() {
+    let world = World::new();
+    let panel = world.open().await;
+    let thief = world.admin_serial();
+    setup::reset_admin(&world.pki(), &world.config(), MAKING, now()).await.expect("reset");
+    let admin = world.admin_serial();
+    let caller = thief.clone();
+    assert_eq!(panel.rotate(caller.clone()).await.map(drop), Err(Error::Superseded));
+    assert_eq!(panel.upgrade_admin(csr(), caller.clone()).await.map(drop), Err(Error::Superseded));
+    assert_eq!(panel.create_agent(grant("one"), caller.clone()).await.map(drop), Err(Error::Superseded));
+    assert_eq!(panel.create_token(grant("one"), caller).await.map(drop), Err(Error::Superseded));
+    assert!(admits_admin(&panel, &admin), "the admin of the reset");
+    // Rotations at once are another matter, until a reset ends them.
+    panel.rotate(admin.clone()).await.expect("rotated");
+    panel.rotate(admin.clone()).await.expect("rotated again, by who asked at the same time");
+    setup::reset_admin(&world.pki(), &world.config(), MAKING, now()).await.expect("reset");
+    assert_eq!(panel.rotate(admin).await.map(drop), Err(Error::Superseded));
+    world.assert_consistent("after all").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_write_while_we_write_is_read() {
+    let world = World::new();
+    let panel = Arc::new(world.open().await);
+    let agent = panel.create_agent(grant("one"), somebody()).await.expect("an agent").serial;
+    panel.create_agent(grant("other"), somebody()).await.expect("an agent");
+    let busy = {
+        let panel = Arc::clone(&panel);
+        tokio::spawn(async move {
+            for round in 0..200 {
+                let sites = vec![format!("site-{round}")];
+                panel.set_allowed_sites("other".to_owned(), sites, somebody()).await.expect("changed");
+            }
+        })
+    };
+    let (list, beside) = (world.pki().join("revoked.json"), world.pki().join("revoked.other"));
+    for _ in 0..20 {
+        for revoked in [format!("{{\"revoked\":[{{\"serial\":\"{agent}\"}}]}}"), "{\"revoked\":[]}".to_owned()] {
+            fs::write(&beside, &revoked).expect("written");
+            fs::rename(&beside, &list).expect("moved");
+            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+            assert_eq!(admits_agent(&panel, "one", &agent), !revoked.contains("serial"), "{revoked}");
+        }
+    }
+    busy.await.expect("no panic");
+    assert!(admits_agent(&panel, "one", &agent));
+}
+
+#[tokio::test]
+async fn a_label_that_others_wrote_is_no_path() {
+    let world = World::new();
+    let victim = world.directory.path().join("victim");
+    fs::create_dir(&victim).expect("made");
+    for label in [victim.to_str().expect("text"), "", "..", "../victim", "plugin-agent:a:../../victim"] {
+        let token = serde_json::json!({"tokens": [{
+            "token": "clear", "label": label, "createdAt": "2026-11-22T11:59:00.000Z",
+            "expiresAt": "2026-11-22T12:09:00.000Z", "used": false,
+        }]});
+        fs::write(world.pki().join("enrollment-tokens.json"), token.to_string()).expect("written");
+        let panel = world.open().await;
+        assert_eq!(panel.enroll("clear", csr()).await.map(drop), Err(Error::InvalidLabel), "{label}");
+        let agent = serde_json::json!({"agents": [{"label": label, "serial": "0A"}]});
+        fs::write(world.pki().join("agents/registry.json"), agent.to_string()).expect("written");
+        let Ok(Caller::Agent(caller)) =
+            panel.authenticate(Some(&presented(&format!("agent:{label}"), &Serial::from_octets(&[10]))), false)
+        else {
+            panic!("{label} is in the registry")
+        };
+        assert_eq!(panel.upgrade_agent(caller, csr()).await.map(drop), Err(Error::InvalidLabel), "{label}");
+        panel.revoke(label.to_owned(), somebody()).await.expect("revoked all the same");
+        fs::remove_file(world.pki().join("agents/registry.json")).expect("it is there still");
+        fs::remove_file(world.pki().join("revoked.json")).expect("it is there still");
+    }
+    assert!(victim.exists());
+}
+
+#[tokio::test]
+async fn a_record_that_leads_elsewhere_is_not_followed() {
+    for path in ["/tmp/elsewhere", "../victim", "agents/../../victim"] {
+        let world = World::new();
+        fs::create_dir(world.directory.path().join("victim")).expect("made");
+        let record = serde_json::json!([{"remove": path}]);
+        fs::write(world.pki().join(".intent"), record.to_string()).expect("written");
+        let opened = setup::ensure_server_certificate(&world.pki(), [127, 0, 0, 1].into(), now());
+        assert!(opened.is_err(), "{path}");
+        assert!(world.directory.path().join("victim").exists(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_of_a_broken_list_tells_nothing_of_it() {
+    let world = World::new();
+    for text in ["{\"tokens\":[\"SECRET\"]}", "{\"tokens\":\"SECRET\"}", "SECRET", "{\"revoked\":\"SECRET\"}"] {
+        fs::write(world.pki().join("enrollment-tokens.json"), text).expect("written");
+        let error = world.open().await.enroll("token", csr()).await.expect_err("refused");
+        assert!(!format!("{error:?}").contains("SECRET"), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn lists_of_the_wrong_shape_let_nobody_in_and_are_kept() {
     let world = World::new();
     let panel = world.open().await;
-    let agent = panel.create_agent(grant("one")).await.expect("an agent").serial;
-    panel.create_agent(grant("two")).await.expect("an agent");
-    panel.revoke("two".to_owned()).await.expect("revoked");
+    let agent = panel.create_agent(grant("one"), somebody()).await.expect("an agent").serial;
+    panel.create_agent(grant("two"), somebody()).await.expect("an agent");
+    panel.revoke("two".to_owned(), somebody()).await.expect("revoked");
     let admin = world.admin_serial();
     for name in ["revoked.json", "agents/registry.json"] {
         let good = world.read(name);
@@ -481,10 +587,9 @@ async fn lists_of_the_wrong_shape_let_nobody_in_and_are_kept() {
             fs::write(world.pki().join(name), bad).expect("written");
             assert!(!admits_agent(&panel, "one", &agent), "{name}: {bad}");
             assert_eq!(admits_admin(&panel, &admin), name != "revoked.json", "{name}: {bad}");
-            assert!(panel.revoke("one".to_owned()).await.is_err(), "{name}: {bad}");
-            let programs = Programs::new().nginx(None);
+            assert!(panel.revoke("one".to_owned(), somebody()).await.is_err(), "{name}: {bad}");
             if name == "revoked.json" {
-                let reset = setup::reset_admin(&world.pki(), &world.config(), MAKING, &programs, now()).await;
+                let reset = setup::reset_admin(&world.pki(), &world.config(), MAKING, now()).await;
                 assert!(reset.is_err(), "{name}: {bad}");
             }
             assert_eq!(world.read(name), bad.as_bytes(), "{name} is as it was");
@@ -500,9 +605,9 @@ async fn a_directory_without_agents_gets_one() {
     let world = World::new();
     fs::remove_dir(world.pki().join("agents")).expect("removed");
     let panel = world.open().await;
-    panel.create_agent(grant("one")).await.expect("an agent");
+    panel.create_agent(grant("one"), somebody()).await.expect("an agent");
     fs::remove_dir_all(world.pki().join("agents")).expect("removed");
-    let token = panel.create_token(grant("two")).await.expect("a token");
+    let token = panel.create_token(grant("two"), somebody()).await.expect("a token");
     panel.enroll(token.token.expose(), csr()).await.expect("enrolled");
     assert_eq!(panel.agents().expect("agents").len(), 1, "what was removed is gone");
 }
@@ -531,7 +636,7 @@ async fn a_change_that_was_promised_is_made_in_another_place() {
 #[tokio::test]
 async fn tokens_end() {
     let world = World::new();
-    let token = world.open().await.create_token(grant("one")).await.expect("a token");
+    let token = world.open().await.create_token(grant("one"), somebody()).await.expect("a token");
     let enroll = async |minutes| {
         let panel = world.open_at(now() + SignedDuration::from_mins(minutes), files::go_on()).await;
         panel.enroll(token.token.expose(), "no request".to_owned()).await.map(drop)
@@ -548,7 +653,7 @@ async fn a_key_has_one_active_certificate() {
     let panel = world.open().await;
     let request = csr();
     for (label, is_free) in [("one", true), ("two", false)] {
-        let token = panel.create_token(grant(label)).await.expect("a token");
+        let token = panel.create_token(grant(label), somebody()).await.expect("a token");
         let enrolled = panel.enroll(token.token.expose(), request.clone()).await;
         assert_eq!(enrolled.is_ok(), is_free, "{label}: {enrolled:?}");
         if !is_free {
@@ -558,8 +663,8 @@ async fn a_key_has_one_active_certificate() {
     // A restart does not make it free, a revocation does.
     drop(panel);
     let panel = world.open().await;
-    let token = panel.create_token(grant("three")).await.expect("a token");
+    let token = panel.create_token(grant("three"), somebody()).await.expect("a token");
     assert!(panel.enroll(token.token.expose(), request.clone()).await.is_err());
-    panel.revoke("one".to_owned()).await.expect("revoked");
+    panel.revoke("one".to_owned(), somebody()).await.expect("revoked");
     assert!(panel.enroll(token.token.expose(), request).await.is_ok());
 }

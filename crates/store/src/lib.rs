@@ -79,9 +79,15 @@ pub trait Store: Send + Sync + 'static {
     /// Every client certificate on record, in no order.
     async fn client_certificates(&self) -> Result<Vec<ClientCertificate>, StoreError>;
 
-    /// Remembers which certificates of the admin were just superseded, or that
-    /// none is any more.
-    async fn set_grace(&self, grace: Option<Grace>) -> Result<(), StoreError>;
+    /// Forgets those whose life ended before `now`.
+    async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Remembers which certificates of the admin were just superseded, in place
+    /// of what was remembered.
+    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError>;
+
+    /// Forgets it, if it is that of this successor.
+    async fn end_grace(&self, successor: String) -> Result<(), StoreError>;
 
     /// What [`Store::set_grace`] remembered last.
     async fn grace(&self) -> Result<Option<Grace>, StoreError>;

@@ -124,8 +124,18 @@ impl Store for MemoryStore {
         Ok(self.state().client_certificates.values().cloned().collect())
     }
 
-    async fn set_grace(&self, grace: Option<Grace>) -> Result<(), StoreError> {
-        self.state().grace = grace;
+    async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.state().client_certificates.retain(|_, certificate| certificate.not_after >= now);
+        Ok(())
+    }
+
+    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError> {
+        self.state().grace = Some(grace);
+        Ok(())
+    }
+
+    async fn end_grace(&self, successor: String) -> Result<(), StoreError> {
+        self.state().grace.take_if(|grace| grace.successor == successor);
         Ok(())
     }
 

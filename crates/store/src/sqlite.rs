@@ -225,8 +225,16 @@ impl Store for SqliteStore {
         self.read_many(rows::client_certificates).await
     }
 
-    async fn set_grace(&self, grace: Option<Grace>) -> Result<(), StoreError> {
+    async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::ForgetClientCertificates { now }).await
+    }
+
+    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError> {
         self.write_only(Work::SetGrace(grace)).await
+    }
+
+    async fn end_grace(&self, successor: String) -> Result<(), StoreError> {
+        self.write_only(Work::EndGrace { successor }).await
     }
 
     async fn grace(&self) -> Result<Option<Grace>, StoreError> {
@@ -280,7 +288,9 @@ enum Work {
     Touch { id: KeyId, now: Timestamp },
     Prune { before: Timestamp },
     RecordClientCertificate(ClientCertificate),
-    SetGrace(Option<Grace>),
+    ForgetClientCertificates { now: Timestamp },
+    SetGrace(Grace),
+    EndGrace { successor: String },
     Check,
 }
 
@@ -350,8 +360,12 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
             let recorded = rows::insert_client_certificate(rows.0, &certificate);
             Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
         }
-        Work::SetGrace(grace) => {
-            Ok(rows::set_grace(rows.0, grace.as_ref()).map(|()| Vec::new()).map_err(store_error)?)
+        Work::ForgetClientCertificates { now } => {
+            Ok(rows::forget_client_certificates(rows.0, now).map(|()| Vec::new()).map_err(store_error)?)
+        }
+        Work::SetGrace(grace) => Ok(rows::set_grace(rows.0, &grace).map(|()| Vec::new()).map_err(store_error)?),
+        Work::EndGrace { successor } => {
+            Ok(rows::end_grace(rows.0, &successor).map(|()| Vec::new()).map_err(store_error)?)
         }
         // Writes what is there already, so that the commit must reach the disk.
         Work::Check => {

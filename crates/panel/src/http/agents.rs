@@ -14,10 +14,14 @@ use crate::state::{Agent, milliseconds};
 
 type Result<T> = std::result::Result<T, Failure>;
 
-pub(super) async fn create(State(shared): State<Shared>, _: Admin, Payload(body): Payload) -> Result<Answer<Value>> {
+pub(super) async fn create(
+    State(shared): State<Shared>,
+    Admin(by): Admin,
+    Payload(body): Payload,
+) -> Result<Answer<Value>> {
     let grant = validation::grant(body, |capability| shared.panel.is_capability(capability))?;
     let label = grant.label.clone();
-    let bundle = shared.panel.create_agent(grant).await.map_err(|error| match error {
+    let bundle = shared.panel.create_agent(grant, by).await.map_err(|error| match error {
         Error::CaKeyMissing => Failure::of(&error, NO_CA_KEY),
         error => Failure::of(&error, "Agent certificate generation failed: see the server's log"),
     })?;
@@ -64,31 +68,35 @@ pub(super) async fn download(State(shared): State<Shared>, _: Admin, Label(label
 
 pub(super) async fn set_capabilities(
     State(shared): State<Shared>,
-    _: Admin,
+    Admin(by): Admin,
     Label(label): Label,
     Payload(body): Payload,
 ) -> Result<Answer<Value>> {
     let is_valid = |capability: &str| shared.panel.is_capability(capability);
     let capabilities = validation::capabilities(body, &label, is_valid)?;
-    let changed = shared.panel.set_capabilities(label.clone(), capabilities.clone()).await;
+    let changed = shared.panel.set_capabilities(label.clone(), capabilities.clone(), by).await;
     changed.map_err(|error| Failure::of(&error, "Failed to update capabilities"))?;
     Ok(Answer(json!({"ok": true, "label": label, "capabilities": capabilities})))
 }
 
 pub(super) async fn set_allowed_sites(
     State(shared): State<Shared>,
-    _: Admin,
+    Admin(by): Admin,
     Label(label): Label,
     Payload(body): Payload,
 ) -> Result<Answer<Value>> {
     let sites = validation::allowed_sites(body)?;
-    let changed = shared.panel.set_allowed_sites(label.clone(), sites.clone()).await;
+    let changed = shared.panel.set_allowed_sites(label.clone(), sites.clone(), by).await;
     changed.map_err(|error| Failure::of(&error, "Failed to update allowed sites"))?;
     Ok(Answer(json!({"ok": true, "label": label, "allowedSites": sites})))
 }
 
-pub(super) async fn revoke(State(shared): State<Shared>, _: Admin, Label(label): Label) -> Result<Answer<Value>> {
-    let revoked = shared.panel.revoke(label.clone()).await;
+pub(super) async fn revoke(
+    State(shared): State<Shared>,
+    Admin(by): Admin,
+    Label(label): Label,
+) -> Result<Answer<Value>> {
+    let revoked = shared.panel.revoke(label.clone(), by).await;
     revoked.map_err(|error| Failure::of(&error, "Failed to revoke agent certificate"))?;
     Ok(Answer(json!({"ok": true, "label": label})))
 }

@@ -137,7 +137,7 @@ impl Failure {
         let status = match error {
             Error::AgentExists(_) | Error::AlreadyHardwareBound | Error::TokenExists(_) => StatusCode::CONFLICT,
             Error::AgentNotFound(_) | Error::NoClientCertificate => StatusCode::NOT_FOUND,
-            Error::CsrTooLarge => StatusCode::BAD_REQUEST,
+            Error::CsrTooLarge | Error::InvalidLabel => StatusCode::BAD_REQUEST,
             Error::InvalidCsr(cause) => {
                 tracing::info!(%cause, "a request was not signed");
                 StatusCode::BAD_REQUEST

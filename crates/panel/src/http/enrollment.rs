@@ -15,12 +15,12 @@ type Result<T> = std::result::Result<T, Failure>;
 
 pub(super) async fn create_token(
     State(shared): State<Shared>,
-    _: Admin,
+    Admin(by): Admin,
     Payload(body): Payload,
 ) -> Result<Answer<Value>> {
     let grant = validation::grant(body, |capability| shared.panel.is_capability(capability))?;
     let label = grant.label.clone();
-    let token = shared.panel.create_token(grant).await;
+    let token = shared.panel.create_token(grant, by).await;
     let token = token.map_err(|error| Failure::of(&error, "Failed to create enrollment token"))?;
     Ok(Answer(json!({
         "ok": true,
@@ -30,8 +30,12 @@ pub(super) async fn create_token(
     })))
 }
 
-pub(super) async fn drop_token(State(shared): State<Shared>, _: Admin, Label(label): Label) -> Result<Answer<Value>> {
-    let dropped = shared.panel.drop_token(label).await;
+pub(super) async fn drop_token(
+    State(shared): State<Shared>,
+    Admin(by): Admin,
+    Label(label): Label,
+) -> Result<Answer<Value>> {
+    let dropped = shared.panel.drop_token(label, by).await;
     let dropped = dropped.map_err(|error| Failure::of(&error, "Failed to revoke enrollment token"))?;
     Ok(Answer(json!({"ok": true, "revoked": dropped})))
 }
@@ -39,9 +43,10 @@ pub(super) async fn drop_token(State(shared): State<Shared>, _: Admin, Label(lab
 /// Public: the token is what counts, and a certificate is not looked at.
 pub(super) async fn enroll(State(shared): State<Shared>, mut request: Request) -> Result<Answer<Value>> {
     const FAILED: &str = "Enrollment failed";
-    let octets = read_body(&mut request, shared.bounds.request).await;
     let address = client_address(request.extensions().get(), request.headers());
-    shared.limiter.admit(address, Instant::now()).map_err(Failure::too_many)?;
+    let admitted = shared.limiter.admit(address, Instant::now()).map_err(Failure::too_many);
+    let octets = read_body(&mut request, admitted.is_ok(), shared.bounds.request).await;
+    admitted?;
     let config = shared.panel.config().map_err(|error| Failure::of(&error, FAILED))?;
     if !config.is_completed() {
         return Err(Failure::not_set_up(&config.onboarding));

@@ -11,6 +11,7 @@ use tower_http::services::{ServeDir, ServeFile};
 use super::answer::{Answer, Failure};
 use super::{Admin, Anyone, Shared, authenticate};
 use crate::identity::AgentCaller;
+use crate::state::BASE_CAPABILITY;
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -40,7 +41,7 @@ pub(super) async fn onboarding_over(State(shared): State<Shared>, _: Admin) -> F
 /// The agents' chisel configuration, without a tunnel: Adit's tunnels are not
 /// chisel's.
 pub(super) async fn agent_config(State(shared): State<Shared>, Anyone(agent): Anyone) -> Result<Answer<Value>> {
-    require(&shared, agent.as_ref(), "tunnels:read")?;
+    require(&shared, agent.as_ref(), BASE_CAPABILITY)?;
     let config = shared.panel.config().map_err(|error| Failure::internal(&error))?;
     let domain = config.domain.unwrap_or(config.ip);
     let server = format!("https://tunnel.{domain}:443");
@@ -53,7 +54,7 @@ pub(super) async fn agent_config(State(shared): State<Shared>, Anyone(agent): An
 }
 
 pub(super) async fn tunnels(State(shared): State<Shared>, Anyone(agent): Anyone) -> Result<Answer<Value>> {
-    require(&shared, agent.as_ref(), "tunnels:read")?;
+    require(&shared, agent.as_ref(), BASE_CAPABILITY)?;
     Ok(Answer(json!({"tunnels": []})))
 }
 

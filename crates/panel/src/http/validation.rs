@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::Shared;
 use super::answer::Failure;
 use crate::listing::is_domain;
-use crate::panel::is_label;
+use crate::panel::{DELEGATED, is_label};
 use crate::state::{BASE_CAPABILITY, Grant};
 
 /// A host name from the path.
@@ -40,7 +40,7 @@ impl FromRequestParts<Shared> for Label {
         let Some(label) = path_parameter(parts, shared).await else {
             return Err(Failure::invalid(&[issue(&["label".into()], "Invalid agent label")]));
         };
-        let max = if label.starts_with("plugin-agent:") { MAX_DELEGATED_LABEL } else { MAX_LABEL };
+        let max = if label.starts_with(DELEGATED) { MAX_DELEGATED_LABEL } else { MAX_LABEL };
         let mut issues = Issues::default();
         issues.length(&["label".into()], &label, max);
         if !is_label(&label) {
@@ -90,7 +90,7 @@ pub(super) fn capabilities(
     is_capability: impl Fn(&str) -> bool,
 ) -> Result<Vec<String>, Failure> {
     let mut issues = Issues::default();
-    let is_delegated = label.starts_with("plugin-agent:");
+    let is_delegated = label.starts_with(DELEGATED);
     let found = checked_capabilities(&mut issues, &object(body)?, !is_delegated, is_capability);
     Ok(issues.none_or(found)?.unwrap_or_default())
 }

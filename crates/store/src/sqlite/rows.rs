@@ -302,10 +302,16 @@ pub(super) fn client_certificates(connection: &Connection) -> Result<Vec<ClientC
     certificates.collect()
 }
 
-pub(super) fn set_grace(connection: &Connection, grace: Option<&Grace>) -> Result<()> {
-    let Some(Grace { serials, successor, until }) = grace else {
-        return connection.prepare_cached("DELETE FROM grace")?.execute([]).map(drop);
-    };
+pub(super) fn forget_client_certificates(connection: &Connection, now: Timestamp) -> Result<()> {
+    connection.prepare_cached("DELETE FROM client_certificates WHERE not_after < ?1")?.execute([now.micros()]).map(drop)
+}
+
+pub(super) fn end_grace(connection: &Connection, successor: &str) -> Result<()> {
+    connection.prepare_cached("DELETE FROM grace WHERE successor = ?1")?.execute([successor]).map(drop)
+}
+
+pub(super) fn set_grace(connection: &Connection, grace: &Grace) -> Result<()> {
+    let Grace { serials, successor, until } = grace;
     connection
         .prepare_cached("INSERT OR REPLACE INTO grace (id, serials, successor, until) VALUES (1, ?1, ?2, ?3)")?
         .execute(params![serials.join(" "), successor, until.micros()])

@@ -404,6 +404,10 @@ async fn client_certificates_are_kept_by_serial_number(store: &dyn Store) {
     let mut found = store.client_certificates().await.expect("an answer");
     found.sort_by(|one, other| one.serial.cmp(&other.serial));
     assert_eq!(found, [certificate("0A", 3), certificate("0B", 2)]);
+    store.forget_client_certificates(NOW).await.expect("none is over");
+    assert_eq!(store.client_certificates().await.expect("an answer").len(), 2);
+    store.forget_client_certificates(NOW.plus(DAY)).await.expect("all are over");
+    assert_eq!(store.client_certificates().await.expect("an answer"), []);
 }
 
 async fn the_last_grace_is_the_one_that_counts(store: &dyn Store) {
@@ -414,10 +418,12 @@ async fn the_last_grace_is_the_one_that_counts(store: &dyn Store) {
         until: NOW,
     };
     for successor in ["0C", "0D"] {
-        store.set_grace(Some(grace(successor))).await.expect("remembered");
+        store.set_grace(grace(successor)).await.expect("remembered");
         assert_eq!(store.grace().await.expect("an answer"), Some(grace(successor)));
     }
-    store.set_grace(None).await.expect("forgotten");
+    store.end_grace("0C".to_owned()).await.expect("not this one");
+    assert_eq!(store.grace().await.expect("an answer"), Some(grace("0D")));
+    store.end_grace("0D".to_owned()).await.expect("forgotten");
     assert_eq!(store.grace().await.expect("an answer"), None);
 }
 
