@@ -107,6 +107,11 @@ impl Directory {
 
     /// The state as the files have it now.
     pub(crate) fn state(&self) -> Snapshot<'_> {
+        if files::is_promised(&self.shared.paths.root) {
+            // Most often it is our own and nearly done. If `reset-admin` was killed there, this has
+            // the writer look. A full queue means that it will.
+            let _ = self.jobs.try_send(Job(Box::new(|_| Err(Box::new(|| {})))));
+        }
         self.shared.refresh();
         Snapshot(self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -260,11 +265,12 @@ pub(crate) fn write(
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot sign {CRL}"),
         }
     }
-    if touched.agents {
-        change.write(paths.at(REGISTRY), pretty(readable(&state.agents)?)?, 0o600);
-    }
+    // A token that is used has nobody yet, rather than that an agent is there and its token good.
     if touched.tokens {
         change.write(paths.at(TOKENS), pretty(readable(&state.tokens)?)?, 0o600);
+    }
+    if touched.agents {
+        change.write(paths.at(REGISTRY), pretty(readable(&state.agents)?)?, 0o600);
     }
     if touched.config {
         let mode = fs::metadata(&paths.config).map_or(0o640, |metadata| metadata.permissions().mode() & 0o777);

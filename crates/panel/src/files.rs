@@ -35,6 +35,11 @@ const STAGING: &str = ".staging";
 /// How a new file is called that must wait elsewhere, beside its place.
 const BESIDE: &str = "adit-new";
 
+/// Does a change wait to be finished?
+pub(crate) fn is_promised(root: &Path) -> bool {
+    root.join(INTENT).exists()
+}
+
 /// What is to become true at once.
 #[derive(Default)]
 pub(crate) struct Change {
@@ -120,7 +125,7 @@ impl Files {
             }
             items => {
                 let promised = self.stage(items);
-                if promised.is_err() && !self.root.join(INTENT).exists() {
+                if promised.is_err() && !is_promised(&self.root) {
                     // What was put aside has no meaning, and perhaps there is no room for it.
                     // If it stays, `recover` clears it away.
                     let _ = self.clear();

@@ -543,6 +543,22 @@ async fn a_label_that_others_wrote_is_no_path() {
 }
 
 #[tokio::test]
+async fn what_another_process_promised_is_finished_by_looking() {
+    let world = World::new();
+    let panel = world.open().await;
+    fs::write(world.pki().join("agents/file"), "").expect("written");
+    fs::write(world.pki().join(".intent"), r#"[{"remove":"agents/file"}]"#).expect("written");
+    for _ in 0..200 {
+        panel.agents().expect("agents");
+        if !world.pki().join(".intent").exists() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(!world.pki().join("agents/file").exists());
+}
+
+#[tokio::test]
 async fn a_record_that_leads_elsewhere_is_not_followed() {
     for path in ["/tmp/elsewhere", "../victim", "agents/../../victim"] {
         let world = World::new();
