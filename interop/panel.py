@@ -1114,7 +1114,9 @@ def renewing(checks, panel, admin, settings):
         answers("renew", panel.call(admin, "POST", f"/api/certs/{LINEAGE}/renew"), 200, wanted)
         calls = (place / "calls").read_text().splitlines()
         expect.equal(
-            "how certbot was called", calls, [f"renew --cert-name {LINEAGE} --force-renewal --no-random-sleep-on-renew --non-interactive"]
+            "how certbot was called",
+            calls,
+            [f"renew --cert-name {LINEAGE} --force-renewal --no-random-sleep-on-renew --non-interactive"],
         )
 
     @checks("3 7.3 no such certificate")

@@ -131,8 +131,8 @@ class Panel(Server):
     def serve_command(self):
         """`api-server serve` on this server's directories and free ports, in the foreground."""
         words = [word for word in self.reset_command() if word != "reset-admin"]
-        ports = itertools.chain.from_iterable((f"--{name}-listen", "127.0.0.1:0") for name in ("api", "edge", "metrics"))
-        return [*words, *ports]
+        ports = [(f"--{name}-listen", "127.0.0.1:0") for name in ("api", "edge", "metrics")]
+        return [*words, *itertools.chain.from_iterable(ports)]
 
     def reset_admin(self, **named):
         return subprocess.run(self.reset_command(), capture_output=True, text=True, timeout=60, **named)
