@@ -1,0 +1,225 @@
+//! The admin's own certificate: rotated, handed out, made hardware-bound.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use store::Grace;
+use zeroize::Zeroizing;
+
+use super::{
+    NewBundle, NewCertificate, Panel, micros, new_certificate, read_secret, require_free_key, require_valid, revocation,
+};
+use crate::authority::Identity;
+use crate::directory::{CLIENT_CERTIFICATE, CLIENT_KEY, CLIENT_P12, P12_PASSWORD, Paths};
+use crate::error::Error;
+use crate::programs::Nginx;
+use crate::state::{Admin, AdminAuthMode, Edit, Mode, Serial, State};
+
+/// The admin's common name.
+pub(crate) const ADMIN: &str = "admin";
+/// How long after a rotation the old certificate may fetch the new bundle.
+const GRACE: SignedDuration = SignedDuration::from_mins(10);
+
+/// The admin's new bundle, and whether nginx took notice.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The bundle.
+    pub bundle: NewBundle,
+    /// What nginx said.
+    pub nginx: Nginx,
+}
+
+impl Panel {
+    /// Makes the admin a new key and certificate; the old ones are revoked.
+    ///
+    /// `caller` is the certificate that asks, which need not be the one in the
+    /// directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoBundle`], [`Error::CaKeyMissing`], [`Error::Superseded`].
+    pub async fn rotate(&self, caller: Serial) -> Result<Rotated, Error> {
+        require_mode(&self.directory.state(), AdminAuthMode::P12, Error::NoBundle)?;
+        let Identity { issued, key_pem, p12, password } = self.make(ADMIN).await?;
+        self.remember(&issued).await?;
+        let now = (self.clock)();
+        let bundle = NewBundle { serial: issued.serial.clone(), expires_at: issued.not_after, password };
+        let admin = Admin { serial: issued.serial, key: issued.key };
+        let paths = self.directory.paths().clone();
+        let kept = Zeroizing::new(bundle.password.expose().as_bytes().to_vec());
+        let superseded = self
+            .directory
+            .change(move |state| {
+                require_mode(state, AdminAuthMode::P12, Error::NoBundle)?;
+                // Of rotations at once each has its turn, though the first revokes who asks for the
+                // others. A reset or an upgrade ends them.
+                if !state.superseded.contains(&caller) {
+                    require_valid(state, &caller)?;
+                }
+                let mut superseded = vec![caller];
+                superseded.extend(state.admin.as_ref().map(|admin| admin.serial.clone()));
+                superseded.dedup();
+                let mut edits = back_up(&paths)?;
+                let revoke = |serial: &Serial| revocation(serial, "admin (rotated)", now);
+                edits.extend(superseded.iter().map(revoke));
+                edits.push(Edit::RotateAdmin(admin, superseded.clone()));
+                edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, kept));
+                Ok((edits, superseded))
+            })
+            .await?;
+        let grace = Grace {
+            serials: superseded.iter().map(Serial::to_string).collect(),
+            successor: bundle.serial.to_string(),
+            until: micros(now + GRACE),
+        };
+        self.begin_grace(grace).await;
+        tracing::info!(serial = %bundle.serial, "the admin's certificate was rotated");
+        Ok(Rotated { bundle, nginx: self.programs.reload_nginx().await })
+    }
+
+    /// The admin's bundle.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoBundle`], [`Error::NoClientCertificate`].
+    pub async fn admin_bundle(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
+        require_mode(&self.directory.state(), AdminAuthMode::P12, Error::NoBundle)?;
+        read_secret(self.directory.paths().at(CLIENT_P12)).await?.ok_or(Error::NoClientCertificate)
+    }
+
+    /// How the admin authenticates.
+    ///
+    /// # Errors
+    ///
+    /// When `panel.json` cannot be read.
+    pub fn admin_auth_mode(&self) -> Result<AdminAuthMode, Error> {
+        Ok(self.directory.state().config()?.admin_auth_mode)
+    }
+
+    /// Signs the admin's own key; from then on there is no bundle, and what
+    /// could authenticate before is revoked and deleted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyHardwareBound`] and those of a request that is not signed.
+    pub async fn upgrade_admin(&self, csr: String, caller: Serial) -> Result<NewCertificate, Error> {
+        require_mode(&self.directory.state(), AdminAuthMode::P12, Error::AlreadyHardwareBound)?;
+        let issued = self.sign(csr, ADMIN.to_owned()).await?;
+        self.remember(&issued).await?;
+        let now = (self.clock)();
+        let certificate = new_certificate(&issued);
+        self.directory
+            .change(move |state| {
+                require_mode(state, AdminAuthMode::P12, Error::AlreadyHardwareBound)?;
+                require_valid(state, &caller)?;
+                require_free_key(state, &issued, None)?;
+                let mut edits: Vec<_> = state
+                    .admin
+                    .iter()
+                    .map(|admin| &admin.serial)
+                    .chain([&caller])
+                    .map(|serial| revocation(serial, "admin (upgraded to hardware-bound)", now))
+                    .collect();
+                edits.push(Edit::SetMode(AdminAuthMode::HardwareBound));
+                edits.push(Edit::SetAdmin(Admin { serial: issued.serial, key: issued.key }));
+                let pem = Zeroizing::new(issued.pem.into_bytes());
+                edits.push(Edit::Put(CLIENT_CERTIFICATE.into(), pem, Mode::World));
+                edits.extend(ADMIN_SECRETS.map(|name| Edit::Remove(name.into())));
+                Ok((edits, ()))
+            })
+            .await?;
+        tracing::info!(serial = %certificate.serial, "the admin's key is hardware-bound now");
+        // That nginx takes no notice is no concern of who asked: the authority is the same.
+        self.programs.reload_nginx().await;
+        Ok(certificate)
+    }
+
+    pub(super) fn in_grace(&self, state: &State, serial: &Serial, now: Timestamp) -> bool {
+        let grace = self.grace.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = state.admin.as_ref().map(|admin| admin.serial.to_string());
+        grace.as_ref().is_some_and(|grace| {
+            grace.until > micros(now)
+                && Some(&grace.successor) == current.as_ref()
+                && grace.serials.contains(&serial.to_string())
+        })
+    }
+
+    /// For the certificate that counts now, which may not be the one of whoever
+    /// comes last here.
+    async fn begin_grace(&self, begun: Grace) {
+        {
+            let state = self.directory.state();
+            let current = state.admin.as_ref().map(|admin| admin.serial.to_string());
+            if current.as_ref() != Some(&begun.successor) {
+                return;
+            }
+            *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun.clone());
+        }
+        if let Err(error) = self.store.set_grace(begun).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a restart will end the old certificate's grace");
+        }
+    }
+
+    /// The new certificate is in use: the old one needs no more of it.
+    pub(super) fn end_grace_of(&self, successor: &Serial) {
+        let mut grace = self.grace.lock().unwrap_or_else(PoisonError::into_inner);
+        if grace.as_ref().is_some_and(|grace| grace.successor == successor.to_string()) {
+            *grace = None;
+            let (store, successor) = (Arc::clone(&self.store), successor.to_string());
+            tokio::spawn(async move {
+                if let Err(error) = store.end_grace(successor).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget a superseded certificate");
+                }
+            });
+        }
+    }
+}
+
+/// Files with which an admin could authenticate.
+const ADMIN_SECRETS: [&str; 10] = [
+    CLIENT_KEY,
+    CLIENT_P12,
+    P12_PASSWORD,
+    "client.key.bak",
+    "client.crt.bak",
+    "client.p12.bak",
+    "client.key.new",
+    "client.crt.new",
+    "client.p12.new",
+    "client.csr",
+];
+
+/// The admin's key, certificate, bundle and password.
+pub(crate) fn identity_files(
+    key_pem: Zeroizing<Vec<u8>>,
+    pem: Vec<u8>,
+    p12: Zeroizing<Vec<u8>>,
+    password: Zeroizing<Vec<u8>>,
+) -> [Edit; 4] {
+    [
+        Edit::Put(CLIENT_KEY.into(), key_pem, Mode::Owner),
+        Edit::Put(CLIENT_CERTIFICATE.into(), Zeroizing::new(pem), Mode::World),
+        Edit::Put(CLIENT_P12.into(), p12, Mode::Owner),
+        Edit::Put(P12_PASSWORD.into(), password, Mode::Owner),
+    ]
+}
+
+/// The admin's present files, one generation of which is kept.
+pub(crate) fn back_up(paths: &Paths) -> Result<Vec<Edit>, Error> {
+    let mut edits = Vec::new();
+    for (name, mode) in [(CLIENT_KEY, Mode::Owner), (CLIENT_CERTIFICATE, Mode::World), (CLIENT_P12, Mode::Owner)] {
+        let backup = PathBuf::from(format!("{name}.bak"));
+        match std::fs::read(paths.at(name)) {
+            Ok(content) => edits.push(Edit::Put(backup, Zeroizing::new(content), mode)),
+            // Nothing to keep; what was kept is of another generation.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => edits.push(Edit::Remove(backup)),
+            Err(error) => return Err(Error::internal(error)),
+        }
+    }
+    Ok(edits)
+}
+
+fn require_mode(state: &State, mode: AdminAuthMode, otherwise: Error) -> Result<(), Error> {
+    if state.config()?.admin_auth_mode == mode { Ok(()) } else { Err(otherwise) }
+}
