@@ -13,7 +13,7 @@ use crate::subject::common_names;
 
 /// A client certificate that our authority signed, and whose key the peer has.
 ///
-/// What it says is not looked at yet: see [`recognize`].
+/// What it says is not looked at yet: [`Panel::authenticate`](crate::Panel::authenticate) does.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Presented {
     /// Every commonName of the subject.
