@@ -333,6 +333,9 @@ def rest_tells(scene):
     with scene.agent("stopped") as agent:
         tunnel = scene.tunnel("stopped")
         expect.equal("the agent is connected", tunnel["currently_connected"], True)
+        # The record is written beside the greeting, not before it.
+        until("REST tells since when", 5, lambda: scene.tunnel("stopped")["last_connected_at"])
+        tunnel = scene.tunnel("stopped")
         connected_at = datetime.fromisoformat(tunnel["last_connected_at"])
         second = timedelta(seconds=1)
         expect.that("since now", before - second <= connected_at <= datetime.now(UTC) + second, connected_at)
@@ -341,8 +344,9 @@ def rest_tells(scene):
         expect.equal("it serves", scene.fetch("stopped").status, 200)
         agent.stop()
         until("REST tells that it left", 5, lambda: not scene.tunnel("stopped")["currently_connected"])
+        until("and since when", 5, lambda: scene.tunnel("stopped")["last_disconnected_at"])
         tunnel = scene.tunnel("stopped")
-        left_at = datetime.fromisoformat(tunnel["last_disconnected_at"] or "1970-01-01T00:00:00Z")
+        left_at = datetime.fromisoformat(tunnel["last_disconnected_at"])
         expect.that("it left now", connected_at <= left_at <= datetime.now(UTC) + second, tunnel)
         expect.equal("it was connected when it was", datetime.fromisoformat(tunnel["last_connected_at"]), connected_at)
         page = scene.fetch("stopped")
