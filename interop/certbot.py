@@ -333,7 +333,7 @@ def failing(binary, stand_ins, report):
 
 
 def failed_with_details(answer):
-    """500 as the seed has it, with one short printable line; returns the line."""
+    """500 as the documentation has it, with one short printable line; returns the line."""
     expect.status("the renewal", answer, 500)
     body = answer.json
     expect.equal("its fields", list(body), ["error", "details"])

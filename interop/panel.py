@@ -2190,7 +2190,7 @@ def curl(panel, method, path, body=None, bundle=None, password=None, identity=No
 
 
 def cheat_sheet(report, rig):
-    """The 14 commands of the seed's cheat sheet, in an order in which each can succeed."""
+    """The 14 commands of the documentation's cheat sheet, in an order in which each can succeed."""
     with rig.panel(**renewals(rig)) as panel:
         checks = Checks()
         now = {"bundle": rig.work / "client.p12", "password": (panel.pki / ".p12-password").read_text()}
@@ -3618,7 +3618,7 @@ def adopt(report, rig):
             answers("the fresh one", panel.call(fresh, "GET", "/api/tunnels"), 200, {"tunnels": []})
             expect.equal("what panel.json had beside", json.loads(panel.config.read_text())["maxSiteSize"], 500)
 
-        @checks("§5 what e2e 16 does by hand after an upgrade: files, an empty list, jq, a restart")
+        @checks("§5 what operators do by hand after an upgrade: files, an empty list, jq, a restart")
         def _():
             upgraded = panel.call(
                 now["admin"], "POST", "/api/certs/admin/upgrade-to-hardware-bound", {"csr": csr_of(ec_key())}
