@@ -2691,6 +2691,16 @@ def reset(report, rig, panel, hardware, agent):
         answers("the old one", panel.call(old, "GET", "/api/certs"), 403, REVOKED)
         together(panel)
 
+    @checks("a certificate for the port that cannot be read is told before a port is bound")
+    def _():
+        panel.stop()
+        missing = ("--panel-tls-cert", panel.work / "none.pem", "--panel-tls-key", panel.work / "none.key")
+        ended = subprocess.run([*panel.serve_command(), *missing], capture_output=True, text=True, timeout=30)
+        said = ended.stderr + ended.stdout
+        panel.start()
+        expect.equal("it ends", ended.returncode, 1)
+        expect.that("and names the setting", "panel_tls_cert" in said and "serving" not in said, said)
+
     @checks("§11 a broken list: refused, and nothing is changed")
     def _():
         for name in ("revoked.json", "agents/registry.json", "../panel.json"):

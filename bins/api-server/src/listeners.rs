@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::panel::Served;
 use crate::settings::Settings;
 use crate::start::Started;
 
@@ -34,13 +35,13 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     };
     let api = bind("api_listen", settings.api_listen).await?;
     let side = bind("metrics_listen", settings.metrics_listen).await?;
-    let panel = match (&started.panel, settings.panel_listen.0.0) {
-        (Some(panel), Some(address)) => {
-            let listener = bind("panel_listen", address).await?;
-            tracing::info!(address = %listener.local_addr()?, "serving the panel");
-            Some((Arc::clone(panel), crate::panel::listener(settings, panel)?, listener))
+    let panel = match started.panel {
+        Some(served) => {
+            let socket = bind("panel_listen", served.address).await?;
+            tracing::info!(address = %socket.local_addr()?, "serving the panel");
+            Some((served, socket))
         }
-        _ => None,
+        None => None,
     };
     tracing::info!(
         api = %api.local_addr()?, edge = %edge.local_addr()?, metrics = %side.local_addr()?, zone = %settings.zone.0,
@@ -66,10 +67,10 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let api = api::serve(api, routes, &limits, Arc::clone(&metrics), wait(stopped.clone()));
     let side = api::serve(side, side_routes, &limits, metrics, wait(stopped.clone()));
     let panel = async {
-        let Some((panel, how, listener)) = panel else { return };
+        let Some((Served { panel, listener, .. }, socket)) = panel else { return };
         let routes = panel::router(Arc::clone(&panel), settings.panel_bounds());
         let crl = tokio::spawn(keep_crl(panel, stopped.clone()));
-        how.serve(listener, routes, settings.panel_limits(), wait(stopped)).await;
+        listener.serve(socket, routes, settings.panel_limits(), wait(stopped)).await;
         if let Err(error) = crl.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the renewal of crl.pem failed");
         }

@@ -1,7 +1,7 @@
 //! The certificates API: its directory before a port is bound, its listener,
 //! and the way back in for an admin who lost the key.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -18,11 +18,18 @@ use store::Store;
 
 use crate::settings::Settings;
 
+/// A panel, and how connections to it come in.
+pub(crate) struct Served {
+    pub(crate) panel: Arc<Panel>,
+    pub(crate) listener: Listener,
+    pub(crate) address: SocketAddr,
+}
+
 /// Opens the panel, making its directory if there is none; `None` if it is not
 /// to be served.
-pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Result<Option<Arc<Panel>>> {
+pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Result<Option<Served>> {
     let Some(address) = settings.panel_listen.0.0 else { return Ok(None) };
-    let address = reachable(address.ip());
+    let host = reachable(address.ip());
     let (directory, config) = (&settings.pki_dir, &settings.panel_config);
     if let Some((user, _)) = other_owner(directory)? {
         bail!(
@@ -35,10 +42,10 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
         tracing::info!(directory = %directory.display(), keys = %settings.panel_keys.0, "making the panel's authority and the admin's bundle");
     }
     let (zone, making) = (settings.zone.0.as_str(), settings.making());
-    let is_new = setup::ensure(directory, config, address, zone, making, Timestamp::now())
+    let is_new = setup::ensure(directory, config, host, zone, making, Timestamp::now())
         .context("cannot make the panel's directory")?;
     if settings.panel_tls_cert.is_none() && settings.panel_proxy.is_none() {
-        setup::ensure_server_certificate(directory, address, Timestamp::now())
+        setup::ensure_server_certificate(directory, host, Timestamp::now())
             .context("cannot make the panel's server certificate")?;
     }
     let parts = Parts {
@@ -55,11 +62,11 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
         let bundle = directory.join("client.p12");
         tracing::info!(bundle = %bundle.display(), "the panel's admin authenticates with this; its password is in .p12-password beside it");
     }
-    Ok(Some(Arc::new(panel)))
+    let listener = listener(settings, &panel)?;
+    Ok(Some(Served { panel: Arc::new(panel), listener, address }))
 }
 
-/// How connections to the panel come in.
-pub(crate) fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<Listener> {
+fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<Listener> {
     if let Some(proxy) = settings.panel_proxy {
         return Ok(Listener::Proxied(proxy));
     }
@@ -84,7 +91,7 @@ pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow
             let reset = setup::reset_admin(directory, config, settings.making(), Timestamp::now())
                 .await
                 .with_context(|| format!("cannot reset the admin of {} (pki_dir)", directory.display()))?;
-            tell(settings, &reset);
+            crate::print(&words(settings, &reset))?;
             true
         }
     };
@@ -124,20 +131,28 @@ fn reset_as((user, group): (u32, u32)) -> anyhow::Result<bool> {
     Ok(status.success())
 }
 
-fn tell(settings: &Settings, reset: &AdminReset) {
+fn words(settings: &Settings, reset: &AdminReset) -> String {
     let port = settings.panel_listen.0.0.map_or(9292, |address| address.port());
     let host = if reset.ip.is_empty() { "127.0.0.1" } else { &reset.ip };
-    match &reset.revoked {
-        Some(serial) => println!("The admin has a new certificate; the one before is revoked, serial {serial}.\n"),
-        None => println!("The admin has a new certificate. There was none before to be revoked.\n"),
-    }
-    println!("  bundle:   {}", reset.bundle.display());
-    println!("  password: in {}", reset.password.display());
-    println!("  panel:    https://{host}:{port}\n");
-    println!("Copy both to the admin's device, import the bundle there, and delete the copies:");
-    println!("  macOS     double-click the bundle, or: security import client.p12");
-    println!("  Linux     browser settings, certificates, import");
-    println!("  curl      curl -k --cert-type P12 --cert client.p12:PASSWORD https://{host}:{port}/api/certs");
+    let before = match &reset.revoked {
+        Some(serial) => format!("the one before is revoked, serial {serial}"),
+        None => "there was none before to be revoked".to_owned(),
+    };
+    format!(
+        "The admin has a new certificate; {before}.
+
+  bundle:   {bundle}
+  password: in {password}
+  panel:    https://{host}:{port}
+
+Copy both to the admin's device, import the bundle there, and delete the copies:
+  macOS     double-click the bundle, or: security import client.p12
+  Linux     browser settings, certificates, import
+  curl      curl -k --cert-type P12 --cert client.p12:PASSWORD https://{host}:{port}/api/certs
+",
+        bundle = reset.bundle.display(),
+        password = reset.password.display(),
+    )
 }
 
 fn clock() -> Clock {

@@ -11,7 +11,6 @@ use anyhow::{Context as _, bail};
 use api::{App, Clock as _, DataPlane, SystemClock, SystemRandom};
 use ca_dir::{CaDir, Passphrase, leaf_profile};
 use edge::Edge;
-use panel::Panel;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
 use rustls::pki_types::pem::PemObject as _;
@@ -19,6 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::{SqliteStore, Store};
 use tunnel_model::{ApiKeySecret, Event, OrganizationId, TunnelId};
 
+use crate::panel::Served;
 use crate::settings::Settings;
 
 /// All that is served, ready for it.
@@ -26,7 +26,7 @@ pub(crate) struct Started {
     pub(crate) app: Arc<App>,
     pub(crate) edge: Edge,
     /// `None` if it is not to be served.
-    pub(crate) panel: Option<Arc<Panel>>,
+    pub(crate) panel: Option<Served>,
     pub(crate) issuer_not_after: Time,
 }
 

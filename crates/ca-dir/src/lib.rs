@@ -143,18 +143,12 @@ impl CaDir {
         let issuing = issuer.intermediate(&issuing_subject, spki, zone, ISSUING_VALIDITY, random_serial()?, made)?;
         let issuing = issuing.sign(&root_signer)?.der().to_vec();
 
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut building = path.as_os_str().to_owned();
-        building.push(format!(".new-{tag}"));
-        let building = Building(PathBuf::from(building));
-        DirBuilder::new().mode(0o700).create(&building.0).map_err(io_error("create", &building.0))?;
-        write_new(&building.0.join(ROOT_CERTIFICATE), certificate_to_pem(&root).as_bytes(), 0o644)?;
-        write_private_key(&building.0.join(ROOT_KEY), &root_key, passphrase)?;
-        write_new(&building.0.join(ISSUING_CERTIFICATE), certificate_to_pem(&issuing).as_bytes(), 0o644)?;
-        write_private_key(&building.0.join(ISSUING_KEY), &issuing_key, passphrase)?;
-        sync(&building.0)?;
-        fs::rename(&building.0, path).map_err(io_error("create", path))?;
-        sync(parent)?;
+        make_directory(path, |building| {
+            write_new(&building.join(ROOT_CERTIFICATE), certificate_to_pem(&root).as_bytes(), 0o644)?;
+            write_private_key(&building.join(ROOT_KEY), &root_key, passphrase)?;
+            write_new(&building.join(ISSUING_CERTIFICATE), certificate_to_pem(&issuing).as_bytes(), 0o644)?;
+            write_private_key(&building.join(ISSUING_KEY), &issuing_key, passphrase)
+        })?;
         Ok(Self { root, issuing, key: signer })
     }
 
@@ -214,6 +208,24 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), CaDirErro
         _ => CaDirError::Io { doing: "create", path: path.to_owned(), source },
     })?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(io_error("write", path))
+}
+
+/// Makes a directory of mode 0700 with what `fill` puts into it, all of it or
+/// nothing: beside its place, and moved there when it is complete.
+///
+/// # Errors
+///
+/// [`CaDirError::Io`] as `E`, and those of `fill`.
+pub fn make_directory<E: From<CaDirError>>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut building = path.as_os_str().to_owned();
+    building.push(format!(".new-{}", random_tag()?));
+    let building = Building(PathBuf::from(building));
+    DirBuilder::new().mode(0o700).create(&building.0).map_err(io_error("create", &building.0))?;
+    fill(&building.0)?;
+    sync(&building.0)?;
+    fs::rename(&building.0, path).map_err(io_error("create", path))?;
+    Ok(sync(parent)?)
 }
 
 /// A directory in the making; goes away unless it was moved to its place.

@@ -4,9 +4,11 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ca_dir::CaDirError;
 use jiff::Timestamp;
 use pki_core::crypto::aws_lc::PrivateKey;
 use pki_core::{Subject, certificate_to_pem};
@@ -18,7 +20,7 @@ use crate::directory::{self, CA_CERTIFICATE, CA_KEY, CLIENT_CERTIFICATE, CLIENT_
 use crate::error::Error;
 use crate::files;
 use crate::panel::{ADMIN, back_up, identity_files, revocation};
-use crate::state::{Admin, AdminAuthMode, Config, Edit, Serial, Touched};
+use crate::state::{Admin, AdminAuthMode, COMPLETED, Edit, Serial, Touched};
 
 /// The server certificate of the panel's port.
 pub const SERVER_CERTIFICATE: &str = "self-signed.pem";
@@ -67,6 +69,12 @@ pub enum SetupError {
     Make(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl From<CaDirError> for SetupError {
+    fn from(error: CaDirError) -> Self {
+        Self::make(error)
+    }
+}
+
 impl SetupError {
     fn make(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Make(error.into())
@@ -101,53 +109,36 @@ pub fn ensure(
         return Ok(false);
     }
     if !is_there(config)? {
-        let document = Config::new(&address.to_string(), domain).document().clone();
+        // Nothing is left to be set up.
+        let document = serde_json::json!({
+            "ip": address, "domain": domain, "email": null,
+            "adminAuthMode": "p12", "onboarding": {"status": COMPLETED},
+        });
         let text = serde_json::to_string_pretty(&document).map_err(SetupError::make)? + "\n";
         let root = config.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut change = files::Change::default();
         change.write(config.to_owned(), Zeroizing::new(text.into_bytes()), 0o640);
         files::Files::new(root.to_owned(), Vec::new(), files::go_on()).commit(&change).map_err(io(config))?;
     }
-    // Made beside its place and moved there whole: a crash leaves all of it or none.
-    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut building = directory.as_os_str().to_owned();
-    building.push(".new");
-    let building = PathBuf::from(building);
-    let made = || -> Result<(), SetupError> {
-        remove_directory(&building).map_err(io(&building))?;
-        fill(&building, config, making, now)?;
-        fs::rename(&building, directory).map_err(io(directory))?;
-        fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(io(parent))
-    };
-    // What is left of a failure is of no use to anybody.
-    made().inspect_err(|_| drop(remove_directory(&building)))?;
+    ca_dir::make_directory(directory, |building| fill(building, config, making, now))?;
     Ok(true)
 }
 
 fn fill(root: &Path, config: &Path, making: Making, now: Timestamp) -> Result<(), SetupError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-
-    let make_directory = |path: &Path| {
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(path)
-            .map_err(|source| SetupError::Io { path: path.to_owned(), source })
-    };
-    make_directory(root)?;
-    make_directory(&root.join("agents"))?;
     let key = ca_dir::generate_key(making.keys).map_err(SetupError::make)?;
     let signer = PrivateKey::from_pkcs8_der(&Zeroizing::new(key.serialize_der())).map_err(SetupError::make)?;
     let subject = Subject::with_organization("Portlama CA", ORGANIZATION).map_err(SetupError::make)?;
-    let serial = ca_dir::random_serial().map_err(SetupError::make)?;
     // Clocks of those who verify may be late.
     let since = seconds(now).minus(Duration::from_secs(300));
-    let certificate = pki_core::root(&subject, &signer, CA_VALIDITY, serial, since)
+    let certificate = pki_core::root(&subject, &signer, CA_VALIDITY, ca_dir::random_serial()?, since)
         .map_err(SetupError::make)?
         .sign(&signer)
         .map_err(SetupError::make)?;
-    ca_dir::write_private_key(&root.join(CA_KEY), &key, None).map_err(SetupError::make)?;
-    let pem = certificate_to_pem(certificate.der());
-    ca_dir::write_new(&root.join(CA_CERTIFICATE), pem.as_bytes(), 0o644).map_err(SetupError::make)?;
+    let agents = root.join("agents");
+    let made = fs::DirBuilder::new().mode(0o700).create(&agents);
+    made.map_err(|source| SetupError::Io { path: agents, source })?;
+    ca_dir::write_private_key(&root.join(CA_KEY), &key, None)?;
+    ca_dir::write_new(&root.join(CA_CERTIFICATE), certificate_to_pem(certificate.der()).as_bytes(), 0o644)?;
 
     let paths = Paths { root: root.to_owned(), config: config.to_owned() };
     let authority = ClientAuthority::open(&paths).map_err(SetupError::make)?;
@@ -155,19 +146,10 @@ fn fill(root: &Path, config: &Path, making: Making, now: Timestamp) -> Result<()
     let password = Zeroizing::new(password.expose().as_bytes().to_vec());
     for edit in identity_files(key_pem, issued.pem.into_bytes(), p12, password) {
         if let Edit::Put(path, content, mode) = edit {
-            ca_dir::write_new(&root.join(path), &content, directory::bits(mode)).map_err(SetupError::make)?;
+            ca_dir::write_new(&root.join(path), &content, directory::bits(mode))?;
         }
     }
-    fs::File::open(root)
-        .and_then(|root| root.sync_all())
-        .map_err(|source| SetupError::Io { path: root.to_owned(), source })
-}
-
-fn remove_directory(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
+    Ok(())
 }
 
 /// Makes `self-signed.pem` with its key, unless both are there.

@@ -274,23 +274,6 @@ pub enum AdminAuthMode {
 }
 
 impl Config {
-    /// What a new panel starts with: nothing is left to be set up.
-    pub(crate) fn new(ip: &str, domain: &str) -> Self {
-        let document = serde_json::json!({
-            "ip": ip, "domain": domain, "email": null, "adminAuthMode": "p12", "onboarding": {"status": "COMPLETED"},
-        });
-        let Value::Object(document) = document else { unreachable!("the literal above is an object") };
-        Self {
-            document,
-            admin_auth_mode: AdminAuthMode::P12,
-            onboarding: COMPLETED.to_owned(),
-            ip: ip.to_owned(),
-            domain: Some(domain.to_owned()),
-            static_dir: None,
-            two_factor: false,
-        }
-    }
-
     pub(crate) fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
         /// The part that is ours to know.
         #[derive(Deserialize)]
@@ -354,7 +337,8 @@ impl Config {
     }
 }
 
-const COMPLETED: &str = "COMPLETED";
+/// How the status of a panel that is set up is written.
+pub(crate) const COMPLETED: &str = "COMPLETED";
 
 /// What `client.crt` says.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -414,7 +398,6 @@ impl<'de> Deserialize<'de> for Serial {
 }
 
 /// One change to the state and the directory. It may hold keys: it has no `Debug`.
-#[derive(Clone)]
 pub(crate) enum Edit {
     AddAgent(Agent),
     AddToken(Token),
