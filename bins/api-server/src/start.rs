@@ -16,7 +16,7 @@ use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::{SqliteStore, Store};
-use tunnel_model::{ApiKeySecret, Event, OrganizationId, TunnelId};
+use tunnel_model::{ApiKeySecret, OrganizationId, TunnelId};
 
 use crate::panel::Served;
 use crate::settings::Settings;
@@ -76,10 +76,6 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
 struct Joint(Edge);
 
 impl DataPlane for Joint {
-    fn notice(&self, events: &[Event]) {
-        self.0.notice(events);
-    }
-
     fn is_connected(&self, tunnel: TunnelId) -> bool {
         self.0.is_connected(tunnel)
     }

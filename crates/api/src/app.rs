@@ -55,9 +55,6 @@ impl Random for SystemRandom {
 
 /// Where the traffic of the tunnels flows.
 pub trait DataPlane: Send + Sync {
-    /// These events are durable; what they end, ends before this returns.
-    fn notice(&self, events: &[Event]);
-
     /// Has the tunnel an agent now?
     fn is_connected(&self, tunnel: TunnelId) -> bool;
 }
@@ -66,8 +63,6 @@ pub trait DataPlane: Send + Sync {
 struct NoDataPlane;
 
 impl DataPlane for NoDataPlane {
-    fn notice(&self, _: &[Event]) {}
-
     fn is_connected(&self, _: TunnelId) -> bool {
         false
     }
@@ -128,7 +123,7 @@ impl App {
         Self { store, clock, random, authority, rules: Arc::new(rules), zone, data_plane, touched: Mutex::default() }
     }
 
-    /// Tells `data_plane` of everything that happens from now on.
+    /// Asks `data_plane` who is connected.
     #[must_use]
     pub fn with_data_plane(self, data_plane: Arc<dyn DataPlane>) -> Self {
         Self { data_plane, ..self }
@@ -419,9 +414,7 @@ impl App {
     }
 
     async fn execute(&self, caller: Caller, command: Command) -> Result<Vec<Event>, Error> {
-        let events = self.store.execute(caller, command, &self.rules, self.clock.now()).await?;
-        self.data_plane.notice(&events);
-        Ok(events)
+        Ok(self.store.execute(caller, command, &self.rules, self.clock.now()).await?)
     }
 
     /// The tunnel after a command, or as it is if the command changed nothing.

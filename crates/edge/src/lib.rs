@@ -33,12 +33,12 @@ use agent_proto::limits::{MAX_BODY, RESPONSE_DEADLINE};
 use pki_core::{Authority, Time};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use store::{ExecuteError, Store};
+use store::{ExecuteError, Observer, Store};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
-use tunnel_model::{Caller, Command, Event, LiveRules, Refusal, Rules, Timestamp, TunnelId, Zone};
+use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, Timestamp, TunnelId, Zone};
 
 use crate::passthrough::Bridges;
 use crate::stats::Counters;
@@ -213,6 +213,9 @@ impl Drop for Connection {
 impl Edge {
     /// A data plane over `store`, whose own certificates `authority` signs.
     ///
+    /// From now on it observes the store: what is deleted or revoked there has no
+    /// traffic any more when the command is answered.
+    ///
     /// # Errors
     ///
     /// When TLS cannot be prepared.
@@ -222,8 +225,10 @@ impl Edge {
         let mut prefix = [0; 8];
         getrandom::fill(&mut prefix).map_err(Error::certificate)?;
         let (stop, stopping) = watch::channel(false);
+        let tunnels = Arc::new(Tunnels::new(settings.live, u64::from_be_bytes(prefix), observer));
+        store.observe(Arc::clone(&tunnels) as Arc<dyn Observer>);
         let shared = Shared {
-            tunnels: Arc::new(Tunnels::new(settings.live, u64::from_be_bytes(prefix), observer)),
+            tunnels,
             settings,
             store,
             bridges: Bridges::new(),
@@ -255,12 +260,6 @@ impl Edge {
         key: PrivateKeyDer<'static>,
     ) -> Result<(), Error> {
         self.certificates.configure(chain, key)
-    }
-
-    /// Takes note of what the control plane has done: when this returns, what
-    /// was deleted or revoked has no traffic any more.
-    pub fn notice(&self, events: &[Event]) {
-        self.shared.tunnels.notice(events);
     }
 
     /// Has the tunnel an agent now?

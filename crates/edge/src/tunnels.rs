@@ -17,6 +17,7 @@ use h2::RecvStream;
 use h2::SendStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use store::Observer;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, oneshot};
 use tunnel_model::{
     EndReason, Event, ExchangeId, ExchangeKind, Failure, IntakeId, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal,
@@ -338,21 +339,6 @@ impl Tunnels {
         entry.sooner.notify_one();
     }
 
-    /// Takes note of what the control plane has done.
-    pub(crate) fn notice(&self, events: &[Event]) {
-        for event in events {
-            match event {
-                Event::TunnelDeleted(tunnel) | Event::TunnelFinalized(tunnel) => self.revoke(tunnel.id),
-                Event::TunnelRenamed(tunnel) => self.update(tunnel),
-                Event::TunnelRestored(tunnel) | Event::CertificateIssued(tunnel) | Event::TunnelUpdated(tunnel) => {
-                    self.update(tunnel);
-                }
-                Event::KeyRevoked(key) => self.revoke_key(key.id),
-                _ => {}
-            }
-        }
-    }
-
     /// Ends what a tunnel has: it was deleted, or is not what it was at hello.
     pub(crate) fn revoke(&self, tunnel: TunnelId) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
@@ -523,6 +509,23 @@ impl Tunnels {
         self.unrecorded.fetch_add(1, Ordering::Relaxed);
         // Without a receiver the process is at its end.
         let _ = self.observer.send(observation);
+    }
+}
+
+/// What the control plane has done is carried out before it is answered.
+impl Observer for Tunnels {
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::TunnelDeleted(tunnel) | Event::TunnelFinalized(tunnel) => self.revoke(tunnel.id),
+                Event::TunnelRenamed(tunnel)
+                | Event::TunnelRestored(tunnel)
+                | Event::CertificateIssued(tunnel)
+                | Event::TunnelUpdated(tunnel) => self.update(tunnel),
+                Event::KeyRevoked(key) => self.revoke_key(key.id),
+                _ => {}
+            }
+        }
     }
 }
 

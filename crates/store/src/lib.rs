@@ -8,7 +8,8 @@
 mod memory;
 mod sqlite;
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use tunnel_model::{
@@ -26,10 +27,14 @@ pub use tunnel_model::Timestamp;
 /// the caller's, see [`Caller::sees_tunnel`].
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Tells `observer` of every event that is committed from now on.
+    fn observe(&self, observer: Arc<dyn Observer>);
+
     /// Decides a command and stores its events, all or none.
     ///
-    /// Answers after the events are durable. Commands that run at once end as
-    /// if one had come after the other.
+    /// Answers after the events are durable and the observers were told of them,
+    /// which both happen also when the caller has gone. Commands that run at once
+    /// end as if one had come after the other.
     ///
     /// # Errors
     ///
@@ -94,6 +99,40 @@ pub trait Store: Send + Sync + 'static {
 
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// Hears of what was committed: who carries traffic has to know of a revocation
+/// whether or not anybody still waits for its answer.
+pub trait Observer: Send + Sync {
+    /// These events of one command are durable. Called in the order of the commits and
+    /// before the command is answered, on the thread that writes: it must be quick,
+    /// and must not ask the store.
+    fn committed(&self, events: &[Event]);
+}
+
+/// Those who want to hear of what a backend commits.
+#[derive(Default)]
+struct Observers(RwLock<Vec<Arc<dyn Observer>>>);
+
+impl Observers {
+    fn add(&self, observer: Arc<dyn Observer>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).push(observer);
+    }
+
+    fn tell(&self, events: &[Event]) {
+        if events.is_empty() {
+            return;
+        }
+        for observer in self.0.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            observer.committed(events);
+        }
+    }
+}
+
+impl fmt::Debug for Observers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observers(..)")
+    }
 }
 
 /// A certificate that the certificates API issued. Its own directory does not

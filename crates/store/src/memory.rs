@@ -10,6 +10,7 @@ use super::*;
 /// A store without a disk.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
+    observers: Observers,
     state: Mutex<State>,
 }
 
@@ -38,6 +39,10 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.observers.add(observer);
+    }
+
     async fn execute(
         &self,
         caller: Caller,
@@ -45,7 +50,11 @@ impl Store for MemoryStore {
         rules: &Arc<Rules>,
         now: Timestamp,
     ) -> Result<Vec<Event>, ExecuteError> {
-        run(&mut *self.state(), &caller, command, rules, now)
+        // The lock is what keeps the observers' order.
+        let mut state = self.state();
+        let events = run(&mut *state, &caller, command, rules, now)?;
+        self.observers.tell(&events);
+        Ok(events)
     }
 
     async fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {

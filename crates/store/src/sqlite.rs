@@ -2,7 +2,8 @@
 //!
 //! One thread writes. It takes every command that is waiting, runs each in a
 //! savepoint of one transaction and commits once: concurrent writers share a
-//! flush of the disk, and each is answered after it. Look-ups have connections
+//! flush of the disk, and each is answered after it, when the observers have
+//! been told. Look-ups have connections
 //! of their own (WAL), so that they never wait for a commit.
 
 mod rows;
@@ -38,6 +39,7 @@ pub struct SqliteStore {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
     readers: Arc<Readers>,
+    observers: Arc<Observers>,
     /// Held until the store is dropped.
     _lock: File,
 }
@@ -104,11 +106,13 @@ impl SqliteStore {
         sync_directory(directory)?;
         let readers = Arc::new(Readers { idle: Mutex::default(), database: database.clone() });
         let (jobs, queue) = mpsc::channel(QUEUE);
+        let observers = Arc::new(Observers::default());
+        let writes = Writer { connection, observers: Arc::clone(&observers) };
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || Writer { connection }.run(queue))
+            .spawn(move || writes.run(queue))
             .map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
-        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers, _lock: lock })
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers, observers, _lock: lock })
     }
 
     /// Runs a look-up of one record in place: out of the page cache it takes
@@ -159,6 +163,10 @@ impl Drop for SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.observers.add(observer);
+    }
+
     async fn execute(
         &self,
         caller: Caller,
@@ -296,6 +304,7 @@ enum Work {
 
 struct Writer {
     connection: Connection,
+    observers: Arc<Observers>,
 }
 
 impl Writer {
@@ -326,7 +335,10 @@ impl Writer {
             }
         };
         for (reply, answer) in replies.into_iter().zip(answers) {
-            // Whoever asked may be gone; what was decided stands.
+            // Whoever asked may be gone; what was decided stands, and is told.
+            if let Ok(events) = &answer {
+                self.observers.tell(events);
+            }
             let _ = reply.send(answer);
         }
     }

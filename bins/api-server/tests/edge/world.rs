@@ -55,10 +55,6 @@ impl Drop for Running {
 struct Joint(Edge);
 
 impl DataPlane for Joint {
-    fn notice(&self, events: &[tunnel_model::Event]) {
-        self.0.notice(events);
-    }
-
     fn is_connected(&self, tunnel: TunnelId) -> bool {
         self.0.is_connected(tunnel)
     }

@@ -1,8 +1,9 @@
 //! What every backend does alike: each test runs on all of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 
-use store::{ClientCertificate, Grace, MemoryStore, SqliteStore, Store};
+use store::{ClientCertificate, Grace, MemoryStore, Observer, SqliteStore, Store};
 use tunnel_model::{
     Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
 };
@@ -41,6 +42,7 @@ on_every_backend! {
     client_certificates_are_kept_by_serial_number,
     creations_are_counted_by_organization,
     every_state_of_a_tunnel_round_trips,
+    events_are_observed_in_their_order_also_of_callers_who_left,
     expired_tunnels_are_those_at_their_deadline,
     extreme_values_round_trip,
     lists_are_ordered_and_of_one_organization,
@@ -55,6 +57,40 @@ on_every_backend! {
 
 async fn the_store_is_in_order(store: &dyn Store) {
     store.check().await.expect("in order");
+}
+
+/// Writes down what it hears.
+#[derive(Default)]
+struct Notes(Mutex<Vec<String>>);
+
+impl Observer for Notes {
+    fn committed(&self, events: &[Event]) {
+        let names = events.iter().map(|event| match event {
+            Event::TunnelCreated(tunnel) => format!("+{}", tunnel.name),
+            Event::TunnelDeleted(tunnel) => format!("-{}", tunnel.name),
+            other => panic!("unexpected: {other:?}"),
+        });
+        self.0.lock().expect("no panic").extend(names);
+    }
+}
+
+async fn events_are_observed_in_their_order_also_of_callers_who_left(store: &dyn Store) {
+    let notes = Arc::new(Notes::default());
+    store.observe(Arc::clone(&notes) as Arc<dyn Observer>);
+    done(store, create_tunnel(1, "first", TlsMode::Edge)).await;
+    let heard = || notes.0.lock().expect("no panic").clone();
+    assert_eq!(heard(), ["+first"], "before the answer");
+    {
+        let rules = Arc::new(Rules::new());
+        let mut deletion = store.execute(admin(), Command::DeleteTunnel { id: tunnel_id(1) }, &rules, NOW);
+        // Asked, and gone before the answer.
+        let _ = deletion.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+    execute(store, admin(), create_tunnel(3, "first", TlsMode::Edge), NOW).await.expect_err("the name is taken");
+    done(store, create_tunnel(2, "second", TlsMode::Edge)).await;
+    let deleted = store.tunnel(tunnel_id(1)).await.expect("a look-up").expect("it is restorable");
+    assert_eq!(deleted.status, Status::DeletePending);
+    assert_eq!(heard(), ["+first", "-first", "+second"]);
 }
 
 async fn what_is_not_there_is_not_found(store: &dyn Store) {
