@@ -58,9 +58,9 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let side_routes = side_routes(Arc::clone(&started.app), started.edge.clone(), Arc::clone(&metrics));
     let rest: Rest = {
         let (routes, stopped) = (routes.clone(), stopped.clone());
-        Arc::new(move |io| {
+        Arc::new(move |arrival| {
             let (routes, stop) = (routes.clone(), wait(stopped.clone()));
-            Box::pin(async move { api::serve_connection(io, routes, &limits, stop).await })
+            Box::pin(async move { api::serve_connection(arrival, routes, &limits, stop).await })
         })
     };
     let edge = started.edge.serve(edge, Some(rest), wait(stopped.clone()));
@@ -81,9 +81,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
         stop.send_replace(true);
         anyhow::Ok(())
     };
-    let (api, side, signals, (), ()) = tokio::join!(api, side, signals, edge, panel);
-    api.context("the API listener failed")?;
-    side.context("the metrics listener failed")?;
+    let ((), (), signals, (), ()) = tokio::join!(api, side, signals, edge, panel);
     signals?;
     sweeper.await.context("the sweep failed")?;
     tracing::info!("stopped");

@@ -439,6 +439,7 @@ impl Settings {
         panel::Limits {
             connections: self.max_connections,
             headers: self.header_timeout.0.0,
+            stall: self.request_timeout.0.0,
             grace: self.grace_period.0.0,
         }
     }
@@ -450,6 +451,7 @@ impl Settings {
             connections: self.max_connections,
             headers: self.header_timeout.0.0,
             request: self.request_timeout.0.0,
+            stall: self.request_timeout.0.0,
             grace: self.grace_period.0.0,
         }
     }

@@ -10,6 +10,7 @@ use agent_proto::limits::{
 };
 use agent_proto::{BridgeKind, Credential, Hello, HelloAnswer, OwnerToken, StreamRequest};
 use bytes::Bytes;
+use connections::{Kind, Place};
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
@@ -24,23 +25,23 @@ use tunnel_model::{
 use uuid::Uuid;
 
 use crate::Shared;
-use crate::reply::{Buffered, ReplyStream, answer};
+use crate::reply::{Buffered, ReplyStream, answer, hold};
 use crate::splice::{Control, SILENCE, Splice};
 use crate::tunnels::{Entry, Link, Signal, end_intake};
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve<IO>(io: IO, ip: IpAddr, shared: Arc<Shared>)
+pub(crate) async fn serve<IO>(io: IO, ip: IpAddr, place: Place, shared: Arc<Shared>)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let control = Arc::new(Control::default());
     let splice = Splice::new(io, Arc::clone(&control));
-    let limits = &shared.settings.agent;
     let handshake = Builder::new()
         .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)
-        .initial_window_size(limits.stream_window)
-        .initial_connection_window_size(limits.connection_window)
+        // Whoever has not said hello is a stranger: the windows grow afterwards.
+        .initial_window_size(STRANGERS_WINDOW)
+        .initial_connection_window_size(STRANGERS_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
         // An agent whose application cancels a request resets its streams in
@@ -61,6 +62,7 @@ where
     let (admissions, admitted) = mpsc::channel(1);
     let agent = Agent {
         ip,
+        place,
         session: shared.tunnels.next_session(),
         shared,
         control,
@@ -73,6 +75,8 @@ where
     agent.run(connection, received, admitted).await;
 }
 
+/// Octets that may be sent before the hello is answered: what HTTP/2 begins with.
+const STRANGERS_WINDOW: u32 = 65_535;
 /// Streams at once: every parked intake, reply and bridge is one.
 const MAX_STREAMS: u32 = 4096;
 /// Four times the least: fewer headers on large replies, where the agent follows.
@@ -90,6 +94,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 struct Agent {
     ip: IpAddr,
+    place: Place,
     session: SessionId,
     shared: Arc<Shared>,
     control: Arc<Control>,
@@ -122,7 +127,14 @@ impl Agent {
         let mut plan = Plan::default();
         let mut stopping = self.shared.stopping.clone();
         let hello_until = Instant::now() + self.shared.settings.hello_time;
+        let mut is_stranger = true;
         loop {
+            if is_stranger && self.membership.is_some() {
+                let limits = &self.shared.settings.agent;
+                connection.set_target_window_size(limits.connection_window);
+                // Refused until the agent has acknowledged our first SETTINGS: then with its next stream.
+                is_stranger = connection.set_initial_window_size(limits.stream_window).is_err();
+            }
             tokio::select! {
                 biased;
                 // Before streams: an agent parks its intakes as soon as it has the answer.
@@ -211,7 +223,7 @@ impl Agent {
             Ok(StreamRequest::Bridge(bridge)) => {
                 let Some(member) = self.member(bridge.tunnel, &bridge.credential) else {
                     answer(&mut respond, StatusCode::UNAUTHORIZED);
-                    return;
+                    return hold(body, respond);
                 };
                 let kind = match bridge.kind {
                     BridgeKind::Tcp => ExchangeKind::Tcp,
@@ -219,14 +231,19 @@ impl Agent {
                 };
                 let Some(exchange) = self.shared.tunnels.exchange_of(bridge.id.as_u128()) else {
                     answer(&mut respond, StatusCode::NOT_FOUND);
-                    return;
+                    return hold(body, respond);
                 };
                 let tunnels = &self.shared.tunnels;
                 let opened = tunnels.open_bridge(&member.entry, self.session, exchange, kind, body, respond);
-                if let Err((refusal, mut respond)) = opened {
+                if let Err((refusal, body, mut respond)) = opened {
                     let is_taken = matches!(refusal, LiveRefusal::BridgeTaken | LiveRefusal::UnwantedBridge);
                     answer(&mut respond, if is_taken { StatusCode::CONFLICT } else { StatusCode::NOT_FOUND });
+                    hold(body, respond);
                 }
+            }
+            Err(_) if !head.uri.path().starts_with("/_system/") => {
+                self.strays += 1;
+                misdirected(body, respond);
             }
             Err(error) => {
                 self.strays += 1;
@@ -253,7 +270,7 @@ impl Agent {
             return;
         }
         let (shared, session, ip) = (Arc::clone(&self.shared), self.session, self.ip);
-        let (signals, admissions) = (self.signals.clone(), self.admissions.clone());
+        let (signals, admissions, place) = (self.signals.clone(), self.admissions.clone(), self.place.clone());
         let link = Arc::new(Link {
             ip,
             windows: self.control.windows(),
@@ -262,7 +279,7 @@ impl Agent {
         });
         tokio::spawn(async move {
             let tunnel = hello.tunnel;
-            match admit(&shared, hello, session, Arc::clone(&link), signals).await {
+            match admit(&shared, hello, session, Arc::clone(&link), signals, &place).await {
                 Ok((membership, body)) => {
                     tracing::info!(%tunnel, %ip, "an agent is connected");
                     let entry = Arc::clone(&membership.entry);
@@ -273,13 +290,28 @@ impl Agent {
                     answer_hello(&mut respond, StatusCode::OK, body);
                 }
                 Err(denied) => {
-                    tracing::info!(%tunnel, %ip, reason = denied.reason(), "an agent was not let in");
+                    if let Some(held_back) = shared.told.agents.pass(std::time::Instant::now()) {
+                        tracing::info!(%tunnel, %ip, reason = denied.reason(), held_back, "an agent was not let in");
+                    }
                     let body = format!(r#"{{"reason":"{}"}}"#, denied.reason());
                     answer_hello(&mut respond, denied.status(), body.into_bytes());
                 }
             }
         });
     }
+}
+
+/// REST and visitors are elsewhere: says so, in the words of the API.
+fn misdirected(body: RecvStream, mut respond: SendResponse<Bytes>) {
+    let status = StatusCode::MISDIRECTED_REQUEST;
+    let problem = r#"{"type":"about:blank","title":"Misdirected Request","status":421,"detail":"over HTTP/2 this name serves agents only: use HTTP/1.1 for the API"}"#;
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    let Ok(mut stream) = respond.send_response(response, false) else { return };
+    // If the connection has gone, its task knows.
+    let _ = stream.send_data(Bytes::from_static(problem.as_bytes()), true);
+    hold(body, stream);
 }
 
 fn answer_hello(respond: &mut SendResponse<Bytes>, status: StatusCode, json: Vec<u8>) {
@@ -299,6 +331,8 @@ enum Denied {
     Forbidden,
     /// The server is on its way out: agents come back.
     Draining,
+    /// All places are taken: agents come back.
+    Full,
     /// The store failed: agents come back.
     Internal,
     /// A later hello was faster.
@@ -313,7 +347,7 @@ impl Denied {
     fn status(self) -> StatusCode {
         match self {
             Self::Forbidden | Self::NotActive => StatusCode::FORBIDDEN,
-            Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Draining | Self::Full => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Superseded => StatusCode::CONFLICT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -324,6 +358,7 @@ impl Denied {
         match self {
             Self::Forbidden => "forbidden",
             Self::Draining => "draining",
+            Self::Full => "server-busy",
             Self::Internal => "internal",
             Self::Superseded => "hello-superseded",
             Self::NotActive => "tunnel-not-active",
@@ -345,12 +380,14 @@ async fn admit(
     session: SessionId,
     link: Arc<Link>,
     signals: mpsc::UnboundedSender<Signal>,
+    place: &Place,
 ) -> Result<(Membership, Vec<u8>), Denied> {
     if shared.is_stopping() {
         return Err(Denied::Draining);
     }
     let id = TunnelId::from_bytes(hello.tunnel.into_bytes());
     let (tunnel, key) = check(shared, id, &hello.credential).await?;
+    place.change(Kind::Agent, link.ip).map_err(|_| Denied::Full)?;
     let mut octets = [0; 16];
     getrandom::fill(&mut octets).map_err(|_| Denied::Internal)?;
     let owner_token = OwnerToken::from_random(octets);

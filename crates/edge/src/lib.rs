@@ -12,8 +12,8 @@ pub mod proxy_protocol;
 mod agent;
 mod flow;
 mod framing;
-mod impatient;
 mod listener;
+mod observations;
 mod passthrough;
 mod reply;
 mod splice;
@@ -24,26 +24,26 @@ mod visitor;
 mod websocket;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use agent_proto::limits::{MAX_BODY, RESPONSE_DEADLINE};
+use connections::{Arrival, Budget, Full, Kind, Places, Throttle};
 use pki_core::{Authority, Time};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::{ExecuteError, Observer, Store};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, Timestamp, TunnelId, Zone};
 
 use crate::passthrough::Bridges;
 use crate::stats::Counters;
 use crate::tls::Certificates;
-use crate::tunnels::{Observation, Tunnels};
+use crate::tunnels::Tunnels;
 
 pub use stats::Stats;
 
@@ -52,8 +52,8 @@ pub use stats::Stats;
 pub struct Settings {
     /// The suffix of every public host, and the name that agents dial.
     pub zone: Zone,
-    /// Connections at once, of agents and visitors; more wait in the kernel.
-    pub connections: usize,
+    /// Connections at once, and how many of one address.
+    pub places: connections::Limits,
     /// From a connection's begin to the end of its ClientHello, of its TLS
     /// handshake, and for an agent of its hello, each.
     pub hello_time: Duration,
@@ -108,6 +108,8 @@ pub struct VisitorLimits {
     /// How long nothing may move on a passthrough connection of which one side
     /// is done.
     pub half_closed: Duration,
+    /// How long nothing may move on a WebSocket or a passthrough connection.
+    pub quiet: Duration,
 }
 
 impl Settings {
@@ -115,7 +117,7 @@ impl Settings {
     pub fn new(zone: Zone) -> Self {
         Self {
             zone,
-            connections: 16 * 1024,
+            places: connections::Limits::new(16 * 1024),
             hello_time: Duration::from_secs(10),
             proxy_protocol: false,
             response_deadline: RESPONSE_DEADLINE,
@@ -136,18 +138,14 @@ impl Settings {
                 keep_alive: Duration::from_secs(30),
                 stall: Duration::from_secs(30),
                 half_closed: Duration::from_secs(10),
+                quiet: Duration::from_secs(60 * 60),
             },
         }
     }
 }
 
-/// A connection on which somebody else speaks HTTP/1.1: REST at the zone's name.
-pub type Rest = Arc<dyn Fn(Box<dyn Io>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
-
-/// What a connection can do.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+/// Serves a connection on which HTTP/1.1 is spoken: REST at the zone's name.
+pub type Rest = Arc<dyn Fn(Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// Why the data plane cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -170,7 +168,6 @@ pub struct Edge {
     shared: Arc<Shared>,
     certificates: Arc<Certificates>,
     stop: Arc<watch::Sender<bool>>,
-    observed: Arc<Mutex<Option<mpsc::UnboundedReceiver<Observation>>>>,
 }
 
 pub(crate) struct Shared {
@@ -182,15 +179,20 @@ pub(crate) struct Shared {
     zone_tls: Arc<ServerConfig>,
     visitor_tls: Arc<ServerConfig>,
     rest: OnceLock<Rest>,
+    certificates: Arc<Certificates>,
     stopping: watch::Receiver<bool>,
-    connections: AtomicUsize,
+    places: Arc<Places>,
     /// Octets of request bodies that are held.
-    buffered: AtomicUsize,
+    bodies: Arc<Budget>,
+    told: Told,
 }
 
-/// One connection's place in the count.
-struct Connection {
-    shared: Arc<Shared>,
+/// When the log was last told of what any peer can cause.
+#[derive(Default)]
+struct Told {
+    headers: Throttle,
+    refusals: Throttle,
+    agents: Throttle,
 }
 
 impl Shared {
@@ -198,15 +200,11 @@ impl Shared {
         *self.stopping.borrow()
     }
 
-    fn connection(self: &Arc<Self>) -> Connection {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        Connection { shared: Arc::clone(self) }
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    /// Says that a peer found no place, once in a while.
+    fn refused(&self, ip: IpAddr, full: Full) {
+        if let Some(held_back) = self.told.refusals.pass(std::time::Instant::now()) {
+            tracing::warn!(%ip, held_back, error = &full as &dyn std::error::Error, "a connection is refused");
+        }
     }
 }
 
@@ -220,32 +218,31 @@ impl Edge {
     ///
     /// When TLS cannot be prepared.
     pub fn new(settings: Settings, store: Arc<dyn Store>, authority: Authority) -> Result<Self, Error> {
-        let certificates = Arc::new(Certificates::new(authority, || Time::from_unix(now().micros() / 1_000_000))?);
-        let (observer, observed) = mpsc::unbounded_channel();
+        let clock = || Time::from_unix(now().micros() / 1_000_000);
+        let certificates = Arc::new(Certificates::new(authority, Arc::clone(&store), clock)?);
         let mut prefix = [0; 8];
         getrandom::fill(&mut prefix).map_err(Error::certificate)?;
         let (stop, stopping) = watch::channel(false);
-        let tunnels = Arc::new(Tunnels::new(settings.live, u64::from_be_bytes(prefix), observer));
+        let tunnels = Arc::new(Tunnels::new(settings.live, u64::from_be_bytes(prefix), settings.visitor.buffered));
         store.observe(Arc::clone(&tunnels) as Arc<dyn Observer>);
+        let mut places = settings.places.clone();
+        places.octets_per_address = (settings.visitor.buffered / 4).max(MAX_BODY);
         let shared = Shared {
             tunnels,
+            places: Places::new(places),
+            bodies: Arc::new(Budget::new(settings.visitor.buffered)),
+            certificates: Arc::clone(&certificates),
+            told: Told::default(),
             settings,
             store,
             bridges: Bridges::new(),
             counters: Counters::default(),
-            zone_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1"])?,
-            visitor_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1"])?,
+            zone_tls: tls::server_config(Arc::clone(&certificates), &[b"http/1.1", b"h2", b"http/1.0"])?,
+            visitor_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1", b"http/1.0"])?,
             rest: OnceLock::new(),
             stopping,
-            connections: AtomicUsize::new(0),
-            buffered: AtomicUsize::new(0),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-            certificates,
-            stop: Arc::new(stop),
-            observed: Arc::new(Mutex::new(Some(observed))),
-        })
+        Ok(Self { shared: Arc::new(shared), certificates, stop: Arc::new(stop) })
     }
 
     /// Uses this chain, leaf first, for the names that its leaf covers; the
@@ -270,7 +267,9 @@ impl Edge {
     /// What is there now, and what there was since the start.
     pub fn stats(&self) -> Stats {
         Stats {
-            connections: self.shared.connections.load(Ordering::Relaxed),
+            connections: self.shared.places.counts(),
+            refused: self.shared.places.refused(),
+            unaccepted: self.shared.places.failures(),
             agents: self.shared.tunnels.sessions(),
             exchanges: self.shared.tunnels.exchanges(),
             answered: self.shared.counters.answered(),
@@ -286,18 +285,20 @@ impl Edge {
             // Served twice, it stays what it was.
             let _ = self.shared.rest.set(rest);
         }
-        let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let recorder = tokio::spawn(record(Arc::clone(&self.shared), observed));
-        listener::accept(listener, &self.shared, stop).await;
+        let recorder = tokio::spawn(record(Arc::clone(&self.shared)));
+        let shared = &self.shared;
+        let is_proxied = shared.settings.proxy_protocol;
+        let serve = |socket| listener::serve(socket, Arc::clone(shared));
+        connections::accept(&listener, &shared.places, Kind::Stranger, is_proxied, stop, serve).await;
+        drop(listener);
         let end = Instant::now() + self.shared.settings.grace;
         self.stop.send_replace(true);
-        let shared = &self.shared;
         // First the visitors, while the agents are still there to answer.
         let is_answered = || {
             let answered = shared.tunnels.exchanges() <= shared.bridges.open();
             answered
                 && shared.bridges.are_quiet()
-                && shared.connections.load(Ordering::Relaxed) <= shared.tunnels.sessions() + shared.bridges.open()
+                && shared.places.counts().total() <= shared.tunnels.sessions() + shared.bridges.open()
         };
         wait_for(is_answered, end - LEAVE.min(shared.settings.grace)).await;
         shared.tunnels.drain();
@@ -307,7 +308,7 @@ impl Edge {
             tracing::warn!("exchanges were still in flight at the end of the grace period");
         }
         // What the last agents left is written down, if the store still answers.
-        wait_for(|| shared.tunnels.unrecorded.load(Ordering::Relaxed) == 0, Instant::now() + LEAVE).await;
+        wait_for(|| shared.tunnels.observations.are_recorded(), Instant::now() + LEAVE).await;
         recorder.abort();
     }
 }
@@ -327,24 +328,24 @@ async fn wait_for(is_done: impl Fn() -> bool, end: Instant) {
     }
 }
 
-/// Writes down when agents come and go.
-async fn record(shared: Arc<Shared>, observed: Option<mpsc::UnboundedReceiver<Observation>>) {
+/// Writes down when agents come and go, for ever.
+async fn record(shared: Arc<Shared>) {
     // No rule of the control plane applies to what merely happened.
     let rules = Arc::new(Rules::new());
-    let Some(mut observed) = observed else { return };
-    while let Some(observation) = observed.recv().await {
-        let command = match observation {
-            Observation::Hello { tunnel, ip } => Command::RecordHello { id: tunnel, ip },
-            Observation::Goodbye { tunnel } => Command::RecordGoodbye { id: tunnel },
-        };
-        match shared.store.execute(Caller::System, command, &rules, now()).await {
-            // The tunnel was deleted, and its agent left because of it.
-            Ok(_) | Err(ExecuteError::Refused(Refusal::NotFound(_))) => {}
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot record that an agent came or left");
+    loop {
+        let (id, observed) = shared.tunnels.observations.next().await;
+        let hello = observed.hello.map(|(ip, at)| (Command::RecordHello { id, ip }, at));
+        let goodbye = observed.goodbye.map(|at| (Command::RecordGoodbye { id }, at));
+        for (command, at) in hello.into_iter().chain(goodbye) {
+            match shared.store.execute(Caller::System, command, &rules, at).await {
+                // The tunnel was deleted, and its agent left because of it.
+                Ok(_) | Err(ExecuteError::Refused(Refusal::NotFound(_))) => {}
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot record that an agent came or left");
+                }
             }
         }
-        shared.tunnels.unrecorded.fetch_sub(1, Ordering::Relaxed);
+        shared.tunnels.observations.recorded();
     }
 }
 

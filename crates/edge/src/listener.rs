@@ -1,21 +1,19 @@
-//! Connections: accepted, and handed to their role by the name in the
-//! ClientHello before any TLS ends.
+//! Connections: handed to their role by the name in the ClientHello before any
+//! TLS ends.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use connections::{Arrival, Kind, LINGER, Socket, accept_tls, linger};
 use rustls::ServerConfig;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tunnel_model::{Status, TlsMode, TunnelName};
 
@@ -25,48 +23,17 @@ use crate::tunnels::Entry;
 use crate::visitor::Visit;
 use crate::{Shared, agent, passthrough, visitor};
 
-/// Accepts until `stop` is done.
-pub(crate) async fn accept(listener: TcpListener, shared: &Arc<Shared>, stop: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(shared.settings.connections));
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        let accepted = async {
-            // The semaphore is never closed.
-            let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-            let (stream, peer) = listener.accept().await?;
-            Ok::<_, io::Error>((place, stream, peer))
-        };
-        let (place, stream, peer) = tokio::select! {
-            () = &mut stop => return,
-            accepted = accepted => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely: others must close first.
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
-                    sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-        };
-        let connection = shared.connection();
-        tokio::spawn(async move {
-            serve(stream, peer, &connection.shared).await;
-            drop((connection, place));
-        });
-    }
-}
-
 /// Octets that are read of a ClientHello at once; most fit.
 const FIRST_READ: usize = 2048;
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
-    if let Err(error) = prepare(&stream) {
-        tracing::debug!(error = &error as &dyn std::error::Error, "cannot set a socket's options");
-    }
-    let mut ip = peer.ip().to_canonical();
+/// Serves one connection until it ends.
+pub(crate) async fn serve(socket: Socket, shared: Arc<Shared>) {
+    let shared = &shared;
+    let mut ip = socket.ip();
+    let Socket { mut stream, place, .. } = socket;
     let limit = shared.settings.hello_time;
     // Each step is boxed: a connection that idles keeps no room for those behind it.
-    let greeted = Box::pin(timeout(limit, greet(&mut stream, shared.settings.proxy_protocol))).await;
+    let greeted = Box::pin(timeout(limit, greet(&mut stream, shared))).await;
     let Ok(Some((source, hello, reader))) = greeted else {
         tracing::debug!(%ip, "a connection ended before its ClientHello did");
         return;
@@ -76,28 +43,45 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         refuse(stream, UNRECOGNIZED_NAME).await;
         return;
     };
-    match Box::pin(Role::of(&name, shared)).await {
+    let role = Box::pin(Role::of(&name, shared)).await;
+    let kind = match role {
+        // An agent proves who it is first, and a client says what it speaks.
+        Role::Zone => Kind::Stranger,
+        Role::Edge(_) => Kind::Visitor,
+        Role::Passthrough(_) => Kind::Passthrough,
+        // The name is one of ours, but nobody can be asked.
+        Role::Unavailable => return refuse(stream, INTERNAL_ERROR).await,
+        Role::Unknown => return refuse(stream, UNRECOGNIZED_NAME).await,
+    };
+    if let Err(full) = place.change(kind, ip) {
+        shared.refused(ip, full);
+        return refuse(stream, INTERNAL_ERROR).await;
+    }
+    match role {
         Role::Zone => {
-            let Some(tls) = Box::pin(terminate(stream, reader, &shared.zone_tls, limit)).await else { return };
+            let Some(tls) = Box::pin(terminate(stream, reader, &name, &shared.zone_tls, shared)).await else { return };
             if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-                Box::pin(agent::serve(tls, ip, Arc::clone(shared))).await;
+                Box::pin(agent::serve(tls, ip, place, Arc::clone(shared))).await;
             } else if let Some(rest) = shared.rest.get() {
-                rest(Box::new(tls)).await;
+                match place.change(Kind::Client, ip) {
+                    Ok(()) => rest(Arrival { io: Box::new(tls), ip, place }).await,
+                    Err(full) => shared.refused(ip, full),
+                }
             }
         }
         Role::Edge(label) => {
-            let Some(tls) = Box::pin(terminate(stream, reader, &shared.visitor_tls, limit)).await else { return };
+            let tls = Box::pin(terminate(stream, reader, &name, &shared.visitor_tls, shared)).await;
+            let Some(tls) = tls else { return };
             let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-            let visit = Arc::new(Visit::new(ip, name, label, Arc::clone(shared)));
+            let visit = Arc::new(Visit::new(ip, name, label, place, Arc::clone(shared)));
             Box::pin(visitor::serve(tls, is_http2, visit)).await;
         }
         Role::Passthrough(entry) => {
             let first = Bytes::from(reader.into_raw());
             Box::pin(passthrough::serve(stream, first, ip, name, entry, Arc::clone(shared))).await;
+            drop(place);
         }
-        // The name is one of ours, but nobody can be asked.
-        Role::Unavailable => refuse(stream, INTERNAL_ERROR).await,
-        Role::Unknown => refuse(stream, UNRECOGNIZED_NAME).await,
+        Role::Unavailable | Role::Unknown => {}
     }
 }
 
@@ -138,10 +122,12 @@ impl Role {
 }
 
 /// Reads up to the end of the ClientHello; before it, the header of a proxy.
-async fn greet(stream: &mut TcpStream, has_proxy: bool) -> Option<(Option<IpAddr>, ClientHello, Reader)> {
+async fn greet(stream: &mut TcpStream, shared: &Shared) -> Option<(Option<IpAddr>, ClientHello, Reader)> {
+    // Until the first octets are here, a silent peer costs its socket.
+    stream.readable().await.ok()?;
     let mut buffer = BytesMut::with_capacity(FIRST_READ);
     let mut source = None;
-    if has_proxy {
+    if shared.settings.proxy_protocol {
         loop {
             stream.read_buf(&mut buffer).await.ok().filter(|octets| *octets > 0)?;
             let length = match proxy_protocol::parse(&buffer) {
@@ -152,7 +138,10 @@ async fn greet(stream: &mut TcpStream, has_proxy: bool) -> Option<(Option<IpAddr
                     length
                 }
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a connection without a PROXY header");
+                    if let Some(held_back) = shared.told.headers.pass(Instant::now()) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(error, held_back, "a connection without a PROXY header");
+                    }
                     return None;
                 }
             };
@@ -171,7 +160,7 @@ async fn greet(stream: &mut TcpStream, has_proxy: bool) -> Option<(Option<IpAddr
                     if let Some(alert) = error.alert() {
                         // Said to whoever still listens.
                         let _ = stream.write_all(&alert).await;
-                        let _ = stream.shutdown().await;
+                        linger(stream).await;
                     }
                     return None;
                 }
@@ -187,14 +176,20 @@ async fn greet(stream: &mut TcpStream, has_proxy: bool) -> Option<(Option<IpAddr
 async fn terminate(
     stream: TcpStream,
     reader: Reader,
+    name: &str,
     config: &Arc<ServerConfig>,
-    limit: Duration,
+    shared: &Shared,
 ) -> Option<TlsStream<Replay>> {
-    let replay = Replay { first: Bytes::from(reader.into_coalesced()), stream };
-    match timeout(limit, TlsAcceptor::from(Arc::clone(config)).accept(replay)).await {
+    let limit = shared.settings.hello_time;
+    let prepared = async {
+        shared.certificates.prepare(name).await;
+        let replay = Replay { first: Bytes::from(reader.into_coalesced()), stream };
+        accept_tls(replay, Arc::clone(config), limit).await
+    };
+    match timeout(limit + LINGER, prepared).await {
         Ok(Ok(tls)) => Some(tls),
         Ok(Err(error)) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "a TLS handshake failed");
+            tracing::debug!(error = &error as &dyn std::error::Error, "no TLS");
             None
         }
         Err(_) => None,
@@ -204,17 +199,7 @@ async fn terminate(
 async fn refuse(mut stream: TcpStream, alert: u8) {
     // Said to whoever still listens.
     let _ = stream.write_all(&alert_record(alert)).await;
-    let _ = stream.shutdown().await;
-}
-
-/// A peer that is gone without a word is noticed within two minutes.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let probes = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-    let socket = SockRef::from(stream);
-    // Probes are not sent while something waits to be acknowledged.
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
-    socket.set_tcp_keepalive(&probes.with_retries(4))
+    linger(stream).await;
 }
 
 /// A connection of which some bytes were read already.

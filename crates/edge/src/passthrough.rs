@@ -11,20 +11,22 @@ use agent_proto::bridge::{Outer, OuterDecoder, encode_outer_close, outer_prefix}
 use agent_proto::limits::MAX_TCP_FRAME;
 use agent_proto::{Envelope, EnvelopeKind, Opcode};
 use bytes::{Buf as _, Bytes, BytesMut};
+use connections::{LINGER, Progress, linger};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use tunnel_model::ExchangeKind;
 
 use crate::Shared;
 use crate::flow::send_frame;
+use crate::reply::hold;
 use crate::tunnels::{Bridge, Entry, Link};
 
 /// Serves one connection, whose first bytes were read already, until it ends.
 pub(crate) async fn serve(
-    stream: TcpStream,
+    mut stream: TcpStream,
     first: Bytes,
     ip: IpAddr,
     host: String,
@@ -47,37 +49,41 @@ pub(crate) async fn serve(
         }
     };
     let activity = shared.bridges.begin();
-    let Bridge { recv, send, link } = bridge;
-    let (read, write) = stream.into_split();
-    let forward = to_agent(read, first, send, &link, &activity);
-    let backward = to_visitor(recv, write, shared.settings.visitor.stall, &activity);
-    let (mut forward, mut backward) = (std::pin::pin!(forward), std::pin::pin!(backward));
-    let idle = shared.settings.visitor.half_closed;
-    tokio::select! {
-        () = forward.as_mut() => finish(backward, &activity, idle).await,
-        _ = backward.as_mut() => drop(timeout(FIN, forward).await),
+    let Bridge { mut recv, mut send, link } = bridge;
+    let limits = &shared.settings.visitor;
+    {
+        let (read, write) = stream.split();
+        let forward = to_agent(read, first, &mut send, &link, &activity);
+        let backward = to_visitor(&mut recv, write, limits.stall, &activity);
+        let (mut forward, mut backward) = (std::pin::pin!(forward), std::pin::pin!(backward));
+        tokio::select! {
+            () = forward.as_mut() => finish(backward, &activity, limits.half_closed).await,
+            _ = backward.as_mut() => drop(timeout(LINGER, forward).await),
+            () = activity.progress.stalled(limits.quiet) => {
+                tracing::debug!(%ip, "nothing has moved on a passthrough connection for long; closing");
+            }
+        }
     }
+    // Whoever ends a stream holds it until the other side has it: the agent's octets
+    // are in the visitor's socket, and the visitor's in the agent's stream. If it has
+    // ended, this says nothing.
+    let _ = send.send_data(Bytes::new(), true);
+    hold(recv, send);
+    linger(stream).await;
 }
 
-/// How long a visitor may go on sending to an agent that is done.
-const FIN: Duration = Duration::from_secs(1);
-
 /// Lets the second direction end, as long as something moves.
-async fn finish(mut rest: impl Future<Output = io::Result<()>> + Unpin, activity: &Activity<'_>, idle: Duration) {
-    loop {
-        let before = activity.octets();
-        match timeout(idle, &mut rest).await {
-            Ok(_) => return,
-            Err(_) if activity.octets() == before => return,
-            Err(_) => {}
-        }
+async fn finish(rest: impl Future<Output = io::Result<()>>, activity: &Activity<'_>, idle: Duration) {
+    tokio::select! {
+        _ = rest => {}
+        () = activity.progress.stalled(idle) => {}
     }
 }
 
 async fn to_agent(
-    mut read: OwnedReadHalf,
+    mut read: ReadHalf<'_>,
     first: Bytes,
-    mut send: SendStream<Bytes>,
+    send: &mut SendStream<Bytes>,
     link: &Link,
     activity: &Activity<'_>,
 ) {
@@ -86,7 +92,7 @@ async fn to_agent(
         let part = rest.split_to(rest.len().min(PAYLOAD));
         let mut frame = BytesMut::with_capacity(HEADER + part.len());
         agent_proto::bridge::encode_outer(Opcode::Binary, &part, None, &mut frame);
-        if send_frame(&mut send, link, frame.freeze()).await.is_err() {
+        if send_frame(send, link, frame.freeze()).await.is_err() {
             return;
         }
     }
@@ -98,14 +104,14 @@ async fn to_agent(
         let mut room = bytes::BufMut::limit(&mut buffer, PAYLOAD);
         let read = read.read_buf(&mut room).await;
         let Ok(octets @ 1..) = read else { break };
-        activity.add(octets, true);
+        activity.moved(true);
         let header = outer_prefix(Opcode::Binary, octets, None);
         let header: &[u8] = header.as_ref();
         let unused = HEADER - header.len();
         buffer[unused..HEADER].copy_from_slice(header);
         let mut frame = buffer.split();
         frame.advance(unused);
-        if send_frame(&mut send, link, frame.freeze()).await.is_err() {
+        if send_frame(send, link, frame.freeze()).await.is_err() {
             return;
         }
     }
@@ -120,15 +126,15 @@ const HEADER: usize = 4;
 const PAYLOAD: usize = MAX_TCP_FRAME - HEADER;
 
 async fn to_visitor(
-    mut recv: RecvStream,
-    mut write: OwnedWriteHalf,
+    recv: &mut RecvStream,
+    mut write: WriteHalf<'_>,
     stall: Duration,
     activity: &Activity<'_>,
 ) -> io::Result<()> {
     let mut outer = OuterDecoder::new();
     while let Some(Ok(chunk)) = recv.data().await {
         let octets = chunk.len();
-        activity.add(octets, false);
+        activity.moved(false);
         outer.push(chunk);
         loop {
             match outer.next_event() {
@@ -169,7 +175,7 @@ pub(crate) struct Bridges {
 /// One bridge's life.
 pub(crate) struct Activity<'a> {
     bridges: &'a Bridges,
-    octets: AtomicUsize,
+    progress: Progress,
     has_asked: AtomicBool,
 }
 
@@ -181,7 +187,7 @@ impl Bridges {
 
     fn begin(&self) -> Activity<'_> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Activity { bridges: self, octets: AtomicUsize::new(0), has_asked: AtomicBool::new(false) }
+        Activity { bridges: self, progress: Progress::default(), has_asked: AtomicBool::new(false) }
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -210,16 +216,12 @@ impl Bridges {
 }
 
 impl Activity<'_> {
-    fn add(&self, octets: usize, is_visitors: bool) {
-        self.octets.fetch_add(octets, Ordering::Relaxed);
+    fn moved(&self, is_visitors: bool) {
+        self.progress.made();
         if self.has_asked.swap(is_visitors, Ordering::Relaxed) != is_visitors {
             self.bridges.count_asked(is_visitors);
         }
         self.bridges.moved.store(self.bridges.now(), Ordering::Relaxed);
-    }
-
-    fn octets(&self) -> usize {
-        self.octets.load(Ordering::Relaxed)
     }
 }
 

@@ -20,7 +20,7 @@ use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::tunnels::Ticket;
 
@@ -362,6 +362,26 @@ impl Open {
         answer(&mut self.respond, status);
     }
 }
+
+/// Keeps a stream that we have ended until the agent ends it too, for a while:
+/// dropped before, it would be reset under what the agent is sending. `kept` is our
+/// half of it.
+pub(crate) fn hold(mut recv: RecvStream, kept: impl Send + 'static) {
+    tokio::spawn(async move {
+        let rest = async {
+            while let Some(Ok(chunk)) = recv.data().await {
+                // Fails only when the stream is gone.
+                let _ = recv.flow_control().release_capacity(chunk.len());
+            }
+        };
+        // Either way it has had its time.
+        let _ = timeout(HOLD, rest).await;
+        drop(kept);
+    });
+}
+
+/// How long an agent may take to end a stream that we have ended.
+const HOLD: Duration = Duration::from_secs(5);
 
 /// Ends a stream with a status and nothing else.
 pub(crate) fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {

@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use connections::Counts;
+
 /// What is there now, and what there was since the start.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Stats {
-    /// Connections of agents, visitors and REST clients.
-    pub connections: usize,
+    /// Connections, by what they are for.
+    pub connections: Counts,
+    /// Connections that found no place, since the start.
+    pub refused: u64,
+    /// Connections that could not be accepted, since the start: no descriptors are left.
+    pub unaccepted: u64,
     /// Connections of agents that were let in.
     pub agents: usize,
     /// Requests, WebSockets and passthrough connections that have not ended.

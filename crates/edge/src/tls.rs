@@ -1,6 +1,6 @@
 //! The certificates and TLS settings of names that end here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -11,6 +11,8 @@ use rustls::crypto::aws_lc_rs::{Ticketer, sign};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use store::{EdgeCertificate, Store};
+use tunnel_model::Timestamp;
 
 use crate::Error;
 
@@ -18,11 +20,19 @@ use crate::Error;
 /// the name, else our own, made when the name is first asked for.
 pub(crate) struct Certificates {
     authority: Authority,
+    store: Arc<dyn Store>,
     clock: fn() -> Time,
     /// One key for all names that end here: whoever reads this memory has them all anyway.
     key_pair: rcgen::KeyPair,
     configured: RwLock<Option<Arc<CertifiedKey>>>,
-    issued: RwLock<HashMap<String, Issued>>,
+    issued: RwLock<Cache>,
+}
+
+/// Certificates that were issued, and the order in which their names came.
+#[derive(Default)]
+struct Cache {
+    by_name: HashMap<String, Issued>,
+    order: VecDeque<String>,
 }
 
 struct Issued {
@@ -30,7 +40,8 @@ struct Issued {
     renew_at: Time,
 }
 
-/// Names whose certificate is kept; more are issued again when asked for.
+/// Names whose certificate is kept; with one more, the one that came first is
+/// issued again when it is asked for.
 const MAX_CACHED: usize = 16 * 1024;
 
 impl Certificates {
@@ -39,9 +50,9 @@ impl Certificates {
     /// # Errors
     ///
     /// When no key can be generated.
-    pub(crate) fn new(authority: Authority, clock: fn() -> Time) -> Result<Self, Error> {
+    pub(crate) fn new(authority: Authority, store: Arc<dyn Store>, clock: fn() -> Time) -> Result<Self, Error> {
         let key_pair = rcgen::KeyPair::generate().map_err(Error::certificate)?;
-        Ok(Self { authority, clock, key_pair, configured: RwLock::default(), issued: RwLock::default() })
+        Ok(Self { authority, store, clock, key_pair, configured: RwLock::default(), issued: RwLock::default() })
     }
 
     /// Uses this chain, leaf first, for every name that its leaf covers.
@@ -60,34 +71,38 @@ impl Certificates {
         Ok(())
     }
 
-    /// The certificate for a name.
-    ///
-    /// # Errors
-    ///
-    /// When none covers it and none can be issued.
-    fn for_name(&self, name: &str) -> Result<Arc<CertifiedKey>, Error> {
+    /// Has a certificate ready for a name that is about to be shown one: it is on
+    /// record before anybody sees it. A failure is logged.
+    pub(crate) async fn prepare(&self, name: &str) {
+        if self.for_name(name).is_some() {
+            return;
+        }
+        let prepared = async {
+            let (issued, record) = self.issue(name, (self.clock)())?;
+            self.store.record_edge_certificate(record).await.map_err(Error::certificate)?;
+            self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(name, issued);
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = prepared.await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, name, "no certificate for a name that ends here");
+        }
+    }
+
+    /// The certificate for a name, if there is one.
+    fn for_name(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         let configured = self.configured.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(certified) = configured.as_ref().filter(|certified| covers(certified, name)) {
-            return Ok(Arc::clone(certified));
+            return Some(Arc::clone(certified));
         }
         drop(configured);
         let now = (self.clock)();
         let issued = self.issued.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(issued) = issued.get(name).filter(|issued| now.unix() < issued.renew_at.unix()) {
-            return Ok(Arc::clone(&issued.certified));
-        }
-        drop(issued);
-        let fresh = self.issue(name, now)?;
-        let certified = Arc::clone(&fresh.certified);
-        let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
-        if issued.len() >= MAX_CACHED {
-            issued.clear();
-        }
-        issued.insert(name.to_owned(), fresh);
-        Ok(certified)
+        let issued = issued.by_name.get(name).filter(|issued| now.unix() < issued.renew_at.unix());
+        issued.map(|issued| Arc::clone(&issued.certified))
     }
 
-    fn issue(&self, name: &str, now: Time) -> Result<Issued, Error> {
+    fn issue(&self, name: &str, now: Time) -> Result<(Issued, EdgeCertificate), Error> {
         let host: DnsName = name.parse().map_err(Error::certificate)?;
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).map_err(Error::certificate)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -110,7 +125,27 @@ impl Certificates {
         // A third of its life is left when a new one is made.
         let lifetime = leaf.not_after().unix() - now.unix();
         let renew_at = now.plus(Duration::from_secs(u64::try_from(lifetime).unwrap_or_default() / 3 * 2));
-        Ok(Issued { certified: Arc::new(CertifiedKey::new(chain, key)), renew_at })
+        let record = EdgeCertificate {
+            name: name.to_owned(),
+            serial: leaf.serial().as_bytes().to_vec(),
+            fingerprint: *leaf.fingerprint().as_bytes(),
+            not_after: Timestamp::from_micros(leaf.not_after().unix().saturating_mul(1_000_000)),
+        };
+        Ok((Issued { certified: Arc::new(CertifiedKey::new(chain, key)), renew_at }, record))
+    }
+}
+
+impl Cache {
+    fn keep(&mut self, name: &str, issued: Issued) {
+        if self.by_name.insert(name.to_owned(), issued).is_some() {
+            return;
+        }
+        self.order.push_back(name.to_owned());
+        if self.order.len() > MAX_CACHED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_name.remove(&oldest);
+        }
     }
 }
 
@@ -124,14 +159,6 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
         self.for_name(name.trim_end_matches('.'))
-            .inspect_err(|error| {
-                tracing::error!(
-                    error = error as &dyn std::error::Error,
-                    name,
-                    "no certificate for a name that ends here"
-                );
-            })
-            .ok()
     }
 }
 

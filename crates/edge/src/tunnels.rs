@@ -6,15 +6,16 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use agent_proto::limits::MAX_BODY;
 use agent_proto::{BridgeId, Envelope, ReplyHead, RequestId};
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::SendStream;
+use connections::Budget;
+use h2::{Reason, RecvStream, SendStream};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use store::Observer;
@@ -24,6 +25,7 @@ use tunnel_model::{
     LiveRules, SessionId, Status, TlsMode, Tunnel, TunnelId, TunnelName,
 };
 
+use crate::observations::Observations;
 use crate::reply::{AgentReply, Buffered, ReplyStream, answer};
 use crate::splice::Windows;
 
@@ -36,9 +38,9 @@ pub(crate) struct Tunnels {
     next_exchange: AtomicU64,
     /// The upper half of every request id of this process.
     prefix: u64,
-    observer: mpsc::UnboundedSender<Observation>,
-    /// Observations that are not written down yet.
-    pub(crate) unrecorded: AtomicUsize,
+    pub(crate) observations: Observations,
+    /// Octets of request bodies that may be held for one tunnel.
+    bodies_limit: usize,
 }
 
 #[derive(Default)]
@@ -47,17 +49,13 @@ struct Maps {
     by_name: HashMap<TunnelName, Arc<Entry>>,
 }
 
-/// What the store is to remember of a tunnel.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Observation {
-    Hello { tunnel: TunnelId, ip: IpAddr },
-    Goodbye { tunnel: TunnelId },
-}
-
 /// One tunnel with traffic.
 pub(crate) struct Entry {
     id: TunnelId,
     state: Mutex<State>,
+    /// Octets of request bodies that are held for it: an agent that takes none of them
+    /// leaves room for the others.
+    pub(crate) bodies: Arc<Budget>,
     /// The model's next timeout is sooner than it was.
     sooner: Notify,
 }
@@ -104,6 +102,8 @@ struct Exchange {
     /// What the envelope is on the wire, until it was handed out once.
     encoded: Option<HeaderMap>,
     body: Bytes,
+    /// Where the body is on its way, as long as the agent may not have all of it.
+    sending: Option<SendStream<Bytes>>,
     reply: Option<oneshot::Sender<Result<AgentReply, Failure>>>,
     bridge: Option<oneshot::Sender<Result<Bridge, Failure>>>,
 }
@@ -125,7 +125,8 @@ pub(crate) struct Ticket {
 }
 
 impl Tunnels {
-    pub(crate) fn new(rules: LiveRules, prefix: u64, observer: mpsc::UnboundedSender<Observation>) -> Self {
+    /// Nothing has traffic yet. Of `buffered` octets of bodies, one tunnel may have half.
+    pub(crate) fn new(rules: LiveRules, prefix: u64, buffered: usize) -> Self {
         Self {
             rules,
             started: Instant::now(),
@@ -133,8 +134,8 @@ impl Tunnels {
             next_session: AtomicU64::new(1),
             next_exchange: AtomicU64::new(1),
             prefix,
-            observer,
-            unrecorded: AtomicUsize::new(0),
+            observations: Observations::default(),
+            bodies_limit: (buffered / 2).max(MAX_BODY),
         }
     }
 
@@ -256,7 +257,7 @@ impl Tunnels {
         let (bridge, bridge_receiver) = oneshot::channel();
         let has_bridge = kind != ExchangeKind::Http;
         let (reply, bridge, encoded) = (Some(reply), has_bridge.then_some(bridge), Some(encoded));
-        let pending = Exchange { envelope, encoded, body, reply, bridge };
+        let pending = Exchange { envelope, encoded, body, sending: None, reply, bridge };
         let mut state = entry.state();
         if state.is_removed {
             return Err(LiveRefusal::Offline);
@@ -310,13 +311,13 @@ impl Tunnels {
         kind: ExchangeKind,
         recv: RecvStream,
         mut respond: SendResponse<Bytes>,
-    ) -> Result<(), (LiveRefusal, SendResponse<Bytes>)> {
+    ) -> Result<(), (LiveRefusal, RecvStream, SendResponse<Bytes>)> {
         let mut state = entry.state();
         let Some(link) = state.sessions.get(&session).map(|session| Arc::clone(&session.link)) else {
-            return Err((LiveRefusal::UnknownSession, respond));
+            return Err((LiveRefusal::UnknownSession, recv, respond));
         };
         if let Err(refusal) = self.handle(entry, &mut state, LiveCommand::OpenBridge { session, exchange, kind }) {
-            return Err((refusal, respond));
+            return Err((refusal, recv, respond));
         }
         let sender = state.exchanges.get_mut(&exchange).and_then(|exchange| exchange.bridge.take());
         drop(state);
@@ -413,6 +414,7 @@ impl Tunnels {
                 wakes_at: None,
                 is_removed: false,
             }),
+            bodies: Arc::new(Budget::new(self.bodies_limit)),
             sooner: Notify::new(),
         });
         maps.by_id.insert(tunnel.id, Arc::clone(&entry));
@@ -496,20 +498,15 @@ impl Tunnels {
                 }
                 LiveEvent::SessionAdmitted(session) => {
                     if let Some(session) = state.sessions.get(&session) {
-                        self.observe(Observation::Hello { tunnel: entry.id, ip: session.link.ip });
+                        self.observations.hello(entry.id, session.link.ip, crate::now());
                     }
                 }
-                LiveEvent::TunnelWentOffline(_) => self.observe(Observation::Goodbye { tunnel: entry.id }),
+                LiveEvent::TunnelWentOffline(_) => self.observations.goodbye(entry.id, crate::now()),
                 LiveEvent::ExchangeQueued(_) | LiveEvent::ReplyAccepted(_) | LiveEvent::BridgeOpened(_) => {}
             }
         }
     }
 
-    fn observe(&self, observation: Observation) {
-        self.unrecorded.fetch_add(1, Ordering::Relaxed);
-        // Without a receiver the process is at its end.
-        let _ = self.observer.send(observation);
-    }
 }
 
 /// What the control plane has done is carried out before it is answered.
@@ -556,19 +553,22 @@ impl State {
         *response.headers_mut() = headers;
         let Ok(mut stream) = stream.send_response(response, exchange.body.is_empty()) else { return false };
         let body = std::mem::take(&mut exchange.body);
-        // Nothing waits for the window here: h2 keeps the body until there is room.
-        // If the stream ends first, the agent never has the whole request, and no reply comes.
-        let _ = body.is_empty() || stream.send_data(body, true).is_ok();
+        if !body.is_empty() {
+            // Nothing waits for the window here: h2 keeps the body until there is room.
+            // If the stream ends first, the agent never has the whole request, and no reply comes.
+            let _ = stream.send_data(body, true);
+            exchange.sending = Some(stream);
+        }
         true
     }
 
     fn fail(&mut self, exchange: ExchangeId, failure: Failure) {
-        let Some(exchange) = self.exchanges.remove(&exchange) else { return };
+        let Some(mut exchange) = self.exchanges.remove(&exchange) else { return };
         // Whoever waits, waits for one of the two; without a receiver it has left.
-        if let Some(reply) = exchange.reply {
+        if let Some(reply) = exchange.reply.take() {
             drop(reply.send(Err(failure)));
         }
-        if let Some(bridge) = exchange.bridge {
+        if let Some(bridge) = exchange.bridge.take() {
             drop(bridge.send(Err(failure)));
         }
     }
@@ -599,6 +599,16 @@ impl Ticket {
     pub(crate) async fn bridge(&mut self) -> Result<Bridge, Failure> {
         let Some(bridge) = self.bridge.take() else { return Err(Failure::AgentLost) };
         bridge.await.unwrap_or(Err(Failure::AgentLost))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // What the agent has not taken of the body, nobody wants any more. Does nothing
+        // if all of it has left.
+        if let Some(sending) = &mut self.sending {
+            sending.send_reset(Reason::CANCEL);
+        }
     }
 }
 

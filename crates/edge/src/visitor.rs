@@ -10,6 +10,7 @@ use agent_proto::limits::MAX_BODY;
 use agent_proto::visitor::{acceptance_headers, handshake_headers, reply_headers, request_headers};
 use agent_proto::{Envelope, EnvelopeError, EnvelopeKind};
 use bytes::{Bytes, BytesMut};
+use connections::{Impatient, Kind, Lease, Place};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
@@ -24,7 +25,6 @@ use tokio::time::timeout;
 use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
 
 use crate::framing::Guarded;
-use crate::impatient::Impatient;
 use crate::reply::{AgentReply, Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::{Entry, Ticket};
 use crate::{Shared, websocket};
@@ -36,7 +36,8 @@ pub(crate) struct Visit {
     pub(crate) host: String,
     pub(crate) name: TunnelName,
     pub(crate) shared: Arc<Shared>,
-    /// Requests that have no answer yet.
+    place: Place,
+    /// Requests that have no answer yet, and WebSockets.
     active: AtomicUsize,
     resets: Resets,
     /// The connection is not worth keeping.
@@ -77,6 +78,22 @@ impl Drop for Active<'_> {
     }
 }
 
+/// A WebSocket that keeps its connection from being idle, and the visitor's place.
+struct Busy(Arc<Visit>);
+
+impl Busy {
+    fn new(visit: &Arc<Visit>) -> Self {
+        visit.active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(visit))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Header fields of a request; an envelope takes 110.
 const MAX_FIELDS: usize = 128;
 /// Octets of a request's head that is read at once, and of what waits to be written.
@@ -90,9 +107,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 impl Visit {
-    pub(crate) fn new(ip: IpAddr, host: String, name: TunnelName, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(ip: IpAddr, host: String, name: TunnelName, place: Place, shared: Arc<Shared>) -> Self {
         let resets = Resets(Mutex::new((0, Instant::now())));
-        Self { ip, host, name, shared, active: AtomicUsize::new(0), resets, lost: Arc::new(Notify::new()) }
+        Self { ip, host, name, shared, place, active: AtomicUsize::new(0), resets, lost: Arc::new(Notify::new()) }
     }
 
     fn patience(&self) -> Patience {
@@ -335,8 +352,8 @@ async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Resp
     let shared = &visit.shared;
     let (head, body) = request.into_parts();
     let entry = find(visit).await?;
-    let mut lease = Lease { shared, octets: 0 };
-    let body = collect(body, &head.headers, &mut lease).await?;
+    let lease = visit.place.lease(vec![Arc::clone(&shared.bodies), Arc::clone(&entry.bodies)]);
+    let body = collect(body, &head.headers, lease, shared.settings.visitor.body).await?;
     let (exchange, request_id, _) = shared.tunnels.next_exchange();
     let mut headers = request_headers(&head.headers, body.len() as u64);
     limit_encodings(&mut headers);
@@ -378,13 +395,18 @@ async fn upgrade(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, websocket::accept(&key));
     }
     let upgraded = hyper::upgrade::on(&mut request);
-    let shared = Arc::clone(shared);
+    if request.version() == Version::HTTP_11 {
+        // Among visitors, so that there is room.
+        let _ = visit.place.change(Kind::WebSocket, visit.ip);
+    }
+    let busy = Busy::new(visit);
     tokio::spawn(async move {
         match upgraded.await {
-            Ok(upgraded) => websocket::run(TokioIo::new(upgraded), bridge, &shared).await,
+            Ok(upgraded) => websocket::run(TokioIo::new(upgraded), bridge, &busy.0.shared).await,
             Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "a WebSocket never began"),
         }
-        drop(ticket);
+        // The account lasts as long as the last of its WebSockets.
+        drop((ticket, busy));
     });
     Ok(response)
 }
@@ -423,8 +445,10 @@ fn start(
 }
 
 /// The whole body, which an envelope must have from its beginning.
-async fn collect(mut body: Incoming, headers: &HeaderMap, lease: &mut Lease<'_>) -> Result<Bytes, Problem> {
-    let time = lease.shared.settings.visitor.body;
+///
+/// It is leased until its last octet is sent to the agent: without a bound for all
+/// together, a few thousand uploads would take all memory.
+async fn collect(mut body: Incoming, headers: &HeaderMap, mut lease: Lease, time: Duration) -> Result<Bytes, Problem> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
@@ -449,32 +473,11 @@ async fn collect(mut body: Incoming, headers: &HeaderMap, lease: &mut Lease<'_>)
             return Err(Problem::NoMemory);
         }
         if collected.is_empty() && body.is_end_stream() {
-            return Ok(data);
+            return Ok(lease.own(data));
         }
         collected.extend_from_slice(&data);
     }
-    Ok(collected.freeze())
-}
-
-/// Room for one request's body, until its reply is there: without a bound for
-/// all together, a few thousand uploads would take all memory.
-struct Lease<'a> {
-    shared: &'a Shared,
-    octets: usize,
-}
-
-impl Lease<'_> {
-    fn grow(&mut self, octets: usize) -> bool {
-        self.octets += octets;
-        let before = self.shared.buffered.fetch_add(octets, Ordering::Relaxed);
-        before + octets <= self.shared.settings.visitor.buffered
-    }
-}
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        self.shared.buffered.fetch_sub(self.octets, Ordering::Relaxed);
-    }
+    Ok(lease.own(collected.freeze()))
 }
 
 /// Takes the rest of a body that is refused, for a while: clients that are cut

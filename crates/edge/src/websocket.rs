@@ -48,15 +48,19 @@ where
     let (frames, queued) = mpsc::unbounded_channel();
     let Bridge { recv, send, link } = bridge;
     let mut stopping = shared.stopping.clone();
-    let mut to_agent = ToAgent { read, send, link: &link, frames: frames.clone(), max_frame };
-    let mut to_visitor = ToVisitor { recv, frames, max_message: settings.agent.max_agent_message };
-    let writer = write_all(write, queued, settings.visitor.stall);
+    let (pong, progress) = (Pong::default(), Progress::default());
+    let reader = Reader::new(Role::Server, max_frame);
+    let mut to_agent =
+        ToAgent { read, reader, send, link: &link, frames: frames.clone(), pong: &pong, progress: &progress, max_frame };
+    let max_message = settings.agent.max_agent_message;
+    let mut to_visitor = ToVisitor { recv, frames, progress: &progress, max_message };
+    let writer = write_all(write, queued, &pong, settings.visitor.stall);
     let forward = async {
         let end = tokio::select! {
-            end = to_agent.pump() => Some(end),
-            _ = stopping.wait_for(|stop| *stop) => None,
+            end = to_agent.pump() => end,
+            _ = stopping.wait_for(|stop| *stop) => to_agent.close(RESTART, "service restart"),
+            () = progress.stalled(settings.visitor.quiet) => to_agent.close(GOING_AWAY, "idle"),
         };
-        let end = end.unwrap_or_else(|| to_agent.close(RESTART, "service restart"));
         to_agent.finish(end).await;
     };
     let backward = to_visitor.pump();
@@ -76,7 +80,10 @@ where
         _ = writer.as_mut() => return,
     }
     to_agent.end();
-    drop((to_agent, to_visitor));
+    // What the agent has not taken yet stays until it has.
+    let (ToAgent { send, frames, .. }, ToVisitor { recv, .. }) = (to_agent, to_visitor);
+    hold(recv, send);
+    drop(frames);
     // What is queued, the Close among it, is written before the connection ends.
     drop(timeout(CLOSING, writer).await);
 }
@@ -97,11 +104,32 @@ const READ: usize = 16 * 1024;
 type Frames = mpsc::UnboundedSender<Out>;
 
 enum Out {
+    /// The Pong that is due.
+    Pong,
     /// Frames, and the octets of the bridge that they are.
     Frames(Bytes, Option<Credit>),
     /// The Close frame. Either side may want one; the first is written, and
     /// nothing after it (RFC 6455 section 5.5.1).
     Close(Bytes),
+}
+
+/// What the newest Ping said, until a Pong says it back: of several that wait, one
+/// is answered (RFC 6455 section 5.5.3).
+#[derive(Default)]
+struct Pong(Mutex<Option<Bytes>>);
+
+impl Pong {
+    /// Is this the first that waits?
+    fn put(&self, ping: Bytes) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(ping).is_none()
+    }
+
+    fn frame(&self) -> Bytes {
+        let ping = self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let mut frame = BytesMut::new();
+        write_frame(Opcode::Pong, &ping, None, &mut frame);
+        frame.freeze()
+    }
 }
 
 /// Octets that the agent gets back once they are written.
@@ -122,18 +150,20 @@ enum End {
 
 struct ToAgent<'a, R> {
     read: R,
+    reader: Reader,
     send: SendStream<Bytes>,
     link: &'a crate::tunnels::Link,
     frames: Frames,
+    pong: &'a Pong,
+    progress: &'a Progress,
     max_frame: usize,
 }
 
 impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
     async fn pump(&mut self) -> End {
-        let mut reader = Reader::new(Role::Server, self.max_frame);
         let mut buffer = BytesMut::with_capacity(READ);
         loop {
-            match reader.next_event() {
+            match self.reader.next_event() {
                 Ok(None) => {}
                 Ok(Some(Event::Text(text))) => {
                     if let Some(end) = self.send(&Message::Text(text)).await {
@@ -148,9 +178,9 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
                     continue;
                 }
                 Ok(Some(Event::Ping(data))) => {
-                    let mut pong = BytesMut::new();
-                    write_frame(Opcode::Pong, &data, None, &mut pong);
-                    self.queue(Out::Frames(pong.freeze(), None));
+                    if self.pong.put(data) {
+                        self.queue(Out::Pong);
+                    }
                     continue;
                 }
                 Ok(Some(Event::Pong(_))) => continue,
@@ -166,8 +196,9 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
             buffer.reserve(READ);
             match self.read.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) => return End::Visitor { code: GOING_AWAY, reason: String::new() },
-                Ok(_) => reader.push(&buffer),
+                Ok(_) => self.reader.push(&buffer),
             }
+            self.progress.made();
         }
     }
 
@@ -199,7 +230,31 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
         let _ = self.send.send_data(frame.freeze(), true);
         if is_ours {
             // Gone, or out of time: either way it has had its chance.
-            let _ = timeout(CLOSING, tokio::io::copy(&mut self.read, &mut tokio::io::sink())).await;
+            let _ = timeout(CLOSING, self.hear_out()).await;
+        }
+    }
+
+    /// Reads until the visitor has answered our Close (RFC 6455 section 7.1.1), or
+    /// after a frame that cannot be read, until it has ended.
+    async fn hear_out(&mut self) {
+        let mut is_readable = true;
+        let mut buffer = BytesMut::with_capacity(READ);
+        loop {
+            while is_readable {
+                match self.reader.next_event() {
+                    Ok(Some(Event::Close { .. })) => return,
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) => is_readable = false,
+                }
+            }
+            buffer.clear();
+            buffer.reserve(READ);
+            match self.read.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) if is_readable => self.reader.push(&buffer),
+                Ok(_) => {}
+            }
         }
     }
 
@@ -214,13 +269,14 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
     }
 }
 
-struct ToVisitor {
+struct ToVisitor<'a> {
     recv: RecvStream,
     frames: Frames,
+    progress: &'a Progress,
     max_message: usize,
 }
 
-impl ToVisitor {
+impl ToVisitor<'_> {
     /// Reads eagerly: frames that nobody has read are held against the agent's
     /// whole connection. What is not written yet is not credited.
     async fn pump(&mut self) {
@@ -228,6 +284,7 @@ impl ToVisitor {
         let mut messages = MessageDecoder::new(self.max_message);
         loop {
             let Some(Ok(chunk)) = self.recv.data().await else { return self.close(INTERNAL_ERROR, "") };
+            self.progress.made();
             let octets = chunk.len();
             outer.push(chunk);
             let mut out = BytesMut::new();
@@ -279,11 +336,13 @@ fn translate(outer: &mut OuterDecoder, messages: &mut MessageDecoder, out: &mut 
 async fn write_all<W: AsyncWrite + Unpin>(
     mut write: W,
     mut queued: mpsc::UnboundedReceiver<Out>,
+    pong: &Pong,
     stall: Duration,
 ) -> io::Result<()> {
     let mut is_closed = false;
     while let Some(out) = queued.recv().await {
         let (frames, credit, is_close) = match out {
+            Out::Pong => (pong.frame(), None, false),
             Out::Frames(frames, credit) => (frames, credit, false),
             Out::Close(frame) => (frame, None, true),
         };

@@ -2,28 +2,22 @@
 //! a proxy.
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use hyper::server::conn::http1;
+use connections::{HttpLimits, Kind, Places, Socket, accept, accept_tls, serve_http1};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tower::ServiceExt as _;
 
 use crate::http::Peer;
@@ -50,10 +44,12 @@ pub enum Listener {
 /// How much a listener takes on.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// Connections at once; more wait in the kernel's queue. An address has a quarter.
     pub connections: usize,
-    /// For the handshake, and for the headers of a request.
+    /// To the first octet, for the handshake, and for the headers of a request.
     pub headers: Duration,
+    /// How long a peer may take nothing of an answer.
+    pub stall: Duration,
     /// From the signal to stop to the end of what is in flight.
     pub grace: Duration,
 }
@@ -93,99 +89,65 @@ pub fn tls(
 impl Listener {
     /// Serves `router` until `stop` is done, then finishes what is in flight.
     pub async fn serve(self, listener: TcpListener, router: Router, limits: Limits, stop: impl Future<Output = ()>) {
-        let places = Arc::new(Semaphore::new(limits.connections));
-        let connections = GracefulShutdown::new();
-        let mut stop = std::pin::pin!(stop);
-        loop {
-            let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-                let (stream, address) = listener.accept().await?;
-                Ok::<_, io::Error>((place, stream, address))
-            };
-            let (place, stream, address) = tokio::select! {
-                () = &mut stop => break,
-                accepted = accepted => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Out of descriptors, most likely: others must close first.
-                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
-                        sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-            };
-            let (this, router, watcher) = (self.clone(), router.clone(), connections.watcher());
-            tokio::spawn(async move {
-                this.connection(stream, address, router, limits, watcher).await;
-                drop(place);
-            });
+        let mut per_port = connections::Limits::new(limits.connections);
+        if let Self::Proxied(proxy) = &self {
+            per_port.exempt.push(*proxy);
         }
+        let places = Places::new(per_port);
+        let (stop_all, stopping) = watch::channel(false);
+        let serve = |socket: Socket| self.clone().connection(socket, router.clone(), limits, stopping.clone());
+        accept(&listener, &places, Kind::Client, false, stop, serve).await;
         drop(listener);
-        if timeout(limits.grace, connections.shutdown()).await.is_err() {
+        stop_all.send_replace(true);
+        if !places.emptied(limits.grace).await {
             tracing::warn!("panel requests were still in flight at the end of the grace period");
         }
     }
 
-    async fn connection(
-        self,
-        stream: TcpStream,
-        address: SocketAddr,
-        router: Router,
-        limits: Limits,
-        watcher: Watcher,
-    ) {
-        /// How long a peer may leave an answer unread.
-        const UNREAD: Duration = Duration::from_secs(30);
-
-        // Small answers wait for nothing. That a socket cannot be told so is no reason to close it.
-        let _ = stream.set_nodelay(true);
-        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
+    async fn connection(self, socket: Socket, router: Router, limits: Limits, mut stopping: watch::Receiver<bool>) {
+        let stopped = async move {
+            // An error means that the sender is gone, which is a reason to stop too.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        let mut stopped = std::pin::pin!(stopped);
+        if !socket.speaks_within(limits.headers, stopped.as_mut()).await {
+            return;
+        }
+        let Socket { stream, peer: address, place } = socket;
         match self {
             Self::Proxied(proxy) => {
                 let peer = Peer { address, presented: None, is_proxy: address.ip().to_canonical() == proxy };
-                serve(stream, peer, router, limits, watcher).await;
+                Box::pin(serve(stream, peer, router, limits, stopped)).await;
             }
             Self::Tls { config, authority, clock } => {
-                let stream = match timeout(limits.headers, TlsAcceptor::from(config).accept(stream)).await {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%address, %error, "no TLS");
+                let stream = match Box::pin(accept_tls(stream, config, limits.headers)).await {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        tracing::debug!(%address, error = &error as &dyn std::error::Error, "no TLS");
                         return;
                     }
-                    Err(_) => return,
                 };
                 let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let authority = CertificateDer::from(&authority[..]);
                 let presented = shown.and_then(|shown| Presented::verify(shown, &authority, clock()));
                 let peer = Peer { address, presented: presented.map(Arc::new), is_proxy: false };
-                serve(stream, peer, router, limits, watcher).await;
+                Box::pin(serve(stream, peer, router, limits, stopped)).await;
             }
         }
+        drop(place);
     }
 }
 
-async fn serve<IO>(io: IO, peer: Peer, router: Router, limits: Limits, watcher: Watcher)
+async fn serve<IO>(io: IO, peer: Peer, router: Router, limits: Limits, stop: impl Future<Output = ()>)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// Header fields of a request, and octets of them.
-    const MAX_HEADERS: usize = 64;
-    const MAX_BUFFER: usize = 16 * 1024;
-
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(peer.clone());
         router.clone().oneshot(request)
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.headers)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_BUFFER)
-        .serve_connection(TokioIo::new(io), service);
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(error = &error as &dyn std::error::Error, "panel connection ended");
-    }
+    serve_http1(io, service, HttpLimits { headers: limits.headers, stall: limits.stall }, stop).await;
 }
 
 /// Lets every certificate in whose key the client has. Whose it is and whether

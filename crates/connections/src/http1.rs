@@ -1,0 +1,55 @@
+//! HTTP/1.1 as the APIs speak it: small requests, small answers.
+
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::HttpService;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::Impatient;
+
+/// How much time a connection gets.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// For a request's headers, and between an answer and the end of the next one's.
+    pub headers: Duration,
+    /// How long a peer may take nothing of an answer.
+    pub stall: Duration,
+}
+
+/// Header fields of a request; the clients send about ten.
+const MAX_HEADERS: usize = 64;
+/// Octets of a request's headers, of a body that waits to be read, and of answers
+/// that wait to be written.
+const MAX_BUFFER: usize = 16 * 1024;
+
+/// Serves one connection until it ends, idles, or `stop` is done and the request
+/// in progress is answered.
+pub async fn serve_http1<IO, S, B>(io: IO, service: S, limits: HttpLimits, stop: impl Future<Output = ()>)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.headers)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER)
+        .serve_connection(TokioIo::new(Impatient::new(io, limits.stall)), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended");
+    }
+}
