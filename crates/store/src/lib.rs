@@ -97,6 +97,12 @@ pub trait Store: Send + Sync + 'static {
     /// What [`Store::set_grace`] remembered last.
     async fn grace(&self) -> Result<Option<Grace>, StoreError>;
 
+    /// Puts a certificate that the edge has issued for a name of its own on record.
+    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError>;
+
+    /// Those on record for a name, the one that ends first at the beginning.
+    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError>;
+
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
 }
@@ -143,6 +149,19 @@ pub struct ClientCertificate {
     pub serial: String,
     /// SHA-256 of the SubjectPublicKeyInfo.
     pub key: [u8; 32],
+    /// The last second of its life.
+    pub not_after: Timestamp,
+}
+
+/// A certificate that the edge has issued for a host that it answers for itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct EdgeCertificate {
+    /// The host.
+    pub name: String,
+    /// The serial number's octets.
+    pub serial: Vec<u8>,
+    /// SHA-256 of the DER.
+    pub fingerprint: [u8; 32],
     /// The last second of its life.
     pub not_after: Timestamp,
 }

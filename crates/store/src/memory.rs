@@ -22,6 +22,7 @@ struct State {
     api_keys: BTreeMap<KeyId, ApiKey>,
     uses: BTreeMap<Usage, Vec<Timestamp>>,
     client_certificates: BTreeMap<String, ClientCertificate>,
+    edge_certificates: BTreeMap<Vec<u8>, EdgeCertificate>,
     grace: Option<Grace>,
 }
 
@@ -150,6 +151,19 @@ impl Store for MemoryStore {
 
     async fn grace(&self) -> Result<Option<Grace>, StoreError> {
         Ok(self.state().grace.clone())
+    }
+
+    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
+        self.state().edge_certificates.insert(certificate.serial.clone(), certificate);
+        Ok(())
+    }
+
+    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError> {
+        let state = self.state();
+        let mut certificates: Vec<_> =
+            state.edge_certificates.values().filter(|certificate| certificate.name == name).cloned().collect();
+        certificates.sort_by_key(|certificate| certificate.not_after);
+        Ok(certificates)
     }
 
     async fn check(&self) -> Result<(), StoreError> {

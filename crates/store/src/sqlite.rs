@@ -20,7 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 
 /// The version of the tables that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
+
+/// What each version of the tables has that the one before had not, the first one all.
+const MIGRATIONS: [&str; 3] = [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 const DATABASE: &str = "adit.db";
 const LOCK: &str = "lock";
@@ -249,6 +252,15 @@ impl Store for SqliteStore {
         self.read(rows::grace)
     }
 
+    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
+        self.write_only(Work::RecordEdgeCertificate(certificate)).await
+    }
+
+    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError> {
+        let name = name.to_owned();
+        self.read_many(move |connection| rows::edge_certificates(connection, &name)).await
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         self.write_only(Work::Check).await?;
         self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
@@ -296,6 +308,7 @@ enum Work {
     Touch { id: KeyId, now: Timestamp },
     Prune { before: Timestamp },
     RecordClientCertificate(ClientCertificate),
+    RecordEdgeCertificate(EdgeCertificate),
     ForgetClientCertificates { now: Timestamp },
     SetGrace(Grace),
     EndGrace { successor: String },
@@ -370,6 +383,10 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
         Work::Prune { before } => Ok(rows::prune_uses(rows.0, before).map(|()| Vec::new()).map_err(store_error)?),
         Work::RecordClientCertificate(certificate) => {
             let recorded = rows::insert_client_certificate(rows.0, &certificate);
+            Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
+        }
+        Work::RecordEdgeCertificate(certificate) => {
+            let recorded = rows::insert_edge_certificate(rows.0, &certificate);
             Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
         }
         Work::ForgetClientCertificates { now } => {
@@ -495,27 +512,23 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
     match (application, found, tables) {
-        (0, 0, 0) => create(connection).map_err(sqlite),
+        (0, 0, 0) => upgrade(connection, &MIGRATIONS).map_err(sqlite),
         (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(()),
-        (APPLICATION_ID, 1, _) => upgrade(connection, include_str!("schema-2.sql")).map_err(sqlite),
-        (APPLICATION_ID, found, _) => Err(OpenError::SchemaVersion { path: path.to_owned(), found }),
+        (APPLICATION_ID, found, _) => {
+            let known = usize::try_from(found).ok().filter(|found| *found > 0);
+            match known.and_then(|found| MIGRATIONS.get(found..)) {
+                Some(missing) => upgrade(connection, missing).map_err(sqlite),
+                None => Err(OpenError::SchemaVersion { path: path.to_owned(), found }),
+            }
+        }
         _ => Err(OpenError::Foreign { path: path.to_owned() }),
     }
 }
 
-fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+fn upgrade(connection: &mut Connection, missing: &[&str]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    transaction.execute_batch(include_str!("schema.sql"))?;
-    transaction.execute_batch(include_str!("schema-2.sql"))?;
+    missing.iter().try_for_each(|statements| transaction.execute_batch(statements))?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    transaction.commit()
-}
-
-/// Adds what the version before had not.
-fn upgrade(connection: &mut Connection, statements: &str) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    transaction.execute_batch(statements)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
 }

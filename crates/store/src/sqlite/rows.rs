@@ -9,7 +9,7 @@ use tunnel_model::{
     Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
 };
 
-use crate::{ClientCertificate, Grace};
+use crate::{ClientCertificate, EdgeCertificate, Grace};
 
 type Result<T> = rusqlite::Result<T>;
 
@@ -304,6 +304,32 @@ pub(super) fn client_certificates(connection: &Connection) -> Result<Vec<ClientC
 
 pub(super) fn forget_client_certificates(connection: &Connection, now: Timestamp) -> Result<()> {
     connection.prepare_cached("DELETE FROM client_certificates WHERE not_after < ?1")?.execute([now.micros()]).map(drop)
+}
+
+pub(super) fn insert_edge_certificate(connection: &Connection, certificate: &EdgeCertificate) -> Result<()> {
+    let EdgeCertificate { name, serial, fingerprint, not_after } = certificate;
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO edge_certificates (serial, name, fingerprint, not_after) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![serial, name, fingerprint, not_after.micros()])
+        .map(drop)
+}
+
+pub(super) fn edge_certificates(connection: &Connection, name: &str) -> Result<Vec<EdgeCertificate>> {
+    connection
+        .prepare_cached(
+            "SELECT name, serial, fingerprint, not_after FROM edge_certificates WHERE name = ?1 ORDER BY not_after",
+        )?
+        .query_map([name], |row| {
+            Ok(EdgeCertificate {
+                name: row.get(0)?,
+                serial: row.get(1)?,
+                fingerprint: row.get(2)?,
+                not_after: Timestamp::from_micros(row.get(3)?),
+            })
+        })?
+        .collect()
 }
 
 pub(super) fn end_grace(connection: &Connection, successor: &str) -> Result<()> {

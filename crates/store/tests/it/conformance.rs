@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
-use store::{ClientCertificate, Grace, MemoryStore, Observer, SqliteStore, Store};
+use store::{ClientCertificate, EdgeCertificate, Grace, MemoryStore, Observer, SqliteStore, Store};
 use tunnel_model::{
     Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
 };
@@ -50,6 +50,7 @@ on_every_backend! {
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
     the_last_grace_is_the_one_that_counts,
+    certificates_of_the_edge_are_found_by_name,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
     what_is_not_there_is_not_found,
@@ -461,6 +462,21 @@ async fn the_last_grace_is_the_one_that_counts(store: &dyn Store) {
     assert_eq!(store.grace().await.expect("an answer"), Some(grace("0D")));
     store.end_grace("0D".to_owned()).await.expect("forgotten");
     assert_eq!(store.grace().await.expect("an answer"), None);
+}
+
+async fn certificates_of_the_edge_are_found_by_name(store: &dyn Store) {
+    let certificate = |name: &str, serial: u8, not_after| EdgeCertificate {
+        name: name.to_owned(),
+        serial: vec![serial],
+        fingerprint: [serial; 32],
+        not_after,
+    };
+    let (early, late) = (certificate("a.example.test", 2, NOW), certificate("a.example.test", 1, NOW.plus(DAY)));
+    for certificate in [&late, &early, &certificate("b.example.test", 3, NOW)] {
+        store.record_edge_certificate(certificate.clone()).await.expect("recorded");
+    }
+    assert_eq!(store.edge_certificates("a.example.test").await.expect("an answer"), [early, late]);
+    assert_eq!(store.edge_certificates("c.example.test").await.expect("an answer"), []);
 }
 
 async fn everything(store: &dyn Store) -> String {
