@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) config: Part<Config>,
     /// The certificate in `client.crt`, if there is one.
     pub(crate) admin: Option<Admin>,
+    /// What the last rotation superseded; none if that is over.
+    pub(crate) grace: Option<Grace>,
     /// Serial numbers that rotations replaced, one after the other, up to `admin`.
     pub(crate) superseded: Vec<Serial>,
     /// SHA-256 of the keys in certificates that we issued, by serial number.
@@ -347,6 +349,19 @@ pub(crate) struct Admin {
     pub(crate) key: [u8; 32],
 }
 
+/// The time in which superseded certificates of the admin may still fetch the
+/// bundle of their successor.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Grace {
+    /// Of the superseded ones.
+    pub(crate) serials: Vec<Serial>,
+    /// Of the new one.
+    pub(crate) successor: Serial,
+    /// When it began.
+    #[serde(with = "rfc3339")]
+    pub(crate) since: Timestamp,
+}
+
 /// A certificate's serial number as clients see it: upper-case hex, two digits
 /// an octet, no leading zero octets.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -401,6 +416,8 @@ impl<'de> Deserialize<'de> for Serial {
 pub(crate) enum Edit {
     AddAgent(Agent),
     AddToken(Token),
+    /// Nobody is in grace any more.
+    EndGrace,
     /// Drops the unused tokens of a label.
     DropTokens(String),
     /// Drops tokens that were made before.
@@ -410,11 +427,13 @@ pub(crate) enum Edit {
     /// Signs the revocation list anew.
     RenewCrl,
     Revoke(Revocation),
-    /// What `client.crt` will be, in place of these.
-    RotateAdmin(Admin, Vec<Serial>),
+    /// What `client.crt` will be, in place of those that it leaves in grace.
+    RotateAdmin(Admin, Grace),
     /// What `client.crt` will be.
     SetAdmin(Admin),
     SetMode(AdminAuthMode),
+    /// nginx must load files again: told when all is in its place.
+    TellNginx,
     /// The entry with this serial number changes.
     UpdateAgent(Serial, Agent),
     UseToken(TokenHash, Timestamp),
@@ -451,6 +470,7 @@ pub(crate) struct Touched {
     pub(crate) revoked: bool,
     pub(crate) crl: bool,
     pub(crate) config: bool,
+    pub(crate) grace: bool,
     /// `client.crt`.
     pub(crate) admin: bool,
 }
@@ -511,17 +531,20 @@ impl State {
                 touched.config = true;
             }
             Edit::RememberKey(serial, key) => self.keys.push((serial.clone(), *key)),
-            Edit::RotateAdmin(admin, replaced) => {
+            Edit::RotateAdmin(admin, grace) => {
                 self.admin = Some(admin.clone());
-                self.superseded.extend(replaced.iter().cloned());
-                touched.admin = true;
+                self.superseded.extend(grace.serials.iter().cloned());
+                self.grace = Some(grace.clone());
+                (touched.admin, touched.grace) = (true, true);
             }
+            Edit::EndGrace => touched.grace |= self.grace.take().is_some(),
             Edit::SetAdmin(admin) => {
                 self.admin = Some(admin.clone());
                 self.superseded.clear();
                 touched.admin = true;
+                touched.grace |= self.grace.take().is_some();
             }
-            Edit::Put(..) | Edit::PutDirectory(..) | Edit::Remove(_) => {}
+            Edit::TellNginx | Edit::Put(..) | Edit::PutDirectory(..) | Edit::Remove(_) => {}
         }
         Ok(())
     }

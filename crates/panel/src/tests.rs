@@ -1,5 +1,7 @@
 //! The use cases on a real directory: killed at every step, and all at once.
 
+mod departures;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -59,13 +61,17 @@ impl World {
     }
 
     async fn open_at(&self, at: Timestamp, step: Step) -> Panel {
+        self.open_with(at, step, Programs::new().nginx(None)).await
+    }
+
+    async fn open_with(&self, at: Timestamp, step: Step, programs: Programs) -> Panel {
         let parts = Parts {
             pki_dir: self.pki(),
             config: self.config(),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             making: MAKING,
             capabilities: Vec::new(),
-            programs: Programs::new().nginx(None),
+            programs,
             clock: Arc::new(move || at),
         };
         Panel::open_stepwise(parts, step).await.expect("a panel")

@@ -87,16 +87,6 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets those whose life ended before `now`.
     async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError>;
 
-    /// Remembers which certificates of the admin were just superseded, in place
-    /// of what was remembered.
-    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError>;
-
-    /// Forgets it, if it is that of this successor.
-    async fn end_grace(&self, successor: String) -> Result<(), StoreError>;
-
-    /// What [`Store::set_grace`] remembered last.
-    async fn grace(&self) -> Result<Option<Grace>, StoreError>;
-
     /// Puts a certificate that the edge has issued for a name of its own on record.
     async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError>;
 
@@ -164,18 +154,6 @@ pub struct EdgeCertificate {
     pub fingerprint: [u8; 32],
     /// The last second of its life.
     pub not_after: Timestamp,
-}
-
-/// The time in which superseded certificates of the admin may still fetch the
-/// bundle of their successor.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Grace {
-    /// Of the superseded ones, upper-case hex.
-    pub serials: Vec<String>,
-    /// Of the new one.
-    pub successor: String,
-    /// When the time is over.
-    pub until: Timestamp,
 }
 
 /// Why a command was not carried out.

@@ -23,7 +23,6 @@ struct State {
     uses: BTreeMap<Usage, Vec<Timestamp>>,
     client_certificates: BTreeMap<String, ClientCertificate>,
     edge_certificates: BTreeMap<Vec<u8>, EdgeCertificate>,
-    grace: Option<Grace>,
 }
 
 impl MemoryStore {
@@ -137,20 +136,6 @@ impl Store for MemoryStore {
     async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError> {
         self.state().client_certificates.retain(|_, certificate| certificate.not_after >= now);
         Ok(())
-    }
-
-    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError> {
-        self.state().grace = Some(grace);
-        Ok(())
-    }
-
-    async fn end_grace(&self, successor: String) -> Result<(), StoreError> {
-        self.state().grace.take_if(|grace| grace.successor == successor);
-        Ok(())
-    }
-
-    async fn grace(&self) -> Result<Option<Grace>, StoreError> {
-        Ok(self.state().grace.clone())
     }
 
     async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {

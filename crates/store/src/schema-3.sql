@@ -1,6 +1,6 @@
--- Version 3: what the edge issues for its own names.
+-- Version 3.
 
--- As `certificates`: every one that a visitor may have been shown.
+-- What the edge has issued for its own names: every one that a visitor may have seen.
 CREATE TABLE edge_certificates (
     serial      BLOB PRIMARY KEY,
     name        TEXT NOT NULL,
@@ -9,3 +9,6 @@ CREATE TABLE edge_certificates (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX edge_certificates_by_name ON edge_certificates (name, not_after);
+
+-- The directory of the certificates API says it itself.
+DROP TABLE grace;

@@ -240,18 +240,6 @@ impl Store for SqliteStore {
         self.write_only(Work::ForgetClientCertificates { now }).await
     }
 
-    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError> {
-        self.write_only(Work::SetGrace(grace)).await
-    }
-
-    async fn end_grace(&self, successor: String) -> Result<(), StoreError> {
-        self.write_only(Work::EndGrace { successor }).await
-    }
-
-    async fn grace(&self) -> Result<Option<Grace>, StoreError> {
-        self.read(rows::grace)
-    }
-
     async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
         self.write_only(Work::RecordEdgeCertificate(certificate)).await
     }
@@ -310,8 +298,6 @@ enum Work {
     RecordClientCertificate(ClientCertificate),
     RecordEdgeCertificate(EdgeCertificate),
     ForgetClientCertificates { now: Timestamp },
-    SetGrace(Grace),
-    EndGrace { successor: String },
     Check,
 }
 
@@ -391,10 +377,6 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
         }
         Work::ForgetClientCertificates { now } => {
             Ok(rows::forget_client_certificates(rows.0, now).map(|()| Vec::new()).map_err(store_error)?)
-        }
-        Work::SetGrace(grace) => Ok(rows::set_grace(rows.0, &grace).map(|()| Vec::new()).map_err(store_error)?),
-        Work::EndGrace { successor } => {
-            Ok(rows::end_grace(rows.0, &successor).map(|()| Vec::new()).map_err(store_error)?)
         }
         // Writes what is there already, so that the commit must reach the disk.
         Work::Check => {

@@ -9,7 +9,7 @@ use tunnel_model::{
     Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
 };
 
-use crate::{ClientCertificate, EdgeCertificate, Grace};
+use crate::{ClientCertificate, EdgeCertificate};
 
 type Result<T> = rusqlite::Result<T>;
 
@@ -330,32 +330,6 @@ pub(super) fn edge_certificates(connection: &Connection, name: &str) -> Result<V
             })
         })?
         .collect()
-}
-
-pub(super) fn end_grace(connection: &Connection, successor: &str) -> Result<()> {
-    connection.prepare_cached("DELETE FROM grace WHERE successor = ?1")?.execute([successor]).map(drop)
-}
-
-pub(super) fn set_grace(connection: &Connection, grace: &Grace) -> Result<()> {
-    let Grace { serials, successor, until } = grace;
-    connection
-        .prepare_cached("INSERT OR REPLACE INTO grace (id, serials, successor, until) VALUES (1, ?1, ?2, ?3)")?
-        .execute(params![serials.join(" "), successor, until.micros()])
-        .map(drop)
-}
-
-pub(super) fn grace(connection: &Connection) -> Result<Option<Grace>> {
-    connection
-        .prepare_cached("SELECT serials, successor, until FROM grace")?
-        .query_row([], |row| {
-            let serials: String = row.get(0)?;
-            Ok(Grace {
-                serials: serials.split_whitespace().map(str::to_owned).collect(),
-                successor: row.get(1)?,
-                until: Timestamp::from_micros(row.get(2)?),
-            })
-        })
-        .optional()
 }
 
 pub(super) fn touch_api_key(connection: &Connection, id: KeyId, now: Timestamp) -> Result<()> {

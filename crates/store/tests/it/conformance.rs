@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
-use store::{ClientCertificate, EdgeCertificate, Grace, MemoryStore, Observer, SqliteStore, Store};
+use store::{ClientCertificate, EdgeCertificate, MemoryStore, Observer, SqliteStore, Store};
 use tunnel_model::{
     Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
 };
@@ -49,7 +49,6 @@ on_every_backend! {
     names_are_unique_among_tunnels_and_identities,
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
-    the_last_grace_is_the_one_that_counts,
     certificates_of_the_edge_are_found_by_name,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
@@ -445,23 +444,6 @@ async fn client_certificates_are_kept_by_serial_number(store: &dyn Store) {
     assert_eq!(store.client_certificates().await.expect("an answer").len(), 2);
     store.forget_client_certificates(NOW.plus(DAY)).await.expect("all are over");
     assert_eq!(store.client_certificates().await.expect("an answer"), []);
-}
-
-async fn the_last_grace_is_the_one_that_counts(store: &dyn Store) {
-    assert_eq!(store.grace().await.expect("an answer"), None);
-    let grace = |successor: &str| Grace {
-        serials: vec!["0A".to_owned(), "0B".to_owned()],
-        successor: successor.to_owned(),
-        until: NOW,
-    };
-    for successor in ["0C", "0D"] {
-        store.set_grace(grace(successor)).await.expect("remembered");
-        assert_eq!(store.grace().await.expect("an answer"), Some(grace(successor)));
-    }
-    store.end_grace("0C".to_owned()).await.expect("not this one");
-    assert_eq!(store.grace().await.expect("an answer"), Some(grace("0D")));
-    store.end_grace("0D".to_owned()).await.expect("forgotten");
-    assert_eq!(store.grace().await.expect("an answer"), None);
 }
 
 async fn certificates_of_the_edge_are_found_by_name(store: &dyn Store) {

@@ -65,9 +65,7 @@ async fn a_database_of_version_1_is_brought_up_to_date() {
         contents(&store).await
     };
     connect(directory.path())
-        .execute_batch(
-            "DROP TABLE client_certificates; DROP TABLE grace; DROP TABLE edge_certificates; PRAGMA user_version = 1",
-        )
+        .execute_batch("DROP TABLE client_certificates; DROP TABLE edge_certificates; PRAGMA user_version = 1")
         .expect("as version 1 left it");
     let store = open(directory.path());
     assert_eq!(contents(&store).await, before);
