@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use pki_core::{Authority, DnsName, SerialNumber, Time};
-use store::Store;
+use store::{Observer, Store};
 use tunnel_model::{
     ApiKey, ApiKeySecret, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId,
     Kind, Label, Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId,
@@ -127,6 +127,11 @@ impl App {
     #[must_use]
     pub fn with_data_plane(self, data_plane: Arc<dyn DataPlane>) -> Self {
         Self { data_plane, ..self }
+    }
+
+    /// Tells `observer` of everything that the store commits from now on.
+    pub(crate) fn tell(&self, observer: Arc<dyn Observer>) {
+        self.store.observe(observer);
     }
 
     /// Has the tunnel an agent now?

@@ -18,6 +18,7 @@ use axum::http::{HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use store::Observer;
 use tower::ServiceExt as _;
 use utoipa::OpenApi as _;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
@@ -38,10 +39,12 @@ struct Shared {
     limits: Limits,
 }
 
-/// The whole API as a service.
+/// The whole API as a service, which counts in `metrics`, and so do the events
+/// of the store from now on.
 pub fn router(app: Arc<App>, metrics: Arc<Metrics>, limits: &Limits) -> Router {
     let (routes, openapi) = routes().split_for_parts();
     let document = openapi_json(openapi);
+    app.tell(Arc::clone(&metrics) as Arc<dyn Observer>);
     let shared = Shared { app, metrics, limits: *limits };
     let routes = routes
         .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))

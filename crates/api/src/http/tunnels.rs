@@ -180,7 +180,6 @@ pub(super) async fn sign_csr(
     Json(body): Json<SignCsr>,
 ) -> Result<JsonResponse<SignedCsr>, Error> {
     let signed = shared.app.sign_csr(caller, id, &body.csr_pem).await?;
-    shared.metrics.certificate_signed();
     Ok(JsonResponse(SignedCsr {
         cert_fingerprint_sha256: hex(&signed.certificate.fingerprint),
         cert_expires_at: rfc3339(signed.certificate.expires_at),

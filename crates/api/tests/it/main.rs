@@ -1,5 +1,6 @@
 //! The REST interface, judged from outside.
 
+mod departures;
 mod openapi;
 mod problems;
 mod races;

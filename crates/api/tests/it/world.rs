@@ -45,6 +45,7 @@ pub(crate) struct World {
     pub(crate) app: Arc<App>,
     pub(crate) clock: Arc<FakeClock>,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) metrics: Arc<Metrics>,
     /// An admin key of `org_own`.
     pub(crate) admin: String,
     /// An admin key of `org_other`.
@@ -84,13 +85,14 @@ impl World {
             request: Duration::from_secs(60),
             grace: Duration::from_secs(1),
         };
-        let router = router(Arc::clone(&app), Arc::new(Metrics::new()), &limits);
+        let metrics = Arc::new(Metrics::new());
+        let router = router(Arc::clone(&app), Arc::clone(&metrics), &limits);
         let first_key = async |organization| {
             let made = app.bootstrap(&OrganizationId::new(organization), None).await.expect("a store");
             made.expect("the first key").expose().to_owned()
         };
         let (admin, stranger) = (first_key("org_own").await, first_key("org_other").await);
-        Self { app, clock, store, admin, stranger, router }
+        Self { app, clock, store, metrics, admin, stranger, router }
     }
 
     /// Sends a request as it is.
