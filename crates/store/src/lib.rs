@@ -54,20 +54,24 @@ pub trait Store: Send + Sync + 'static {
     /// The tunnel that holds a name.
     async fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError>;
 
-    /// The tunnels of an organization, oldest first.
-    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError>;
+    /// A page of an organization's tunnels, oldest first.
+    async fn tunnels(&self, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>, StoreError>;
 
     /// One identity with its tunnel.
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError>;
 
-    /// The identities of an organization with their tunnels, oldest first.
-    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError>;
+    /// A page of an organization's identities with their tunnels, oldest first.
+    async fn identities(
+        &self,
+        organization: &OrganizationId,
+        page: Page,
+    ) -> Result<Vec<(Identity, Tunnel)>, StoreError>;
 
     /// One API key, also a revoked one.
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
 
-    /// The API keys of an organization, oldest first.
-    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError>;
+    /// A page of an organization's API keys, oldest first.
+    async fn api_keys(&self, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>, StoreError>;
 
     /// Remembers when a key was last used; may be lost in a crash.
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError>;
@@ -95,6 +99,53 @@ pub trait Store: Send + Sync + 'static {
 
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// A part of a list whose order is that of creation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Page {
+    /// What comes after this place; from the beginning if there is none.
+    pub after: Option<Place>,
+    /// How many at most; all if there is none.
+    pub limit: Option<u32>,
+}
+
+impl Page {
+    /// The whole list.
+    pub const ALL: Self = Self { after: None, limit: None };
+}
+
+/// Where a record stands in a list. What comes and goes elsewhere moves nothing.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Place {
+    /// When the record was created.
+    pub created_at: Timestamp,
+    /// The octets of its id.
+    pub id: [u8; 16],
+}
+
+/// A record with a place in its list.
+pub trait Placed {
+    /// Where it stands.
+    fn place(&self) -> Place;
+}
+
+impl Placed for Tunnel {
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: *self.id.as_bytes() }
+    }
+}
+
+impl Placed for (Identity, Tunnel) {
+    fn place(&self) -> Place {
+        Place { created_at: self.0.created_at, id: *self.0.id.as_bytes() }
+    }
+}
+
+impl Placed for ApiKey {
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: *self.id.as_bytes() }
+    }
 }
 
 /// Hears of what was committed: who carries traffic has to know of a revocation

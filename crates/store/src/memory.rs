@@ -65,12 +65,9 @@ impl Store for MemoryStore {
         Transaction::tunnel_by_name(&*self.state(), name)
     }
 
-    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
+    async fn tunnels(&self, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>, StoreError> {
         let state = self.state();
-        let mut tunnels: Vec<_> =
-            state.tunnels.values().filter(|tunnel| tunnel.organization == *organization).cloned().collect();
-        tunnels.sort_by_key(|tunnel| (tunnel.created_at, tunnel.id));
-        Ok(tunnels)
+        Ok(page_of(page, state.tunnels.values().filter(|tunnel| tunnel.organization == *organization).cloned()))
     }
 
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
@@ -79,28 +76,27 @@ impl Store for MemoryStore {
         Ok(identity.and_then(|identity| state.tunnels.get(&identity.tunnel).cloned().map(|tunnel| (identity, tunnel))))
     }
 
-    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
+    async fn identities(
+        &self,
+        organization: &OrganizationId,
+        page: Page,
+    ) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
         let state = self.state();
-        let mut identities: Vec<_> = state
+        let identities = state
             .identities
             .values()
             .filter(|identity| identity.organization == *organization)
-            .filter_map(|identity| Some((identity.clone(), state.tunnels.get(&identity.tunnel)?.clone())))
-            .collect();
-        identities.sort_by_key(|(identity, _)| (identity.created_at, identity.id));
-        Ok(identities)
+            .filter_map(|identity| Some((identity.clone(), state.tunnels.get(&identity.tunnel)?.clone())));
+        Ok(page_of(page, identities))
     }
 
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         Transaction::api_key(&*self.state(), id)
     }
 
-    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
+    async fn api_keys(&self, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>, StoreError> {
         let state = self.state();
-        let mut keys: Vec<_> =
-            state.api_keys.values().filter(|key| key.organization == *organization).cloned().collect();
-        keys.sort_by_key(|key| (key.created_at, key.id));
-        Ok(keys)
+        Ok(page_of(page, state.api_keys.values().filter(|key| key.organization == *organization).cloned()))
     }
 
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
@@ -154,6 +150,13 @@ impl Store for MemoryStore {
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
     }
+}
+
+fn page_of<T: Placed>(page: Page, records: impl Iterator<Item = T>) -> Vec<T> {
+    let mut records: Vec<_> = records.filter(|record| page.after.is_none_or(|after| record.place() > after)).collect();
+    records.sort_by_key(Placed::place);
+    records.truncate(page.limit.map_or(usize::MAX, |limit| limit as usize));
+    records
 }
 
 /// No step below can fail, so a transaction needs no way back.

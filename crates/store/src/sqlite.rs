@@ -188,9 +188,9 @@ impl Store for SqliteStore {
         self.read(|connection| rows::tunnel_by_name(connection, name))
     }
 
-    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
+    async fn tunnels(&self, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::tunnels(connection, &organization)).await
+        self.read_many(move |connection| rows::tunnels(connection, &organization, page)).await
     }
 
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
@@ -202,18 +202,22 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
+    async fn identities(
+        &self,
+        organization: &OrganizationId,
+        page: Page,
+    ) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::identities(connection, &organization)).await
+        self.read_many(move |connection| rows::identities(connection, &organization, page)).await
     }
 
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         self.read(|connection| rows::api_key(connection, id))
     }
 
-    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
+    async fn api_keys(&self, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::api_keys(connection, &organization)).await
+        self.read_many(move |connection| rows::api_keys(connection, &organization, page)).await
     }
 
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use serde_json::{Value, json};
-use store::{Observer, SqliteStore, Store};
+use store::{Observer, Page, SqliteStore, Store};
 use tunnel_model::{Event, OrganizationId, Rules};
 
 use crate::world::*;
@@ -27,9 +27,9 @@ struct Records {
 impl Records {
     async fn stored(store: &dyn Store) -> Self {
         let own = OrganizationId::new("org_own");
-        let tunnels = store.tunnels(&own).await.expect("tunnels").into_iter();
-        let identities = store.identities(&own).await.expect("identities").into_iter();
-        let keys = store.api_keys(&own).await.expect("keys").into_iter();
+        let tunnels = store.tunnels(&own, Page::ALL).await.expect("tunnels").into_iter();
+        let identities = store.identities(&own, Page::ALL).await.expect("identities").into_iter();
+        let keys = store.api_keys(&own, Page::ALL).await.expect("keys").into_iter();
         Self {
             tunnels: tunnels.map(|tunnel| (tunnel.id.to_string(), tunnel_in_words(&tunnel))).collect(),
             identities: identities.map(|(identity, _)| (identity.id.to_string(), format!("{identity:?}"))).collect(),

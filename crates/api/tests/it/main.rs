@@ -1,6 +1,7 @@
 //! The REST interface, judged from outside.
 
 mod departures;
+mod lists;
 mod openapi;
 mod problems;
 mod races;

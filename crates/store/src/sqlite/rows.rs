@@ -9,7 +9,7 @@ use tunnel_model::{
     Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
 };
 
-use crate::{ClientCertificate, EdgeCertificate};
+use crate::{ClientCertificate, EdgeCertificate, Page, Place};
 
 type Result<T> = rusqlite::Result<T>;
 
@@ -73,14 +73,23 @@ pub(super) fn tunnel_by_name(connection: &Connection, name: &TunnelName) -> Resu
         .optional()
 }
 
-pub(super) fn tunnels(connection: &Connection, organization: &OrganizationId) -> Result<Vec<Tunnel>> {
+/// Before every record that has a time.
+const BEGINNING: Place = Place { created_at: Timestamp::from_micros(i64::MIN), id: [0; 16] };
+
+/// The parameters of a page, from `?1` on. A negative LIMIT is none.
+fn page_of(organization: &OrganizationId, page: Page) -> (&str, i64, [u8; 16], i64) {
+    let Place { created_at, id } = page.after.unwrap_or(BEGINNING);
+    (organization.as_str(), created_at.micros(), id, page.limit.map_or(-1, i64::from))
+}
+
+pub(super) fn tunnels(connection: &Connection, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>> {
     connection
         .prepare_cached(concat!(
             "SELECT ",
             tunnel_columns!(""),
-            " FROM tunnels WHERE organization = ?1 ORDER BY created_at, id"
+            " FROM tunnels WHERE organization = ?1 AND (created_at, id) > (?2, ?3) ORDER BY created_at, id LIMIT ?4"
         ))?
-        .query_map([organization.as_str()], |row| read_tunnel(row, 0))?
+        .query_map(page_of(organization, page), |row| read_tunnel(row, 0))?
         .collect()
 }
 
@@ -197,16 +206,20 @@ pub(super) fn identity(connection: &Connection, key: IdentityKey<'_>) -> Result<
     .optional()
 }
 
-pub(super) fn identities(connection: &Connection, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>> {
+pub(super) fn identities(
+    connection: &Connection,
+    organization: &OrganizationId,
+    page: Page,
+) -> Result<Vec<(Identity, Tunnel)>> {
     connection
         .prepare_cached(concat!(
             "SELECT ",
             tunnel_columns!("t."),
             ", i.id, i.organization, i.handle, i.display_name, i.description, i.tunnel, i.created_at, i.updated_at
-             FROM identities i JOIN tunnels t ON t.id = i.tunnel WHERE i.organization = ?1
-             ORDER BY i.created_at, i.id"
+             FROM identities i JOIN tunnels t ON t.id = i.tunnel
+             WHERE i.organization = ?1 AND (i.created_at, i.id) > (?2, ?3) ORDER BY i.created_at, i.id LIMIT ?4"
         ))?
-        .query_map([organization.as_str()], |row| Ok((read_identity_at(row, TUNNEL_WIDTH)?, read_tunnel(row, 0)?)))?
+        .query_map(page_of(organization, page), |row| Ok((read_identity_at(row, TUNNEL_WIDTH)?, read_tunnel(row, 0)?)))?
         .collect()
 }
 
@@ -234,10 +247,13 @@ pub(super) fn api_key(connection: &Connection, id: KeyId) -> Result<Option<ApiKe
         .optional()
 }
 
-pub(super) fn api_keys(connection: &Connection, organization: &OrganizationId) -> Result<Vec<ApiKey>> {
+pub(super) fn api_keys(connection: &Connection, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>> {
     connection
-        .prepare_cached("SELECT * FROM api_keys WHERE organization = ?1 ORDER BY created_at, id")?
-        .query_map([organization.as_str()], read_api_key)?
+        .prepare_cached(
+            "SELECT * FROM api_keys WHERE organization = ?1 AND (created_at, id) > (?2, ?3)
+             ORDER BY created_at, id LIMIT ?4",
+        )?
+        .query_map(page_of(organization, page), read_api_key)?
         .collect()
 }
 
