@@ -437,7 +437,8 @@ impl App {
     }
 
     /// Deletes tunnels whose restore window is over, and forgets successes
-    /// that no quota counts any more. Answers how many tunnels went.
+    /// that no quota counts any more. Restore windows that are too long, because the
+    /// clock was ahead or the setting another, begin anew. Answers how many tunnels went.
     ///
     /// # Errors
     ///
@@ -450,6 +451,14 @@ impl App {
                 Ok(_) => deleted += 1,
                 // Somebody was faster.
                 Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let latest = now.plus(self.rules.restore_window);
+        for id in self.store.tunnels_restorable_after(latest, MANY).await? {
+            match self.execute(Caller::System, Command::DeleteTunnel { id }).await {
+                // Refused: somebody was faster.
+                Ok(_) | Err(Error::Refused(_)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -536,7 +545,8 @@ impl App {
         {
             let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
             let last = touched.get(&key.id).copied().or(key.last_used_at);
-            if last.is_some_and(|last| now.since(last) < TOUCH_INTERVAL) {
+            // A time to come is one of a clock that was ahead.
+            if last.is_some_and(|last| last <= now && now.since(last) < TOUCH_INTERVAL) {
                 return;
             }
             touched.insert(key.id, now);

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -183,7 +184,12 @@ impl Token {
     }
 
     pub(crate) fn is_pending(&self, now: Timestamp) -> bool {
-        !self.used && now < self.expires_at
+        !self.used && !self.is_over(now)
+    }
+
+    /// Its life is no longer because the clock was ahead when it was made.
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        now >= self.expires_at || self.created_at.duration_since(now) > self.expires_at.duration_since(self.created_at)
     }
 
     /// Is it another program's, for a kind of enrolment that is not ours?
@@ -420,8 +426,8 @@ pub(crate) enum Edit {
     EndGrace,
     /// Drops the unused tokens of a label.
     DropTokens(String),
-    /// Drops tokens that were made before.
-    ForgetTokens(Timestamp),
+    /// Drops tokens that were made before, or so much later that the clock was ahead.
+    ForgetTokens(Range<Timestamp>),
     /// The key in a certificate that we issued.
     RememberKey(Serial, [u8; 32]),
     /// Signs the revocation list anew.
@@ -502,10 +508,10 @@ impl State {
                 part(&mut self.tokens)?.tokens.retain(|token| token.used || token.label != *label);
                 touched.tokens = true;
             }
-            Edit::ForgetTokens(before) => {
+            Edit::ForgetTokens(kept) => {
                 let tokens = &mut part(&mut self.tokens)?.tokens;
                 let count = tokens.len();
-                tokens.retain(|token| token.created_at >= *before);
+                tokens.retain(|token| kept.contains(&token.created_at));
                 touched.tokens |= tokens.len() != count;
             }
             Edit::UseToken(hash, at) => {

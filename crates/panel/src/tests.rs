@@ -451,6 +451,9 @@ async fn the_old_certificate_fetches_the_new_bundle_and_nothing_else() {
     // Ten minutes do.
     let later = world.open_at(now() + SignedDuration::from_mins(10), files::go_on()).await;
     assert_eq!(ask(&later, true), Err(Denied::Revoked));
+    // A clock that was ahead does not make them more.
+    let earlier = world.open_at(now() - SignedDuration::from_hours(400 * 24), files::go_on()).await;
+    assert_eq!(ask(&earlier, true), Err(Denied::Revoked));
     // So does the new certificate, when it comes.
     assert!(admits_admin(&panel, &world.admin_serial()));
     assert_eq!(ask(&panel, true), Err(Denied::Revoked));
@@ -667,6 +670,11 @@ async fn tokens_end() {
     assert_eq!(enroll(10).await, Err(Error::TokenExpired));
     assert_eq!(enroll(59).await, Err(Error::TokenExpired));
     assert_eq!(enroll(60).await, Err(Error::TokenUnknown));
+    // The clock was ahead when it was made; a little is no reason.
+    assert!(matches!(enroll(-1).await, Err(Error::InvalidCsr(_))));
+    assert_eq!(enroll(-400 * 24 * 60).await, Err(Error::TokenExpired));
+    let early = world.open_at(now() - SignedDuration::from_hours(400 * 24), files::go_on()).await;
+    early.create_token(grant("one"), somebody()).await.expect("it keeps nobody from another one");
 }
 
 #[tokio::test]

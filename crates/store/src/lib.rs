@@ -79,6 +79,9 @@ pub trait Store: Send + Sync + 'static {
     /// Tunnels whose restore window is over at `now`, at most `limit`.
     async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError>;
 
+    /// Tunnels whose restore window ends after `latest`, at most `limit`.
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError>;
+
     /// Forgets successes that no quota counts any more: those before `before`.
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError>;
 
@@ -246,6 +249,8 @@ trait Transaction {
     fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError>;
     fn active_keys(&self, identity: IdentityId) -> Result<Vec<ApiKey>, StoreError>;
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
+    /// Takes uses of a time to come for uses of now: the clock was ahead.
+    fn rewind_uses(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError>;
     /// When the use that is `nth` uses back happened, 1 being the last one.
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError>;
 
@@ -267,7 +272,8 @@ trait Transaction {
     fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError>;
 }
 
-/// Load, decide, apply: the same on every backend.
+/// Load, decide, apply: the same on every backend. What a refused command leaves
+/// behind are rewound uses, which are to stay.
 fn run(
     transaction: &mut impl Transaction,
     caller: &Caller,
@@ -275,7 +281,7 @@ fn run(
     rules: &Rules,
     now: Timestamp,
 ) -> Result<Vec<Event>, ExecuteError> {
-    let facts = load(transaction, &command.wants(caller, rules))?;
+    let facts = load(transaction, &command.wants(caller, rules), now)?;
     let events = decide(caller, command, facts, rules, now)?;
     for event in &events {
         apply(transaction, event, now)?;
@@ -283,7 +289,7 @@ fn run(
     Ok(events)
 }
 
-fn load(transaction: &impl Transaction, wants: &Wants<'_>) -> Result<Facts, StoreError> {
+fn load(transaction: &mut impl Transaction, wants: &Wants<'_>, now: Timestamp) -> Result<Facts, StoreError> {
     let mut facts = Facts::default();
     if let Some(id) = wants.tunnel {
         facts.tunnel = transaction.tunnel(id)?;
@@ -302,6 +308,7 @@ fn load(transaction: &impl Transaction, wants: &Wants<'_>) -> Result<Facts, Stor
         facts.key = transaction.api_key(id)?;
     }
     if let Some((usage, nth)) = &wants.usage {
+        transaction.rewind_uses(usage, now)?;
         facts.nth_use = transaction.nth_use(usage, *nth)?;
     }
     Ok(facts)

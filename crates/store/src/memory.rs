@@ -112,6 +112,13 @@ impl Store for MemoryStore {
         Ok(expired.take(limit as usize).collect())
     }
 
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        let state = self.state();
+        let is_late = |tunnel: &&Tunnel| tunnel.restore_deadline.is_some_and(|deadline| deadline > latest);
+        let late = state.tunnels.values().filter(is_late).map(|tunnel| tunnel.id);
+        Ok(late.take(limit as usize).collect())
+    }
+
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
         self.state().uses.retain(|_, times| {
             times.retain(|time| *time >= before);
@@ -185,6 +192,12 @@ impl Transaction for State {
 
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         Ok(self.api_keys.get(&id).cloned())
+    }
+
+    fn rewind_uses(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {
+        let times = self.uses.get_mut(usage).into_iter().flatten();
+        times.for_each(|time| *time = now.min(*time));
+        Ok(())
     }
 
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {

@@ -228,6 +228,10 @@ impl Store for SqliteStore {
         self.read_many(move |connection| rows::expired_tunnels(connection, now, limit)).await
     }
 
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        self.read_many(move |connection| rows::tunnels_restorable_after(connection, latest, limit)).await
+    }
+
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
         self.write_only(Work::Prune { before }).await
     }
@@ -353,7 +357,7 @@ impl Writer {
         for work in works {
             let mut savepoint = transaction.savepoint().map_err(store_error)?;
             let answer = run_work(&mut Rows(&savepoint), work);
-            if answer.is_err() {
+            if matches!(answer, Err(ExecuteError::Store(_))) {
                 savepoint.rollback().map_err(store_error)?;
             }
             savepoint.commit().map_err(store_error)?;
@@ -412,6 +416,10 @@ impl Transaction for Rows<'_> {
 
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         rows::api_key(self.0, id).map_err(store_error)
+    }
+
+    fn rewind_uses(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {
+        rows::rewind_uses(self.0, usage, now).map_err(store_error)
     }
 
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {

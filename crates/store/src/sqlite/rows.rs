@@ -100,6 +100,17 @@ pub(super) fn expired_tunnels(connection: &Connection, now: Timestamp, limit: u3
         .collect()
 }
 
+pub(super) fn tunnels_restorable_after(
+    connection: &Connection,
+    latest: Timestamp,
+    limit: u32,
+) -> Result<Vec<TunnelId>> {
+    connection
+        .prepare_cached("SELECT id FROM tunnels WHERE restore_deadline > ?1 ORDER BY restore_deadline LIMIT ?2")?
+        .query_map(params![latest.micros(), limit], |row| Ok(TunnelId::from_bytes(row.get(0)?)))?
+        .collect()
+}
+
 pub(super) fn insert_tunnel(connection: &Connection, tunnel: &Tunnel) -> Result<()> {
     let certificate = tunnel.certificate.as_ref();
     connection
@@ -352,6 +363,13 @@ pub(super) fn touch_api_key(connection: &Connection, id: KeyId, now: Timestamp) 
     connection
         .prepare_cached("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1")?
         .execute(params![id.as_bytes(), now.micros()])
+        .map(drop)
+}
+
+pub(super) fn rewind_uses(connection: &Connection, usage: &Usage, now: Timestamp) -> Result<()> {
+    connection
+        .prepare_cached("UPDATE uses SET at = ?2 WHERE subject = ?1 AND at > ?2")?
+        .execute(params![subject(usage), now.micros()])
         .map(drop)
 }
 

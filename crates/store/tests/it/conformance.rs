@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use store::{ClientCertificate, EdgeCertificate, MemoryStore, Observer, Page, Place, Placed, SqliteStore, Store};
 use tunnel_model::{
@@ -47,6 +48,7 @@ on_every_backend! {
     extreme_values_round_trip,
     lists_are_ordered_and_of_one_organization,
     names_are_unique_among_tunnels_and_identities,
+    uses_of_a_clock_that_was_ahead_count_from_now,
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
     certificates_of_the_edge_are_found_by_name,
@@ -352,6 +354,19 @@ async fn signings_are_counted_by_tunnel(store: &dyn Store) {
     assert!(none.is_err(), "{none:?}");
 }
 
+async fn uses_of_a_clock_that_was_ahead_count_from_now(store: &dyn Store) {
+    done(store, create_tunnel(1, "one", TlsMode::Passthrough)).await;
+    for serial in 0..10_u8 {
+        execute(store, admin(), record(1, "one", serial), NOW.plus(400 * DAY)).await.expect("within the quota");
+    }
+    // The refusals are what counts: nobody else looks.
+    for (after, left) in [(Duration::ZERO, DAY), (SECOND, DAY - SECOND), (DAY - SECOND, SECOND)] {
+        let refused = execute(store, admin(), record(1, "one", 10), NOW.plus(after)).await.err();
+        assert_eq!(refused, Some(Refusal::SignQuota { limit: 10, retry_after: left }));
+    }
+    execute(store, admin(), record(1, "one", 10), NOW.plus(DAY)).await.expect("the window is over");
+}
+
 async fn pruned_uses_do_not_count_and_others_do(store: &dyn Store) {
     done(store, create_tunnel(1, "one", TlsMode::Passthrough)).await;
     for serial in 0..10_u8 {
@@ -380,7 +395,7 @@ async fn expired_tunnels_are_those_at_their_deadline(store: &dyn Store) {
         ids.sort_unstable();
         ids
     };
-    assert!(expired(SECOND - std::time::Duration::from_micros(1), 10).await.is_empty());
+    assert!(expired(SECOND - Duration::from_micros(1), 10).await.is_empty());
     assert_eq!(expired(SECOND, 10).await, [tunnel_id(1)]);
     assert_eq!(expired(3 * SECOND, 10).await, [1, 2, 3].map(tunnel_id));
     assert_eq!(expired(3 * SECOND, 2).await.len(), 2);
@@ -394,6 +409,11 @@ async fn expired_tunnels_are_those_at_their_deadline(store: &dyn Store) {
     let early = execute(store, Caller::System, early, NOW.plus(DAY)).await;
     assert_eq!(early.err(), Some(Refusal::NotDeletePending));
     assert_eq!(expired(3 * SECOND, 10).await, [2, 3].map(tunnel_id));
+
+    // Of those whose clock was ahead nobody waits for longer than the window.
+    for (latest, late) in [(NOW.plus(DAY + 2 * SECOND), vec![tunnel_id(3)]), (NOW.plus(DAY + 3 * SECOND), vec![])] {
+        assert_eq!(store.tunnels_restorable_after(latest, 10).await.expect("an answer"), late);
+    }
 }
 
 async fn a_deleted_identity_takes_its_tunnel_and_keys_along(store: &dyn Store) {

@@ -306,6 +306,11 @@ fn look_ups_use_an_index() {
         ("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1", "PRIMARY KEY"),
         ("SELECT at FROM uses WHERE subject = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2", "uses_by_subject"),
         ("DELETE FROM uses WHERE subject = ?1", "uses_by_subject"),
+        ("UPDATE uses SET at = ?2 WHERE subject = ?1 AND at > ?2", "uses_by_subject (subject=? AND at>?)"),
+        (
+            "SELECT id FROM tunnels WHERE restore_deadline > ?1 ORDER BY restore_deadline LIMIT ?2",
+            "tunnels_by_deadline",
+        ),
         ("SELECT serial FROM edge_certificates WHERE name = ?1 ORDER BY not_after", "edge_certificates_by_name"),
     ] {
         let tail =
