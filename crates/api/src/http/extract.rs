@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use store::{Page, Place};
 use tunnel_model::{ApiKey, KeyId, Kind, Refusal, Timestamp, TunnelId, TunnelName, parse_key_id};
 
-use super::Shared;
 use super::wire::hex;
+use super::{Shared, json};
 use crate::error::Error;
 
 /// Who calls, by the `X-API-Key` header.
@@ -158,7 +158,7 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
             return Err(Error::UnsupportedMediaType);
         }
         let body = body(request, shared).await?;
-        serde_json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
+        json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => Error::WrongShape(error.to_string()),
             _ => Error::Malformed(error.to_string()),
         })

@@ -1,5 +1,6 @@
 //! The REST interface, judged from outside.
 
+mod bodies;
 mod clock;
 mod departures;
 mod lists;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::{App, Clock, Limits, Metrics, SystemRandom, router};
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, header};
+use axum::http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
 use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
@@ -50,7 +50,7 @@ pub(crate) struct World {
     pub(crate) admin: String,
     /// An admin key of `org_other`.
     pub(crate) stranger: String,
-    router: Router,
+    pub(crate) router: Router,
 }
 
 /// What came back.
@@ -95,8 +95,13 @@ impl World {
         Self { app, clock, store, metrics, admin, stranger, router }
     }
 
-    /// Sends a request as it is.
-    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends a request to the host that the server has.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost:8080"));
+        self.send_as_it_is(request).await
+    }
+
+    pub(crate) async fn send_as_it_is(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.expect("routers do not fail");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
