@@ -100,7 +100,11 @@ pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow
         return Ok(());
     }
     match settings.programs().reload_nginx().await {
-        Nginx::Reloaded => {}
+        Nginx::Reloaded if other_owner(directory)?.is_some() => {
+            // Root writes nothing in another's directory; the server's next start tells nginx once more.
+        }
+        Nginx::Reloaded => setup::nginx_was_told(directory)
+            .with_context(|| format!("cannot write in {} (pki_dir)", directory.display()))?,
         Nginx::TestFailed => eprintln!("api-server: warning: nginx was not reloaded: its configuration test failed"),
         Nginx::ReloadFailed => eprintln!("api-server: warning: nginx could not be reloaded"),
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use pki_core::{Authority, DnsName, SerialNumber, Time};
-use store::Store;
+use store::{Observer, Page, Place, Placed, Store};
 use tunnel_model::{
     ApiKey, ApiKeySecret, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId,
     Kind, Label, Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId,
@@ -104,10 +104,47 @@ pub struct SignedCertificate {
     pub chain_pem: String,
 }
 
+/// A part of a list.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Listed<T> {
+    /// In the order of their creation.
+    pub records: Vec<T>,
+    /// Where the next part begins, if there is one.
+    pub next: Option<Place>,
+}
+
+impl<T> Default for Listed<T> {
+    fn default() -> Self {
+        Self { records: Vec::new(), next: None }
+    }
+}
+
+impl<T: Placed> Listed<T> {
+    /// Of what the store answers to [`one_more`].
+    fn of(mut records: Vec<T>, page: Page) -> Self {
+        let limit = page.limit.map_or(usize::MAX, |limit| limit as usize);
+        let has_more = records.len() > limit;
+        records.truncate(limit);
+        let next = records.last().filter(|_| has_more).map(Placed::place);
+        Self { records, next }
+    }
+
+    /// Of a list of one at most.
+    fn one(record: Option<T>, page: Page) -> Self {
+        let record = record.filter(|record| page.after.is_none_or(|after| record.place() > after));
+        Self { records: record.into_iter().collect(), next: None }
+    }
+}
+
+/// Whether there is a next page is told by one record more.
+fn one_more(page: Page) -> Page {
+    Page { limit: page.limit.map(|limit| limit.saturating_add(1)), ..page }
+}
+
 /// How stale `last_used_at` of a key may be: a write a minute at most.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
-/// Expired deletions that one sweep takes at once.
-const SWEEP: u32 = 256;
+/// Records that are looked through at once.
+const MANY: u32 = 256;
 
 impl App {
     /// Joins the parts.
@@ -127,6 +164,11 @@ impl App {
     #[must_use]
     pub fn with_data_plane(self, data_plane: Arc<dyn DataPlane>) -> Self {
         Self { data_plane, ..self }
+    }
+
+    /// Tells `observer` of everything that the store commits from now on.
+    pub(crate) fn tell(&self, observer: Arc<dyn Observer>) {
+        self.store.observe(observer);
     }
 
     /// Has the tunnel an agent now?
@@ -164,7 +206,6 @@ impl App {
         organization: &OrganizationId,
         chosen: Option<ApiKeySecret>,
     ) -> Result<Option<ApiKeySecret>, Error> {
-        let keys = self.store.api_keys(organization).await?;
         let secret = match chosen {
             Some(chosen) => match self.store.api_key(chosen.id()).await? {
                 None => chosen,
@@ -176,7 +217,7 @@ impl App {
                 }
                 Some(_) => return Ok(None),
             },
-            None if keys.iter().any(|key| key.scope == Scope::Admin && key.revoked_at.is_none()) => return Ok(None),
+            None if self.has_admin_key(organization).await? => return Ok(None),
             None => self.generate_key()?,
         };
         let label = "bootstrap".parse().map_err(Error::internal)?;
@@ -184,19 +225,28 @@ impl App {
         Ok(Some(secret))
     }
 
-    /// Every tunnel that the caller sees, oldest first.
-    pub async fn tunnels(&self, caller: &Caller) -> Result<Vec<Tunnel>, Error> {
+    /// A page of the tunnels that the caller sees, oldest first.
+    pub async fn tunnels(&self, caller: &Caller, page: Page) -> Result<Listed<Tunnel>, Error> {
         let now = self.clock.now();
         let mut tunnels = match caller {
             Caller::Key { scope: Scope::Identity(id), .. } => {
                 let identity = self.store.identity(IdentityKey::Id(*id)).await?;
-                identity.into_iter().map(|(_, tunnel)| tunnel).collect()
+                Listed::one(identity.map(|(_, tunnel)| tunnel), page)
             }
-            Caller::Key { organization, .. } => self.store.tunnels(organization).await?,
-            Caller::System => Vec::new(),
+            Caller::Key { organization, .. } => {
+                Listed::of(self.store.tunnels(organization, one_more(page)).await?, page)
+            }
+            Caller::System => Listed::default(),
         };
-        tunnels.retain(|tunnel| caller.sees_tunnel(tunnel) && !tunnel.is_expired(now));
+        tunnels.records.retain(|tunnel| caller.sees_tunnel(tunnel) && !tunnel.is_expired(now));
         Ok(tunnels)
+    }
+
+    /// The tunnel with this name, if the caller sees it.
+    pub async fn tunnel_by_name(&self, caller: &Caller, name: &TunnelName) -> Result<Option<Tunnel>, Error> {
+        let now = self.clock.now();
+        let tunnel = self.store.tunnel_by_name(name).await?;
+        Ok(tunnel.filter(|tunnel| caller.sees_tunnel(tunnel) && !tunnel.is_expired(now)))
     }
 
     /// One tunnel.
@@ -282,14 +332,16 @@ impl App {
         Ok(SignedCertificate { certificate, chain_pem: self.authority.chain_pem().to_owned() })
     }
 
-    /// Every identity that the caller sees, oldest first.
-    pub async fn identities(&self, caller: &Caller) -> Result<Vec<(Identity, Tunnel)>, Error> {
+    /// A page of the identities that the caller sees, oldest first.
+    pub async fn identities(&self, caller: &Caller, page: Page) -> Result<Listed<(Identity, Tunnel)>, Error> {
         Ok(match caller {
             Caller::Key { scope: Scope::Identity(id), .. } => {
-                self.store.identity(IdentityKey::Id(*id)).await?.into_iter().collect()
+                Listed::one(self.store.identity(IdentityKey::Id(*id)).await?, page)
             }
-            Caller::Key { organization, .. } => self.store.identities(organization).await?,
-            Caller::System => Vec::new(),
+            Caller::Key { organization, .. } => {
+                Listed::of(self.store.identities(organization, one_more(page)).await?, page)
+            }
+            Caller::System => Listed::default(),
         })
     }
 
@@ -367,10 +419,12 @@ impl App {
         Ok((secret, key))
     }
 
-    /// Every key of the organization, oldest first; for admins.
-    pub async fn api_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>, Error> {
+    /// A page of the organization's keys, oldest first; for admins.
+    pub async fn api_keys(&self, caller: &Caller, page: Page) -> Result<Listed<ApiKey>, Error> {
         match caller {
-            Caller::Key { organization, scope: Scope::Admin, .. } => Ok(self.store.api_keys(organization).await?),
+            Caller::Key { organization, scope: Scope::Admin, .. } => {
+                Ok(Listed::of(self.store.api_keys(organization, one_more(page)).await?, page))
+            }
             _ => Err(Error::Refused(Refusal::Forbidden)),
         }
     }
@@ -383,7 +437,8 @@ impl App {
     }
 
     /// Deletes tunnels whose restore window is over, and forgets successes
-    /// that no quota counts any more. Answers how many tunnels went.
+    /// that no quota counts any more. Restore windows that are too long, because the
+    /// clock was ahead or the setting another, begin anew. Answers how many tunnels went.
     ///
     /// # Errors
     ///
@@ -391,11 +446,19 @@ impl App {
     pub async fn sweep(&self) -> Result<usize, Error> {
         let now = self.clock.now();
         let mut deleted = 0;
-        for id in self.store.expired_tunnels(now, SWEEP).await? {
+        for id in self.store.expired_tunnels(now, MANY).await? {
             match self.execute(Caller::System, Command::FinalizeTunnel { id }).await {
                 Ok(_) => deleted += 1,
                 // Somebody was faster.
                 Err(Error::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let latest = now.plus(self.rules.restore_window);
+        for id in self.store.tunnels_restorable_after(latest, MANY).await? {
+            match self.execute(Caller::System, Command::DeleteTunnel { id }).await {
+                // Refused: somebody was faster.
+                Ok(_) | Err(Error::Refused(_)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -411,6 +474,19 @@ impl App {
     /// Those of the store.
     pub async fn check(&self) -> Result<(), Error> {
         Ok(self.store.check().await?)
+    }
+
+    /// Most often the first key is one; an organization may have very many.
+    async fn has_admin_key(&self, organization: &OrganizationId) -> Result<bool, Error> {
+        let mut page = Page { after: None, limit: Some(MANY) };
+        loop {
+            let keys = self.store.api_keys(organization, page).await?;
+            if keys.iter().any(|key| key.scope == Scope::Admin && key.revoked_at.is_none()) {
+                return Ok(true);
+            }
+            let Some(last) = keys.last() else { return Ok(false) };
+            page.after = Some(last.place());
+        }
     }
 
     async fn execute(&self, caller: Caller, command: Command) -> Result<Vec<Event>, Error> {
@@ -469,7 +545,8 @@ impl App {
         {
             let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
             let last = touched.get(&key.id).copied().or(key.last_used_at);
-            if last.is_some_and(|last| now.since(last) < TOUCH_INTERVAL) {
+            // A time to come is one of a clock that was ahead.
+            if last.is_some_and(|last| last <= now && now.since(last) < TOUCH_INTERVAL) {
                 return;
             }
             touched.insert(key.id, now);

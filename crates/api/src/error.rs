@@ -61,6 +61,9 @@ pub enum Error {
     /// The body is of another type.
     #[error("the body must be application/json")]
     UnsupportedMediaType,
+    /// No Host header, or not one.
+    #[error("an HTTP/1.1 request has one Host header, which is a host name or an address")]
+    WrongHost,
     /// JSON, but not of the shape that is expected.
     #[error("{0}")]
     WrongShape(String),
@@ -119,6 +122,7 @@ impl Error {
             Self::UnsupportedMediaType => {
                 problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
             }
+            Self::WrongHost => problem(StatusCode::BAD_REQUEST, "wrong-host", "Wrong Host header"),
             Self::WrongShape(_) => problem(StatusCode::UNPROCESSABLE_ENTITY, "wrong-shape", "Unexpected JSON"),
         }
     }

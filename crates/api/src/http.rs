@@ -2,8 +2,11 @@
 //! a size limit, one spelling of the path, and one line in the log.
 
 mod api_keys;
+mod body;
 mod extract;
 mod identities;
+mod json;
+mod openapi;
 mod response;
 mod tunnels;
 mod whoami;
@@ -14,13 +17,14 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderValue, Uri, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, Uri, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use store::Observer;
 use tower::ServiceExt as _;
 use utoipa::OpenApi as _;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -38,16 +42,20 @@ struct Shared {
     limits: Limits,
 }
 
-/// The whole API as a service.
+/// The whole API as a service, which counts in `metrics`, and so do the events
+/// of the store from now on.
 pub fn router(app: Arc<App>, metrics: Arc<Metrics>, limits: &Limits) -> Router {
     let (routes, openapi) = routes().split_for_parts();
     let document = openapi_json(openapi);
+    app.tell(Arc::clone(&metrics) as Arc<dyn Observer>);
     let shared = Shared { app, metrics, limits: *limits };
     let routes = routes
         .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
         .fallback(|| async { Error::UnknownPath.into_response() })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed.into_response() })
         .layer(DefaultBodyLimit::max(limits.body))
+        .layer(middleware::from_fn(require_host))
+        .layer(middleware::from_fn_with_state(shared.clone(), body::read_to_its_end))
         .layer(middleware::from_fn_with_state(shared.clone(), observe))
         .with_state(shared);
     // The path must be rewritten before it is matched, so around the router, not in it.
@@ -87,8 +95,7 @@ fn routes() -> OpenApiRouter<Shared> {
 }
 
 fn openapi_json(mut document: utoipa::openapi::OpenApi) -> String {
-    let api_key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
-    document.components.get_or_insert_default().add_security_scheme("api_key", api_key);
+    openapi::complete(&mut document);
     // Maps of strings and numbers: there is nothing in it that JSON cannot say.
     document.to_pretty_json().unwrap_or_default() + "\n"
 }
@@ -112,6 +119,18 @@ fn without_trailing_slash(mut request: Request) -> Request {
         }
     }
     request
+}
+
+/// A request without a host, or with two, is read in one way here and in another
+/// by whatever stands before us (RFC 9112 section 3.2).
+async fn require_host(request: Request, next: Next) -> Response {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let is_one = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (None, _) => request.version() != Version::HTTP_11,
+        _ => false,
+    };
+    if is_one { next.run(request).await } else { Error::WrongHost.into_response() }
 }
 
 /// Gives the request an id, counts it, and tells the log of it.

@@ -10,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use store::Observer;
+use tunnel_model::Event;
 
 /// Counters of requests, signings and connections.
 pub struct Metrics {
@@ -126,16 +128,19 @@ impl Metrics {
         self.latency.observe(took.as_secs_f64());
     }
 
-    pub(crate) fn certificate_signed(&self) {
-        self.signed.inc();
-    }
-
     pub(crate) fn connection_opened(&self) {
         self.connections.inc();
     }
 
     pub(crate) fn connection_closed(&self) {
         self.connections.dec();
+    }
+}
+
+impl Observer for Metrics {
+    fn committed(&self, events: &[Event]) {
+        let signed = events.iter().filter(|event| matches!(event, Event::CertificateIssued(_))).count();
+        self.signed.inc_by(signed as u64);
     }
 }
 

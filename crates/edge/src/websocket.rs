@@ -2,6 +2,7 @@
 //! side, messages as JSON on the other.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_proto::Opcode;
@@ -13,6 +14,7 @@ use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
+use connections::Progress;
 use h2::{RecvStream, SendStream};
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
@@ -21,6 +23,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::Shared;
 use crate::flow::send_frame;
+use crate::reply::hold;
 use crate::splice::Windows;
 use crate::tunnels::Bridge;
 

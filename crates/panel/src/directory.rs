@@ -18,12 +18,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use pki_core::Certificate;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::files;
-use crate::state::{Admin, Config, Edit, Malformed, Mode, Revoked, Serial, State, Touched};
+use crate::state::{Admin, Config, Edit, Grace, Malformed, Mode, Revoked, Serial, State, Touched};
 
 /// Makes `crl.pem` of a revocation list.
 pub(crate) type MakeCrl = dyn Fn(&Revoked) -> Result<String, Error> + Send + Sync;
@@ -33,6 +33,7 @@ pub(crate) type MakeCrl = dyn Fn(&Revoked) -> Result<String, Error> + Send + Syn
 pub(crate) struct Directory {
     shared: Arc<Shared>,
     jobs: mpsc::Sender<Job>,
+    reloads: watch::Receiver<u64>,
 }
 
 struct Shared {
@@ -96,13 +97,19 @@ impl Directory {
         let shared = Arc::new(Shared { paths, current: RwLock::new(current) });
         drop(lock);
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { shared: Arc::clone(&shared), files, make_crl };
+        let (telling, reloads) = watch::channel(0);
+        let writer = Writer { shared: Arc::clone(&shared), files, make_crl, reloads: telling };
         std::thread::Builder::new().name("panel-writer".to_owned()).spawn(move || writer.run(queue))?;
-        Ok(Self { shared, jobs })
+        Ok(Self { shared, jobs, reloads })
     }
 
     pub(crate) fn paths(&self) -> &Paths {
         &self.shared.paths
+    }
+
+    /// How many changes there were that nginx must hear of, since this was opened.
+    pub(crate) fn reloads(&self) -> watch::Receiver<u64> {
+        self.reloads.clone()
     }
 
     /// The state as the files have it now.
@@ -114,6 +121,16 @@ impl Directory {
         }
         self.shared.refresh();
         Snapshot(self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends the grace of what `successor` superseded, for good and without waiting
+    /// for it. A full queue leaves that to the end of its time.
+    pub(crate) fn end_grace(&self, successor: Serial) {
+        let _ = self.jobs.try_send(Job(Box::new(move |state| {
+            let is_meant = state.grace.as_ref().is_some_and(|grace| grace.successor == successor);
+            let edits = if is_meant { vec![Edit::EndGrace] } else { Vec::new() };
+            Ok(Decided { edits, answer: Box::new(|_| {}) })
+        })));
     }
 
     /// Decides a change on the state and answers when it is on disk. A caller who
@@ -186,6 +203,7 @@ struct Writer {
     shared: Arc<Shared>,
     files: files::Files,
     make_crl: Box<MakeCrl>,
+    reloads: watch::Sender<u64>,
 }
 
 impl Writer {
@@ -200,7 +218,13 @@ impl Writer {
     /// A change of files ends its group: of two rotations both sets of files
     /// are to exist, one after the other.
     fn group(&self, first: Job, queue: &mut mpsc::Receiver<Job>) {
-        let locked = self.files.lock().and_then(|lock| self.files.recover().map(|()| lock));
+        let locked = self.files.lock().and_then(|lock| {
+            if self.files.recover()? {
+                // Whoever made the change may have died before nginx heard of it.
+                self.reloads.send_modify(|reloads| *reloads += 1);
+            }
+            Ok(lock)
+        });
         self.shared.refresh();
         let Current { mut state, mut stamps } =
             self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -232,6 +256,9 @@ impl Writer {
             // files are those of their content, so that what others wrote meanwhile is read.
             stamps.renew(&self.shared.paths, touched);
             *self.shared.current.write().unwrap_or_else(PoisonError::into_inner) = Current { state, stamps };
+            if edits.iter().any(|edit| matches!(edit, Edit::TellNginx)) {
+                self.reloads.send_modify(|reloads| *reloads += 1);
+            }
         }
         refusals.into_iter().for_each(|refuse| refuse());
         for answer in answers {
@@ -276,6 +303,12 @@ pub(crate) fn write(
         let mode = fs::metadata(&paths.config).map_or(0o640, |metadata| metadata.permissions().mode() & 0o777);
         change.write(paths.config.clone(), pretty(state.config()?.document())?, mode);
     }
+    if touched.grace {
+        match &state.grace {
+            Some(grace) => change.write(paths.at(GRACE), pretty(grace)?, 0o600),
+            None => change.remove(paths.at(GRACE)),
+        }
+    }
     for edit in edits {
         match edit {
             Edit::Put(path, content, mode) => change.write(paths.at(path), content.clone(), bits(*mode)),
@@ -311,6 +344,8 @@ fn readable<T>(part: &Result<T, Malformed>) -> Result<&T, Malformed> {
 pub(crate) const REGISTRY: &str = "agents/registry.json";
 pub(crate) const REVOKED: &str = "revoked.json";
 pub(crate) const TOKENS: &str = "enrollment-tokens.json";
+/// Ours alone; whoever does not know it has no grace.
+pub(crate) const GRACE: &str = ".grace.json";
 pub(crate) const CRL: &str = "crl.pem";
 pub(crate) const CA_CERTIFICATE: &str = "ca.crt";
 pub(crate) const CA_KEY: &str = "ca.key";
@@ -330,6 +365,7 @@ pub(crate) fn read_state(paths: &Paths, keys: Vec<(Serial, [u8; 32])>) -> State 
         revoked: read_list(&paths.at(REVOKED)).map(Revoked::indexed),
         config: read_config(&paths.config),
         admin: read_admin(&paths.at(CLIENT_CERTIFICATE)),
+        grace: read_grace(&paths.at(GRACE)),
         superseded: Vec::new(),
         keys,
     }
@@ -356,6 +392,9 @@ impl Current {
         if before.admin != now.admin {
             state.admin = read_admin(&paths.at(CLIENT_CERTIFICATE));
             state.superseded.clear();
+        }
+        if before.grace != now.grace {
+            state.grace = read_grace(&paths.at(GRACE));
         }
         for malformed in [state.agents.as_ref().err(), state.tokens.as_ref().err(), state.revoked.as_ref().err()]
             .into_iter()
@@ -400,6 +439,15 @@ fn read_admin(path: &Path) -> Option<Admin> {
     Some(Admin { serial: Serial::from_octets(certificate.serial()), key: Sha256::digest(certificate.spki()).into() })
 }
 
+/// One that cannot be read is none: then superseded certificates are refused.
+fn read_grace(path: &Path) -> Option<Grace> {
+    let grace = read_list(path);
+    grace.unwrap_or_else(|error: Malformed| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "superseded certificates are refused");
+        None
+    })
+}
+
 fn read(path: &Path) -> Result<Option<Vec<u8>>, Malformed> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_LIST => Err(malformed(path, &"it is too large")),
@@ -438,6 +486,7 @@ struct Stamps {
     tokens: Stamp,
     revoked: Stamp,
     config: Stamp,
+    grace: Stamp,
     admin: Stamp,
 }
 
@@ -449,6 +498,7 @@ impl Stamps {
             (touched.tokens, &mut self.tokens, now.tokens),
             (touched.revoked, &mut self.revoked, now.revoked),
             (touched.config, &mut self.config, now.config),
+            (touched.grace, &mut self.grace, now.grace),
             (touched.admin, &mut self.admin, now.admin),
         ];
         for (is_touched, stamp, now) in renewed {
@@ -464,6 +514,7 @@ impl Stamps {
             tokens: Stamp::of(&paths.at(TOKENS)),
             revoked: Stamp::of(&paths.at(REVOKED)),
             config: Stamp::of(&paths.config),
+            grace: Stamp::of(&paths.at(GRACE)),
             admin: Stamp::of(&paths.at(CLIENT_CERTIFICATE)),
         }
     }

@@ -116,7 +116,8 @@ impl Files {
     pub(crate) fn commit(&self, change: &Change) -> io::Result<()> {
         match change.items.as_slice() {
             [] => Ok(()),
-            // One rename is atomic by itself.
+            // One rename is atomic by itself, and so is one removal.
+            [Item::Remove(path)] => self.remove(path).and_then(|()| self.sync_parent(path)),
             [Item::File(path, content, mode)] => {
                 let beside = beside(path);
                 self.make_parent(path)?;
@@ -136,9 +137,11 @@ impl Files {
     }
 
     /// Finishes a change that was promised, and clears away one that was not.
-    pub(crate) fn recover(&self) -> io::Result<()> {
+    /// Was one promised?
+    pub(crate) fn recover(&self) -> io::Result<bool> {
         let intent = self.root.join(INTENT);
-        if intent.try_exists()? {
+        let is_promised = intent.try_exists()?;
+        if is_promised {
             let mut moves: Vec<Move> = serde_json::from_slice(&fs::read(&intent)?)?;
             if !moves.iter_mut().flat_map(Move::paths).all(|path| self.is_ours(path)) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{INTENT} names files elsewhere")));
@@ -146,7 +149,8 @@ impl Files {
             tracing::warn!(moves = moves.len(), "finishing a change that was interrupted");
             self.carry_out(&moves)?;
         }
-        self.clear()
+        self.clear()?;
+        Ok(is_promised)
     }
 
     /// Below the directory, or one of the lists that lie elsewhere.

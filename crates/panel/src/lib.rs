@@ -15,6 +15,7 @@ mod identity;
 mod listing;
 mod panel;
 mod programs;
+mod reload;
 mod secret;
 mod server;
 pub mod setup;

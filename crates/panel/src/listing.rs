@@ -127,6 +127,8 @@ impl Panel {
             tracing::warn!(domain, reason = text, "a certificate was not renewed");
             Err(NotRenewed::Failed(text))
         };
+        // Also after a kill, or a certbot that changes files and then fails.
+        self.mark_reload().await;
         match programs.renew(domain).await {
             Ok(output) if output.status.success() => {}
             Ok(output) if output.stderr.contains("No certificate found with name") => return Err(NotRenewed::NotFound),
@@ -141,7 +143,7 @@ impl Panel {
             .inspect_err(|error| tracing::warn!(path = %path.display(), error, "cannot read the renewed certificate"))
             .ok();
         tracing::info!(domain, "renewed a certificate");
-        Ok(Renewed { expires_at, nginx: programs.reload_nginx().await })
+        Ok(Renewed { expires_at, nginx: self.tell_nginx().await })
     }
 
     /// Does a timer renew certificates, and when?

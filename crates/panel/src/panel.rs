@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
-use store::{ClientCertificate, Grace, Store};
+use store::{ClientCertificate, Store};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -18,7 +18,8 @@ use crate::directory::{Directory, Paths};
 use crate::error::Error;
 use crate::files;
 use crate::identity::{self, Caller, Denied, Presented};
-use crate::programs::Programs;
+use crate::programs::{Nginx, Programs};
+use crate::reload::{self, Reloads};
 use crate::secret::Secret;
 use crate::state::{BASE_CAPABILITY, Config, Edit, Revocation, Serial, State};
 
@@ -37,9 +38,11 @@ pub struct Panel {
     store: Arc<dyn Store>,
     making: Making,
     capabilities: Vec<String>,
-    programs: Programs,
+    programs: Arc<Programs>,
+    reloads: Reloads,
     clock: Clock,
-    grace: Mutex<Option<Grace>>,
+    /// The admin's newest certificate that was used: what it superseded fetches nothing more.
+    arrived: Mutex<Option<Serial>>,
     /// Keys and signatures that are made at once: they take a processor each.
     makers: Arc<Semaphore>,
 }
@@ -110,7 +113,6 @@ impl Panel {
             .into_iter()
             .filter_map(|certificate| Some((Serial::parse(&certificate.serial)?, certificate.key)))
             .collect();
-        let grace = store.grace().await.map_err(Error::internal)?;
         let authority = Arc::new(ClientAuthority::open(&paths)?);
         let make_crl = {
             let (authority, clock) = (Arc::clone(&authority), Arc::clone(&clock));
@@ -118,7 +120,9 @@ impl Panel {
         };
         let directory = Directory::open(paths, keys, make_crl, step).map_err(Error::internal)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let programs = Arc::new(programs);
         let panel = Self {
+            reloads: Reloads::start(&directory, Arc::clone(&programs)),
             directory,
             authority,
             store,
@@ -126,7 +130,7 @@ impl Panel {
             capabilities,
             programs,
             clock,
-            grace: Mutex::new(grace.filter(|grace| grace.until > micros(now))),
+            arrived: Mutex::default(),
             makers: Arc::new(Semaphore::new(cores)),
         };
         if panel.config().is_ok_and(|config| config.two_factor) {
@@ -164,7 +168,7 @@ impl Panel {
         }
         let caller = identity::recognize(presented, &state)?;
         if let Caller::Admin(serial) = &caller {
-            self.end_grace_of(serial);
+            self.end_grace_of(&state, serial);
         }
         Ok(caller)
     }
@@ -189,6 +193,23 @@ impl Panel {
         &self.programs
     }
 
+    /// Notes that nginx will have to load files again. Where that cannot be
+    /// written a kill would leave it untold, which is no reason to stop.
+    pub(crate) async fn mark_reload(&self) {
+        let marked = async { self.directory.change(|_| Ok((vec![reload::mark()?], ()))).await };
+        if let Err(error) = marked.await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot note that nginx is to be reloaded");
+        }
+    }
+
+    /// Has nginx load files again; what does it say?
+    pub(crate) async fn tell_nginx(&self) -> Nginx {
+        match self.directory.change(|_| Ok((vec![Edit::TellNginx], ()))).await {
+            Ok(()) => self.reloads.told().await,
+            Err(_) => self.programs.reload_nginx().await,
+        }
+    }
+
     /// Now.
     pub(crate) fn now(&self) -> Timestamp {
         (self.clock)()
@@ -196,6 +217,11 @@ impl Panel {
 
     pub(crate) fn config(&self) -> Result<Config, Error> {
         Ok(self.directory.state().config()?.clone())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     pub(crate) fn paths(&self) -> &Paths {

@@ -20,6 +20,7 @@ use crate::directory::{self, CA_CERTIFICATE, CA_KEY, CLIENT_CERTIFICATE, CLIENT_
 use crate::error::Error;
 use crate::files;
 use crate::panel::{ADMIN, back_up, identity_files, revocation};
+use crate::reload;
 use crate::state::{Admin, AdminAuthMode, COMPLETED, Edit, Serial, Touched};
 
 /// The server certificate of the panel's port.
@@ -205,7 +206,7 @@ pub struct AdminReset {
 
 /// Makes the admin a new bundle when the old one is lost, whichever mode the
 /// panel is in. Works beside a server that runs: it takes notice. nginx is the
-/// caller's to tell.
+/// caller's to tell, and then [`nginx_was_told`]; else the next start tells it.
 ///
 /// # Errors
 ///
@@ -236,6 +237,7 @@ pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: T
             edits.push(Edit::SetMode(AdminAuthMode::P12));
             edits.push(Edit::SetAdmin(Admin { serial: issued.serial, key: issued.key }));
             edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, password));
+            edits.push(reload::mark()?);
             let mut touched = Touched::default();
             edits.iter().try_for_each(|edit| state.apply(edit, &mut touched))?;
             let make_crl = move |revoked: &_| authority.revocation_list(revoked, now);
@@ -245,4 +247,17 @@ pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: T
     };
     let (ip, revoked) = tokio::task::spawn_blocking(reset).await.map_err(Error::internal)??;
     Ok(AdminReset { bundle: paths.at(CLIENT_P12), password: paths.at(P12_PASSWORD), ip, revoked })
+}
+
+/// nginx has loaded what [`reset_admin`] has made.
+///
+/// # Errors
+///
+/// When the mark that says otherwise cannot be removed.
+pub fn nginx_was_told(directory: &Path) -> io::Result<()> {
+    let paths = Paths { root: directory.to_owned(), config: PathBuf::new() };
+    match fs::remove_file(reload::path(&paths)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

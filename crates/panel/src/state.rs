@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub(crate) struct State {
     pub(crate) config: Part<Config>,
     /// The certificate in `client.crt`, if there is one.
     pub(crate) admin: Option<Admin>,
+    /// What the last rotation superseded; none if that is over.
+    pub(crate) grace: Option<Grace>,
     /// Serial numbers that rotations replaced, one after the other, up to `admin`.
     pub(crate) superseded: Vec<Serial>,
     /// SHA-256 of the keys in certificates that we issued, by serial number.
@@ -181,7 +184,12 @@ impl Token {
     }
 
     pub(crate) fn is_pending(&self, now: Timestamp) -> bool {
-        !self.used && now < self.expires_at
+        !self.used && !self.is_over(now)
+    }
+
+    /// Its life is no longer because the clock was ahead when it was made.
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        now >= self.expires_at || self.created_at.duration_since(now) > self.expires_at.duration_since(self.created_at)
     }
 
     /// Is it another program's, for a kind of enrolment that is not ours?
@@ -347,6 +355,19 @@ pub(crate) struct Admin {
     pub(crate) key: [u8; 32],
 }
 
+/// The time in which superseded certificates of the admin may still fetch the
+/// bundle of their successor.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Grace {
+    /// Of the superseded ones.
+    pub(crate) serials: Vec<Serial>,
+    /// Of the new one.
+    pub(crate) successor: Serial,
+    /// When it began.
+    #[serde(with = "rfc3339")]
+    pub(crate) since: Timestamp,
+}
+
 /// A certificate's serial number as clients see it: upper-case hex, two digits
 /// an octet, no leading zero octets.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -401,20 +422,24 @@ impl<'de> Deserialize<'de> for Serial {
 pub(crate) enum Edit {
     AddAgent(Agent),
     AddToken(Token),
+    /// Nobody is in grace any more.
+    EndGrace,
     /// Drops the unused tokens of a label.
     DropTokens(String),
-    /// Drops tokens that were made before.
-    ForgetTokens(Timestamp),
+    /// Drops tokens that were made before, or so much later that the clock was ahead.
+    ForgetTokens(Range<Timestamp>),
     /// The key in a certificate that we issued.
     RememberKey(Serial, [u8; 32]),
     /// Signs the revocation list anew.
     RenewCrl,
     Revoke(Revocation),
-    /// What `client.crt` will be, in place of these.
-    RotateAdmin(Admin, Vec<Serial>),
+    /// What `client.crt` will be, in place of those that it leaves in grace.
+    RotateAdmin(Admin, Grace),
     /// What `client.crt` will be.
     SetAdmin(Admin),
     SetMode(AdminAuthMode),
+    /// nginx must load files again: told when all is in its place.
+    TellNginx,
     /// The entry with this serial number changes.
     UpdateAgent(Serial, Agent),
     UseToken(TokenHash, Timestamp),
@@ -451,6 +476,7 @@ pub(crate) struct Touched {
     pub(crate) revoked: bool,
     pub(crate) crl: bool,
     pub(crate) config: bool,
+    pub(crate) grace: bool,
     /// `client.crt`.
     pub(crate) admin: bool,
 }
@@ -482,10 +508,10 @@ impl State {
                 part(&mut self.tokens)?.tokens.retain(|token| token.used || token.label != *label);
                 touched.tokens = true;
             }
-            Edit::ForgetTokens(before) => {
+            Edit::ForgetTokens(kept) => {
                 let tokens = &mut part(&mut self.tokens)?.tokens;
                 let count = tokens.len();
-                tokens.retain(|token| token.created_at >= *before);
+                tokens.retain(|token| kept.contains(&token.created_at));
                 touched.tokens |= tokens.len() != count;
             }
             Edit::UseToken(hash, at) => {
@@ -511,17 +537,20 @@ impl State {
                 touched.config = true;
             }
             Edit::RememberKey(serial, key) => self.keys.push((serial.clone(), *key)),
-            Edit::RotateAdmin(admin, replaced) => {
+            Edit::RotateAdmin(admin, grace) => {
                 self.admin = Some(admin.clone());
-                self.superseded.extend(replaced.iter().cloned());
-                touched.admin = true;
+                self.superseded.extend(grace.serials.iter().cloned());
+                self.grace = Some(grace.clone());
+                (touched.admin, touched.grace) = (true, true);
             }
+            Edit::EndGrace => touched.grace |= self.grace.take().is_some(),
             Edit::SetAdmin(admin) => {
                 self.admin = Some(admin.clone());
                 self.superseded.clear();
                 touched.admin = true;
+                touched.grace |= self.grace.take().is_some();
             }
-            Edit::Put(..) | Edit::PutDirectory(..) | Edit::Remove(_) => {}
+            Edit::TellNginx | Edit::Put(..) | Edit::PutDirectory(..) | Edit::Remove(_) => {}
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! The use cases on a real directory: killed at every step, and all at once.
 
+mod departures;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -59,13 +61,17 @@ impl World {
     }
 
     async fn open_at(&self, at: Timestamp, step: Step) -> Panel {
+        self.open_with(at, step, Programs::new().nginx(None)).await
+    }
+
+    async fn open_with(&self, at: Timestamp, step: Step, programs: Programs) -> Panel {
         let parts = Parts {
             pki_dir: self.pki(),
             config: self.config(),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             making: MAKING,
             capabilities: Vec::new(),
-            programs: Programs::new().nginx(None),
+            programs,
             clock: Arc::new(move || at),
         };
         Panel::open_stepwise(parts, step).await.expect("a panel")
@@ -445,6 +451,9 @@ async fn the_old_certificate_fetches_the_new_bundle_and_nothing_else() {
     // Ten minutes do.
     let later = world.open_at(now() + SignedDuration::from_mins(10), files::go_on()).await;
     assert_eq!(ask(&later, true), Err(Denied::Revoked));
+    // A clock that was ahead does not make them more.
+    let earlier = world.open_at(now() - SignedDuration::from_hours(400 * 24), files::go_on()).await;
+    assert_eq!(ask(&earlier, true), Err(Denied::Revoked));
     // So does the new certificate, when it comes.
     assert!(admits_admin(&panel, &world.admin_serial()));
     assert_eq!(ask(&panel, true), Err(Denied::Revoked));
@@ -661,6 +670,11 @@ async fn tokens_end() {
     assert_eq!(enroll(10).await, Err(Error::TokenExpired));
     assert_eq!(enroll(59).await, Err(Error::TokenExpired));
     assert_eq!(enroll(60).await, Err(Error::TokenUnknown));
+    // The clock was ahead when it was made; a little is no reason.
+    assert!(matches!(enroll(-1).await, Err(Error::InvalidCsr(_))));
+    assert_eq!(enroll(-400 * 24 * 60).await, Err(Error::TokenExpired));
+    let early = world.open_at(now() - SignedDuration::from_hours(400 * 24), files::go_on()).await;
+    early.create_token(grant("one"), somebody()).await.expect("it keeps nobody from another one");
 }
 
 #[tokio::test]

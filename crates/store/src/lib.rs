@@ -54,26 +54,33 @@ pub trait Store: Send + Sync + 'static {
     /// The tunnel that holds a name.
     async fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError>;
 
-    /// The tunnels of an organization, oldest first.
-    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError>;
+    /// A page of an organization's tunnels, oldest first.
+    async fn tunnels(&self, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>, StoreError>;
 
     /// One identity with its tunnel.
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError>;
 
-    /// The identities of an organization with their tunnels, oldest first.
-    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError>;
+    /// A page of an organization's identities with their tunnels, oldest first.
+    async fn identities(
+        &self,
+        organization: &OrganizationId,
+        page: Page,
+    ) -> Result<Vec<(Identity, Tunnel)>, StoreError>;
 
     /// One API key, also a revoked one.
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
 
-    /// The API keys of an organization, oldest first.
-    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError>;
+    /// A page of an organization's API keys, oldest first.
+    async fn api_keys(&self, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>, StoreError>;
 
     /// Remembers when a key was last used; may be lost in a crash.
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError>;
 
     /// Tunnels whose restore window is over at `now`, at most `limit`.
     async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError>;
+
+    /// Tunnels whose restore window ends after `latest`, at most `limit`.
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError>;
 
     /// Forgets successes that no quota counts any more: those before `before`.
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError>;
@@ -87,18 +94,61 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets those whose life ended before `now`.
     async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError>;
 
-    /// Remembers which certificates of the admin were just superseded, in place
-    /// of what was remembered.
-    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError>;
+    /// Puts a certificate that the edge has issued for a name of its own on record.
+    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError>;
 
-    /// Forgets it, if it is that of this successor.
-    async fn end_grace(&self, successor: String) -> Result<(), StoreError>;
-
-    /// What [`Store::set_grace`] remembered last.
-    async fn grace(&self) -> Result<Option<Grace>, StoreError>;
+    /// Those on record for a name, the one that ends first at the beginning.
+    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError>;
 
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// A part of a list whose order is that of creation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Page {
+    /// What comes after this place; from the beginning if there is none.
+    pub after: Option<Place>,
+    /// How many at most; all if there is none.
+    pub limit: Option<u32>,
+}
+
+impl Page {
+    /// The whole list.
+    pub const ALL: Self = Self { after: None, limit: None };
+}
+
+/// Where a record stands in a list. What comes and goes elsewhere moves nothing.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Place {
+    /// When the record was created.
+    pub created_at: Timestamp,
+    /// The octets of its id.
+    pub id: [u8; 16],
+}
+
+/// A record with a place in its list.
+pub trait Placed {
+    /// Where it stands.
+    fn place(&self) -> Place;
+}
+
+impl Placed for Tunnel {
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: *self.id.as_bytes() }
+    }
+}
+
+impl Placed for (Identity, Tunnel) {
+    fn place(&self) -> Place {
+        Place { created_at: self.0.created_at, id: *self.0.id.as_bytes() }
+    }
+}
+
+impl Placed for ApiKey {
+    fn place(&self) -> Place {
+        Place { created_at: self.created_at, id: *self.id.as_bytes() }
+    }
 }
 
 /// Hears of what was committed: who carries traffic has to know of a revocation
@@ -147,16 +197,17 @@ pub struct ClientCertificate {
     pub not_after: Timestamp,
 }
 
-/// The time in which superseded certificates of the admin may still fetch the
-/// bundle of their successor.
+/// A certificate that the edge has issued for a host that it answers for itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Grace {
-    /// Of the superseded ones, upper-case hex.
-    pub serials: Vec<String>,
-    /// Of the new one.
-    pub successor: String,
-    /// When the time is over.
-    pub until: Timestamp,
+pub struct EdgeCertificate {
+    /// The host.
+    pub name: String,
+    /// The serial number's octets.
+    pub serial: Vec<u8>,
+    /// SHA-256 of the DER.
+    pub fingerprint: [u8; 32],
+    /// The last second of its life.
+    pub not_after: Timestamp,
 }
 
 /// Why a command was not carried out.
@@ -198,6 +249,8 @@ trait Transaction {
     fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError>;
     fn active_keys(&self, identity: IdentityId) -> Result<Vec<ApiKey>, StoreError>;
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
+    /// Takes uses of a time to come for uses of now: the clock was ahead.
+    fn rewind_uses(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError>;
     /// When the use that is `nth` uses back happened, 1 being the last one.
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError>;
 
@@ -219,7 +272,8 @@ trait Transaction {
     fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError>;
 }
 
-/// Load, decide, apply: the same on every backend.
+/// Load, decide, apply: the same on every backend. What a refused command leaves
+/// behind are rewound uses, which are to stay.
 fn run(
     transaction: &mut impl Transaction,
     caller: &Caller,
@@ -227,7 +281,7 @@ fn run(
     rules: &Rules,
     now: Timestamp,
 ) -> Result<Vec<Event>, ExecuteError> {
-    let facts = load(transaction, &command.wants(caller, rules))?;
+    let facts = load(transaction, &command.wants(caller, rules), now)?;
     let events = decide(caller, command, facts, rules, now)?;
     for event in &events {
         apply(transaction, event, now)?;
@@ -235,7 +289,7 @@ fn run(
     Ok(events)
 }
 
-fn load(transaction: &impl Transaction, wants: &Wants<'_>) -> Result<Facts, StoreError> {
+fn load(transaction: &mut impl Transaction, wants: &Wants<'_>, now: Timestamp) -> Result<Facts, StoreError> {
     let mut facts = Facts::default();
     if let Some(id) = wants.tunnel {
         facts.tunnel = transaction.tunnel(id)?;
@@ -254,6 +308,7 @@ fn load(transaction: &impl Transaction, wants: &Wants<'_>) -> Result<Facts, Stor
         facts.key = transaction.api_key(id)?;
     }
     if let Some((usage, nth)) = &wants.usage {
+        transaction.rewind_uses(usage, now)?;
         facts.nth_use = transaction.nth_use(usage, *nth)?;
     }
     Ok(facts)

@@ -22,7 +22,7 @@ struct State {
     api_keys: BTreeMap<KeyId, ApiKey>,
     uses: BTreeMap<Usage, Vec<Timestamp>>,
     client_certificates: BTreeMap<String, ClientCertificate>,
-    grace: Option<Grace>,
+    edge_certificates: BTreeMap<Vec<u8>, EdgeCertificate>,
 }
 
 impl MemoryStore {
@@ -65,12 +65,9 @@ impl Store for MemoryStore {
         Transaction::tunnel_by_name(&*self.state(), name)
     }
 
-    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
+    async fn tunnels(&self, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>, StoreError> {
         let state = self.state();
-        let mut tunnels: Vec<_> =
-            state.tunnels.values().filter(|tunnel| tunnel.organization == *organization).cloned().collect();
-        tunnels.sort_by_key(|tunnel| (tunnel.created_at, tunnel.id));
-        Ok(tunnels)
+        Ok(page_of(page, state.tunnels.values().filter(|tunnel| tunnel.organization == *organization).cloned()))
     }
 
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
@@ -79,28 +76,27 @@ impl Store for MemoryStore {
         Ok(identity.and_then(|identity| state.tunnels.get(&identity.tunnel).cloned().map(|tunnel| (identity, tunnel))))
     }
 
-    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
+    async fn identities(
+        &self,
+        organization: &OrganizationId,
+        page: Page,
+    ) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
         let state = self.state();
-        let mut identities: Vec<_> = state
+        let identities = state
             .identities
             .values()
             .filter(|identity| identity.organization == *organization)
-            .filter_map(|identity| Some((identity.clone(), state.tunnels.get(&identity.tunnel)?.clone())))
-            .collect();
-        identities.sort_by_key(|(identity, _)| (identity.created_at, identity.id));
-        Ok(identities)
+            .filter_map(|identity| Some((identity.clone(), state.tunnels.get(&identity.tunnel)?.clone())));
+        Ok(page_of(page, identities))
     }
 
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         Transaction::api_key(&*self.state(), id)
     }
 
-    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
+    async fn api_keys(&self, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>, StoreError> {
         let state = self.state();
-        let mut keys: Vec<_> =
-            state.api_keys.values().filter(|key| key.organization == *organization).cloned().collect();
-        keys.sort_by_key(|key| (key.created_at, key.id));
-        Ok(keys)
+        Ok(page_of(page, state.api_keys.values().filter(|key| key.organization == *organization).cloned()))
     }
 
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
@@ -114,6 +110,13 @@ impl Store for MemoryStore {
         let state = self.state();
         let expired = state.tunnels.values().filter(|tunnel| tunnel.is_expired(now)).map(|tunnel| tunnel.id);
         Ok(expired.take(limit as usize).collect())
+    }
+
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        let state = self.state();
+        let is_late = |tunnel: &&Tunnel| tunnel.restore_deadline.is_some_and(|deadline| deadline > latest);
+        let late = state.tunnels.values().filter(is_late).map(|tunnel| tunnel.id);
+        Ok(late.take(limit as usize).collect())
     }
 
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
@@ -138,23 +141,29 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError> {
-        self.state().grace = Some(grace);
+    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
+        self.state().edge_certificates.insert(certificate.serial.clone(), certificate);
         Ok(())
     }
 
-    async fn end_grace(&self, successor: String) -> Result<(), StoreError> {
-        self.state().grace.take_if(|grace| grace.successor == successor);
-        Ok(())
-    }
-
-    async fn grace(&self) -> Result<Option<Grace>, StoreError> {
-        Ok(self.state().grace.clone())
+    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError> {
+        let state = self.state();
+        let mut certificates: Vec<_> =
+            state.edge_certificates.values().filter(|certificate| certificate.name == name).cloned().collect();
+        certificates.sort_by_key(|certificate| certificate.not_after);
+        Ok(certificates)
     }
 
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
     }
+}
+
+fn page_of<T: Placed>(page: Page, records: impl Iterator<Item = T>) -> Vec<T> {
+    let mut records: Vec<_> = records.filter(|record| page.after.is_none_or(|after| record.place() > after)).collect();
+    records.sort_by_key(Placed::place);
+    records.truncate(page.limit.map_or(usize::MAX, |limit| limit as usize));
+    records
 }
 
 /// No step below can fail, so a transaction needs no way back.
@@ -183,6 +192,12 @@ impl Transaction for State {
 
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         Ok(self.api_keys.get(&id).cloned())
+    }
+
+    fn rewind_uses(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {
+        let times = self.uses.get_mut(usage).into_iter().flatten();
+        times.for_each(|time| *time = now.min(*time));
+        Ok(())
     }
 
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {

@@ -20,7 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 
 /// The version of the tables that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
+
+/// What each version of the tables has that the one before had not, the first one all.
+const MIGRATIONS: [&str; 3] = [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 const DATABASE: &str = "adit.db";
 const LOCK: &str = "lock";
@@ -185,9 +188,9 @@ impl Store for SqliteStore {
         self.read(|connection| rows::tunnel_by_name(connection, name))
     }
 
-    async fn tunnels(&self, organization: &OrganizationId) -> Result<Vec<Tunnel>, StoreError> {
+    async fn tunnels(&self, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::tunnels(connection, &organization)).await
+        self.read_many(move |connection| rows::tunnels(connection, &organization, page)).await
     }
 
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
@@ -199,18 +202,22 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn identities(&self, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
+    async fn identities(
+        &self,
+        organization: &OrganizationId,
+        page: Page,
+    ) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::identities(connection, &organization)).await
+        self.read_many(move |connection| rows::identities(connection, &organization, page)).await
     }
 
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         self.read(|connection| rows::api_key(connection, id))
     }
 
-    async fn api_keys(&self, organization: &OrganizationId) -> Result<Vec<ApiKey>, StoreError> {
+    async fn api_keys(&self, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::api_keys(connection, &organization)).await
+        self.read_many(move |connection| rows::api_keys(connection, &organization, page)).await
     }
 
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
@@ -219,6 +226,10 @@ impl Store for SqliteStore {
 
     async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
         self.read_many(move |connection| rows::expired_tunnels(connection, now, limit)).await
+    }
+
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        self.read_many(move |connection| rows::tunnels_restorable_after(connection, latest, limit)).await
     }
 
     async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
@@ -237,16 +248,13 @@ impl Store for SqliteStore {
         self.write_only(Work::ForgetClientCertificates { now }).await
     }
 
-    async fn set_grace(&self, grace: Grace) -> Result<(), StoreError> {
-        self.write_only(Work::SetGrace(grace)).await
+    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
+        self.write_only(Work::RecordEdgeCertificate(certificate)).await
     }
 
-    async fn end_grace(&self, successor: String) -> Result<(), StoreError> {
-        self.write_only(Work::EndGrace { successor }).await
-    }
-
-    async fn grace(&self) -> Result<Option<Grace>, StoreError> {
-        self.read(rows::grace)
+    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError> {
+        let name = name.to_owned();
+        self.read_many(move |connection| rows::edge_certificates(connection, &name)).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {
@@ -296,9 +304,8 @@ enum Work {
     Touch { id: KeyId, now: Timestamp },
     Prune { before: Timestamp },
     RecordClientCertificate(ClientCertificate),
+    RecordEdgeCertificate(EdgeCertificate),
     ForgetClientCertificates { now: Timestamp },
-    SetGrace(Grace),
-    EndGrace { successor: String },
     Check,
 }
 
@@ -350,7 +357,7 @@ impl Writer {
         for work in works {
             let mut savepoint = transaction.savepoint().map_err(store_error)?;
             let answer = run_work(&mut Rows(&savepoint), work);
-            if answer.is_err() {
+            if matches!(answer, Err(ExecuteError::Store(_))) {
                 savepoint.rollback().map_err(store_error)?;
             }
             savepoint.commit().map_err(store_error)?;
@@ -372,12 +379,12 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
             let recorded = rows::insert_client_certificate(rows.0, &certificate);
             Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
         }
+        Work::RecordEdgeCertificate(certificate) => {
+            let recorded = rows::insert_edge_certificate(rows.0, &certificate);
+            Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
+        }
         Work::ForgetClientCertificates { now } => {
             Ok(rows::forget_client_certificates(rows.0, now).map(|()| Vec::new()).map_err(store_error)?)
-        }
-        Work::SetGrace(grace) => Ok(rows::set_grace(rows.0, &grace).map(|()| Vec::new()).map_err(store_error)?),
-        Work::EndGrace { successor } => {
-            Ok(rows::end_grace(rows.0, &successor).map(|()| Vec::new()).map_err(store_error)?)
         }
         // Writes what is there already, so that the commit must reach the disk.
         Work::Check => {
@@ -409,6 +416,10 @@ impl Transaction for Rows<'_> {
 
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         rows::api_key(self.0, id).map_err(store_error)
+    }
+
+    fn rewind_uses(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError> {
+        rows::rewind_uses(self.0, usage, now).map_err(store_error)
     }
 
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {
@@ -495,27 +506,23 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
     match (application, found, tables) {
-        (0, 0, 0) => create(connection).map_err(sqlite),
+        (0, 0, 0) => upgrade(connection, &MIGRATIONS).map_err(sqlite),
         (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(()),
-        (APPLICATION_ID, 1, _) => upgrade(connection, include_str!("schema-2.sql")).map_err(sqlite),
-        (APPLICATION_ID, found, _) => Err(OpenError::SchemaVersion { path: path.to_owned(), found }),
+        (APPLICATION_ID, found, _) => {
+            let known = usize::try_from(found).ok().filter(|found| *found > 0);
+            match known.and_then(|found| MIGRATIONS.get(found..)) {
+                Some(missing) => upgrade(connection, missing).map_err(sqlite),
+                None => Err(OpenError::SchemaVersion { path: path.to_owned(), found }),
+            }
+        }
         _ => Err(OpenError::Foreign { path: path.to_owned() }),
     }
 }
 
-fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+fn upgrade(connection: &mut Connection, missing: &[&str]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    transaction.execute_batch(include_str!("schema.sql"))?;
-    transaction.execute_batch(include_str!("schema-2.sql"))?;
+    missing.iter().try_for_each(|statements| transaction.execute_batch(statements))?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    transaction.commit()
-}
-
-/// Adds what the version before had not.
-fn upgrade(connection: &mut Connection, statements: &str) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    transaction.execute_batch(statements)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()
 }

@@ -64,7 +64,7 @@ pub enum Command {
         /// The certificate.
         certificate: Certificate,
     },
-    /// Deletion with a restore window.
+    /// Deletion with a restore window, which is never longer than the rules say.
     DeleteTunnel {
         /// Which tunnel.
         id: TunnelId,
@@ -587,11 +587,13 @@ impl Decision<'_> {
         if tunnel.identity.is_some() {
             return Err(Refusal::IdentityOwned);
         }
-        if tunnel.status == Status::DeletePending {
+        // Deleting again changes nothing, unless the clock was ahead at the first time.
+        let deadline = self.now.plus(self.rules.restore_window);
+        if tunnel.status == Status::DeletePending && tunnel.restore_deadline.is_some_and(|before| before <= deadline) {
             return Ok(Vec::new());
         }
         tunnel.status = Status::DeletePending;
-        tunnel.restore_deadline = Some(self.now.plus(self.rules.restore_window));
+        tunnel.restore_deadline = Some(deadline);
         tunnel.updated_at = self.now;
         Ok(vec![Event::TunnelDeleted(Box::new(tunnel))])
     }

@@ -28,7 +28,8 @@ impl Quota {
     /// back happened at `nth_use`?
     ///
     /// That one time decides it: if it lies within the window, so do all
-    /// later ones, and there are `limit` of them.
+    /// later ones, and there are `limit` of them. A time to come is one of a clock
+    /// that was ahead, and counts as now.
     ///
     /// ```
     /// use std::time::Duration;
@@ -48,7 +49,7 @@ impl Quota {
         if self.limit == 0 {
             return Err(self.window);
         }
-        match nth_use {
+        match nth_use.map(|nth_use| nth_use.min(now)) {
             Some(nth_use) if now < nth_use.plus(self.window) => {
                 Err(nth_use.plus(self.window).since(now).max(Duration::from_secs(1)))
             }

@@ -8,7 +8,7 @@ use tunnel_model::{IdentityId, Kind, Refusal};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::extract::{Caller, Json, KeyPath};
+use super::extract::{Caller, Json, KeyPath, PageQuery, cursor};
 use super::tunnels::parse_optional;
 use super::wire::ApiKeyBody;
 use crate::error::{Error, Problem};
@@ -17,6 +17,9 @@ use crate::error::{Error, Problem};
 pub(super) struct ApiKeyList {
     /// Oldest first, with revoked ones.
     api_keys: Vec<ApiKeyBody>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -40,14 +43,22 @@ pub(super) struct CreatedApiKey {
 #[utoipa::path(
     get,
     path = "/api/v1/api-keys",
-    responses((status = 200, body = ApiKeyList), (status = 403, body = Problem))
+    params(
+        ("limit" = Option<u32>, Query, description = "Records of a page; all if absent", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = ApiKeyList), (status = 403, body = Problem), (status = 422, body = Problem))
 )]
 pub(super) async fn list(
     State(shared): State<Shared>,
     Caller(caller): Caller,
+    PageQuery(page): PageQuery,
 ) -> Result<JsonResponse<ApiKeyList>, Error> {
-    let keys = shared.app.api_keys(&caller).await?;
-    Ok(JsonResponse(ApiKeyList { api_keys: keys.into_iter().map(ApiKeyBody::from).collect() }))
+    let keys = shared.app.api_keys(&caller, page).await?;
+    Ok(JsonResponse(ApiKeyList {
+        api_keys: keys.records.into_iter().map(ApiKeyBody::from).collect(),
+        next_cursor: keys.next.map(cursor),
+    }))
 }
 
 /// Create a key that is bound to one identity.

@@ -1,15 +1,19 @@
 //! What a handler takes from a request, or the answer that the request gets
 //! instead.
 
+use std::borrow::Cow;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
-use tunnel_model::{ApiKey, KeyId, Kind, Refusal, TunnelId, TunnelName, parse_key_id};
+use store::{Page, Place};
+use tunnel_model::{ApiKey, KeyId, Kind, Refusal, Timestamp, TunnelId, TunnelName, parse_key_id};
 
-use super::Shared;
+use super::wire::hex;
+use super::{Shared, json};
 use crate::error::Error;
 
 /// Who calls, by the `X-API-Key` header.
@@ -77,6 +81,64 @@ impl<S: Send + Sync> FromRequestParts<S> for KeyPath {
     }
 }
 
+/// Which part of a list is asked for, by `limit` and `cursor`.
+pub(super) struct PageQuery(pub(super) Page);
+
+impl<S: Send + Sync> FromRequestParts<S> for PageQuery {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let limit = parameter(parts, "limit")?.map(|text| match text.parse() {
+            Ok(limit @ 1..=MAX_PAGE) => Ok(limit),
+            _ => Err(Error::invalid("limit", &format!("use a number from 1 to {MAX_PAGE}"))),
+        });
+        let after = parameter(parts, "cursor")?.map(|text| {
+            parse_cursor(&text).ok_or_else(|| Error::invalid("cursor", &"use what an answer gave as the next one"))
+        });
+        Ok(Self(Page { after: after.transpose()?, limit: limit.transpose()? }))
+    }
+}
+
+/// A tunnel's name in the query.
+pub(super) struct NameQuery(pub(super) Option<TunnelName>);
+
+impl<S: Send + Sync> FromRequestParts<S> for NameQuery {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let name = parameter(parts, "tunnel_name")?.map(|text| text.parse());
+        name.transpose().map(Self).map_err(|error| Error::invalid("tunnel_name", &error))
+    }
+}
+
+/// Records that a page may have.
+const MAX_PAGE: u32 = 1000;
+
+/// A place in a list, for clients to hand back as it is.
+pub(super) fn cursor(place: Place) -> String {
+    hex(&place.created_at.micros().to_be_bytes()) + &hex(&place.id)
+}
+
+fn parse_cursor(text: &str) -> Option<Place> {
+    if text.len() != 48 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let (created_at, id) = text.split_at(16);
+    let created_at = u64::from_str_radix(created_at, 16).ok()?.cast_signed();
+    let id = u128::from_str_radix(id, 16).ok()?.to_be_bytes();
+    Some(Place { created_at: Timestamp::from_micros(created_at), id })
+}
+
+/// The one value of a query parameter; others are not looked at.
+fn parameter(parts: &Parts, name: &'static str) -> Result<Option<String>, Error> {
+    let query = parts.uri.query().unwrap_or_default();
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name).map(|(_, value)| value);
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value.map(Cow::into_owned)),
+        _ => Err(Error::invalid(name, &"it is given more than once")),
+    }
+}
+
 async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Error> {
     // Percent-encoding that is no UTF-8 names nothing that exists.
     let Path(segment) = Path::from_request_parts(parts, state).await.map_err(|_| Error::UnknownPath)?;
@@ -96,7 +158,7 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
             return Err(Error::UnsupportedMediaType);
         }
         let body = body(request, shared).await?;
-        serde_json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
+        json::from_slice(&body).map(Self).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => Error::WrongShape(error.to_string()),
             _ => Error::Malformed(error.to_string()),
         })

@@ -2,14 +2,14 @@
 
 use axum::Json as JsonResponse;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tunnel_model::{Refusal, TunnelName};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::extract::{Caller, HandlePath, Json};
+use super::extract::{Caller, HandlePath, Json, PageQuery, cursor};
 use super::tunnels::parse_optional;
 use super::wire::{IdentityBody, TlsModeBody, nullable};
 use crate::error::{Error, Problem};
@@ -55,20 +55,37 @@ pub(super) struct UpdateIdentity {
     channels: Map<String, Value>,
 }
 
-/// List the identities that the key may see.
+/// List the identities that the key may see: all, or a page.
 #[utoipa::path(
     get,
     path = "/api/v1/identities",
-    responses((status = 200, body = Vec<IdentityBody>), (status = 401, body = Problem))
+    params(
+        ("limit" = Option<u32>, Query, description = "Records of a page; all if absent", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "The `X-Next-Cursor` of the page before"),
+    ),
+    responses(
+        (
+            status = 200,
+            body = Vec<IdentityBody>,
+            headers(("X-Next-Cursor" = String, description = "The `cursor` of the next page, if there is one")),
+        ),
+        (status = 422, body = Problem),
+    )
 )]
 pub(super) async fn list(
     State(shared): State<Shared>,
     Caller(caller): Caller,
-) -> Result<JsonResponse<Vec<IdentityBody>>, Error> {
-    let identities = shared.app.identities(&caller).await?;
+    PageQuery(page): PageQuery,
+) -> Result<(HeaderMap, JsonResponse<Vec<IdentityBody>>), Error> {
+    let identities = shared.app.identities(&caller, page).await?;
     let app = &shared.app;
     let body = |(identity, tunnel)| IdentityBody::new(identity, tunnel, app);
-    Ok(JsonResponse(identities.into_iter().map(body).collect()))
+    // The clients know this list as a bare array, which has no room for a word beside it.
+    let mut headers = HeaderMap::new();
+    if let Some(next) = identities.next {
+        headers.insert("x-next-cursor", cursor(next).parse().map_err(Error::internal)?);
+    }
+    Ok((headers, JsonResponse(identities.records.into_iter().map(body).collect())))
 }
 
 /// Create an identity with its tunnel. Needs an admin key.

@@ -8,14 +8,18 @@ use tunnel_model::{Metadata, TunnelName};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::extract::{Caller, Json, TunnelPath};
+use super::extract::{Caller, Json, NameQuery, PageQuery, TunnelPath, cursor};
 use super::wire::{TlsModeBody, TunnelBody, hex, nullable, rfc3339};
+use crate::app::Listed;
 use crate::error::{Error, Problem};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TunnelList {
     /// Oldest first, without deleted ones.
     tunnels: Vec<TunnelBody>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -73,19 +77,32 @@ pub(super) struct ConnectSecret {
     connect_secret: String,
 }
 
-/// List the tunnels that the key may see.
+/// List the tunnels that the key may see: all, a page, or the one with a name.
 #[utoipa::path(
     get,
     path = "/api/v1/tunnels",
-    responses((status = 200, body = TunnelList), (status = 401, body = Problem))
+    params(
+        ("tunnel_name" = Option<String>, Query, description = "Only the tunnel with this name"),
+        ("limit" = Option<u32>, Query, description = "Records of a page; all if absent", minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
+    ),
+    responses((status = 200, body = TunnelList), (status = 422, body = Problem))
 )]
 pub(super) async fn list(
     State(shared): State<Shared>,
     Caller(caller): Caller,
+    NameQuery(name): NameQuery,
+    PageQuery(page): PageQuery,
 ) -> Result<JsonResponse<TunnelList>, Error> {
-    let tunnels = shared.app.tunnels(&caller).await?;
     let app = &shared.app;
-    Ok(JsonResponse(TunnelList { tunnels: tunnels.into_iter().map(|tunnel| TunnelBody::new(tunnel, app)).collect() }))
+    let tunnels = match name {
+        Some(name) => Listed { records: app.tunnel_by_name(&caller, &name).await?.into_iter().collect(), next: None },
+        None => app.tunnels(&caller, page).await?,
+    };
+    Ok(JsonResponse(TunnelList {
+        tunnels: tunnels.records.into_iter().map(|tunnel| TunnelBody::new(tunnel, app)).collect(),
+        next_cursor: tunnels.next.map(cursor),
+    }))
 }
 
 /// Create a tunnel without an identity. Needs an admin key.
@@ -180,7 +197,6 @@ pub(super) async fn sign_csr(
     Json(body): Json<SignCsr>,
 ) -> Result<JsonResponse<SignedCsr>, Error> {
     let signed = shared.app.sign_csr(caller, id, &body.csr_pem).await?;
-    shared.metrics.certificate_signed();
     Ok(JsonResponse(SignedCsr {
         cert_fingerprint_sha256: hex(&signed.certificate.fingerprint),
         cert_expires_at: rfc3339(signed.certificate.expires_at),

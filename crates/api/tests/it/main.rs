@@ -1,5 +1,9 @@
 //! The REST interface, judged from outside.
 
+mod bodies;
+mod clock;
+mod departures;
+mod lists;
 mod openapi;
 mod problems;
 mod races;

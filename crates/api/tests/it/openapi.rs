@@ -31,6 +31,14 @@ fn it_is_openapi_3_1_and_lists_every_endpoint() {
         for (method, operation) in item {
             let responses = operation["responses"].as_object().expect("responses");
             assert!(responses.keys().any(|status| status.starts_with('2')), "{method} {path}");
+            let with_body = if operation["requestBody"].is_object() { &["408", "413", "415", "422"][..] } else { &[] };
+            for status in ["400", "401", "500", "503"].iter().chain(with_body) {
+                assert!(responses.contains_key(*status), "{method} {path}: {status}");
+            }
+            for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
+                let types: Vec<_> = response["content"].as_object().expect("a body").keys().collect();
+                assert_eq!(types, ["application/problem+json"], "{method} {path}: {status}");
+            }
         }
     }
     assert_eq!(document["paths"].as_object().expect("paths").len(), 11, "a path that the list above lacks");

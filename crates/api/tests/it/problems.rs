@@ -88,6 +88,7 @@ fn errors() -> Vec<(String, Error)> {
         Error::Unauthorized,
         Error::Unavailable(cause()),
         Error::UnsupportedMediaType,
+        Error::WrongHost,
         Error::WrongShape("missing field `tunnel_name` at line 1 column 2".to_owned()),
     ];
     let refusals = [

@@ -1,6 +1,7 @@
 //! Secrets are shown once: in the answer that makes them, and nowhere else.
 
 use serde_json::{Value, json};
+use store::Page;
 use tunnel_model::{Caller, KeyId, OrganizationId, Scope, TlsMode};
 
 use crate::world::*;
@@ -18,8 +19,8 @@ async fn debug_output_of_what_the_use_cases_answer_has_no_secret() {
     let label = "a key".parse().expect("a label");
     let key = world.app.create_api_key(caller.clone(), Some(identity.0.id), label, None).await.expect("a key");
     let organization = OrganizationId::new("org_own");
-    let tunnels = world.store.tunnels(&organization).await.expect("an answer");
-    let keys = world.store.api_keys(&organization).await.expect("an answer");
+    let tunnels = world.store.tunnels(&organization, Page::ALL).await.expect("an answer");
+    let keys = world.store.api_keys(&organization, Page::ALL).await.expect("an answer");
 
     let secrets = [world.admin.as_str(), made.connect_secret.as_str(), rotated.as_str(), key.0.expose()];
     let texts = [

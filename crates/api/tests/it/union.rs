@@ -151,7 +151,7 @@ async fn what_is_no_json_is_malformed_and_what_has_another_shape_is_told_so() {
         (r#"{"tunnel_name": "my-agent"} x"#, 400, "malformed-body"),
         ("{\"tunnel_name\": \"my-\0agent\"}", 400, "malformed-body"),
         (r#"{"tunnel_name": "\ud800"}"#, 400, "malformed-body"),
-        (deep.as_str(), 422, "wrong-shape"),
+        (deep.as_str(), 400, "malformed-body"),
         ("null", 422, "wrong-shape"),
         ("[]", 422, "wrong-shape"),
         ("\"my-agent\"", 422, "wrong-shape"),
@@ -185,7 +185,7 @@ async fn what_is_no_json_is_malformed_and_what_has_another_shape_is_told_so() {
 }
 
 #[tokio::test]
-async fn deep_json_is_refused_where_it_is_read() {
+async fn deep_json_is_refused() {
     let world = World::new().await;
     let tunnel = format!("/api/v1/tunnels/{}", world.tunnel("my-agent", "edge").await);
     let lists = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
@@ -194,15 +194,12 @@ async fn deep_json_is_refused_where_it_is_read() {
         for (method, path, body) in [
             ("PATCH", tunnel.as_str(), format!(r#"{{"metadata":{{"deep":{deep}}}}}"#)),
             ("POST", "/api/v1/identities", format!(r#"{{"agent_handle":"her-agent","mailbox":{deep}}}"#)),
+            ("PATCH", tunnel.as_str(), format!(r#"{{"description":"words","unknown":{deep}}}"#)),
         ] {
             let request = Request::builder().method(method).uri(path).header("x-api-key", &world.admin);
             let request = request.body(Body::from(body)).expect("a request");
             world.send(request).await.problem(400, "malformed-body");
         }
-        // What nobody reads is skipped, however deep it is.
-        let body = format!(r#"{{"description":"words","unknown":{deep}}}"#);
-        let request = Request::patch(&tunnel).header("x-api-key", &world.admin);
-        world.send(request.body(Body::from(body)).expect("a request")).await.expect(200);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::{App, Clock, Limits, Metrics, SystemRandom, router};
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, header};
+use axum::http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
 use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
@@ -45,11 +45,12 @@ pub(crate) struct World {
     pub(crate) app: Arc<App>,
     pub(crate) clock: Arc<FakeClock>,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) metrics: Arc<Metrics>,
     /// An admin key of `org_own`.
     pub(crate) admin: String,
     /// An admin key of `org_other`.
     pub(crate) stranger: String,
-    router: Router,
+    pub(crate) router: Router,
 }
 
 /// What came back.
@@ -84,17 +85,23 @@ impl World {
             request: Duration::from_secs(60),
             grace: Duration::from_secs(1),
         };
-        let router = router(Arc::clone(&app), Arc::new(Metrics::new()), &limits);
+        let metrics = Arc::new(Metrics::new());
+        let router = router(Arc::clone(&app), Arc::clone(&metrics), &limits);
         let first_key = async |organization| {
             let made = app.bootstrap(&OrganizationId::new(organization), None).await.expect("a store");
             made.expect("the first key").expose().to_owned()
         };
         let (admin, stranger) = (first_key("org_own").await, first_key("org_other").await);
-        Self { app, clock, store, admin, stranger, router }
+        Self { app, clock, store, metrics, admin, stranger, router }
     }
 
-    /// Sends a request as it is.
-    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends a request to the host that the server has.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost:8080"));
+        self.send_as_it_is(request).await
+    }
+
+    pub(crate) async fn send_as_it_is(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.expect("routers do not fail");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();

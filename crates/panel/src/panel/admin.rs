@@ -1,20 +1,20 @@
 //! The admin's own certificate: rotated, handed out, made hardware-bound.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use jiff::{SignedDuration, Timestamp};
-use store::Grace;
 use zeroize::Zeroizing;
 
 use super::{
-    NewBundle, NewCertificate, Panel, micros, new_certificate, read_secret, require_free_key, require_valid, revocation,
+    NewBundle, NewCertificate, Panel, new_certificate, read_secret, require_free_key, require_valid, revocation,
 };
 use crate::authority::Identity;
 use crate::directory::{CLIENT_CERTIFICATE, CLIENT_KEY, CLIENT_P12, P12_PASSWORD, Paths};
 use crate::error::Error;
 use crate::programs::Nginx;
-use crate::state::{Admin, AdminAuthMode, Edit, Mode, Serial, State};
+use crate::reload;
+use crate::state::{Admin, AdminAuthMode, Edit, Grace, Mode, Serial, State};
 
 /// The admin's common name.
 pub(crate) const ADMIN: &str = "admin";
@@ -48,8 +48,8 @@ impl Panel {
         let admin = Admin { serial: issued.serial, key: issued.key };
         let paths = self.directory.paths().clone();
         let kept = Zeroizing::new(bundle.password.expose().as_bytes().to_vec());
-        let superseded = self
-            .directory
+        let mark = reload::mark()?;
+        self.directory
             .change(move |state| {
                 require_mode(state, AdminAuthMode::P12, Error::NoBundle)?;
                 // Of rotations at once each has its turn, though the first revokes who asks for the
@@ -63,19 +63,15 @@ impl Panel {
                 let mut edits = back_up(&paths)?;
                 let revoke = |serial: &Serial| revocation(serial, "admin (rotated)", now);
                 edits.extend(superseded.iter().map(revoke));
-                edits.push(Edit::RotateAdmin(admin, superseded.clone()));
+                let grace = Grace { serials: superseded, successor: admin.serial.clone(), since: now };
+                edits.push(Edit::RotateAdmin(admin, grace));
                 edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, kept));
-                Ok((edits, superseded))
+                edits.extend([mark, Edit::TellNginx]);
+                Ok((edits, ()))
             })
             .await?;
-        let grace = Grace {
-            serials: superseded.iter().map(Serial::to_string).collect(),
-            successor: bundle.serial.to_string(),
-            until: micros(now + GRACE),
-        };
-        self.begin_grace(grace).await;
         tracing::info!(serial = %bundle.serial, "the admin's certificate was rotated");
-        Ok(Rotated { bundle, nginx: self.programs.reload_nginx().await })
+        Ok(Rotated { bundle, nginx: self.reloads.told().await })
     }
 
     /// The admin's bundle.
@@ -109,6 +105,7 @@ impl Panel {
         self.remember(&issued).await?;
         let now = (self.clock)();
         let certificate = new_certificate(&issued);
+        let mark = reload::mark()?;
         self.directory
             .change(move |state| {
                 require_mode(state, AdminAuthMode::P12, Error::AlreadyHardwareBound)?;
@@ -126,52 +123,37 @@ impl Panel {
                 let pem = Zeroizing::new(issued.pem.into_bytes());
                 edits.push(Edit::Put(CLIENT_CERTIFICATE.into(), pem, Mode::World));
                 edits.extend(ADMIN_SECRETS.map(|name| Edit::Remove(name.into())));
+                edits.extend([mark, Edit::TellNginx]);
                 Ok((edits, ()))
             })
             .await?;
         tracing::info!(serial = %certificate.serial, "the admin's key is hardware-bound now");
         // That nginx takes no notice is no concern of who asked: the authority is the same.
-        self.programs.reload_nginx().await;
+        self.reloads.told().await;
         Ok(certificate)
     }
 
     pub(super) fn in_grace(&self, state: &State, serial: &Serial, now: Timestamp) -> bool {
-        let grace = self.grace.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = state.admin.as_ref().map(|admin| admin.serial.to_string());
-        grace.as_ref().is_some_and(|grace| {
-            grace.until > micros(now)
-                && Some(&grace.successor) == current.as_ref()
-                && grace.serials.contains(&serial.to_string())
+        let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = state.admin.as_ref().map(|admin| &admin.serial);
+        state.grace.as_ref().is_some_and(|grace| {
+            // A clock that was ahead when it began does not make it longer.
+            let lasted = now.duration_since(grace.since).abs();
+            lasted < GRACE
+                && Some(&grace.successor) == current
+                && Some(&grace.successor) != arrived.as_ref()
+                && grace.serials.contains(serial)
         })
     }
 
-    /// For the certificate that counts now, which may not be the one of whoever
-    /// comes last here.
-    async fn begin_grace(&self, begun: Grace) {
-        {
-            let state = self.directory.state();
-            let current = state.admin.as_ref().map(|admin| admin.serial.to_string());
-            if current.as_ref() != Some(&begun.successor) {
-                return;
-            }
-            *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun.clone());
-        }
-        if let Err(error) = self.store.set_grace(begun).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a restart will end the old certificate's grace");
-        }
-    }
-
     /// The new certificate is in use: the old one needs no more of it.
-    pub(super) fn end_grace_of(&self, successor: &Serial) {
-        let mut grace = self.grace.lock().unwrap_or_else(PoisonError::into_inner);
-        if grace.as_ref().is_some_and(|grace| grace.successor == successor.to_string()) {
-            *grace = None;
-            let (store, successor) = (Arc::clone(&self.store), successor.to_string());
-            tokio::spawn(async move {
-                if let Err(error) = store.end_grace(successor).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget a superseded certificate");
-                }
-            });
+    pub(super) fn end_grace_of(&self, state: &State, successor: &Serial) {
+        if state.grace.as_ref().is_none_or(|grace| grace.successor != *successor) {
+            return;
+        }
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        if arrived.replace(successor.clone()).as_ref() != Some(successor) {
+            self.directory.end_grace(successor.clone());
         }
     }
 }

@@ -42,7 +42,7 @@ impl Panel {
                 if state.has_pending_token(&grant.label, now)? {
                     return Err(Error::TokenExists(grant.label));
                 }
-                let forget = Edit::ForgetTokens(now - TOKEN_MEMORY);
+                let forget = Edit::ForgetTokens(now - TOKEN_MEMORY..now + TOKEN_MEMORY);
                 Ok((vec![forget, Edit::AddToken(Token::new(hash, grant, now, expires_at))], ()))
             })
             .await?;
@@ -97,7 +97,7 @@ impl Panel {
                 require_free_key(state, &issued, None)?;
                 let edits = vec![
                     Edit::UseToken(hash, now),
-                    Edit::ForgetTokens(now - TOKEN_MEMORY),
+                    Edit::ForgetTokens(now - TOKEN_MEMORY..now + TOKEN_MEMORY),
                     Edit::RememberKey(issued.serial.clone(), issued.key),
                     Edit::AddAgent(agent(grant.clone(), EnrollmentMethod::HardwareBound, &issued, now)),
                 ];
@@ -159,7 +159,7 @@ fn redeemable(state: &State, hash: &TokenHash, now: Timestamp) -> Result<Grant, 
     if token.used {
         return Err(Error::TokenUsed);
     }
-    if now >= token.expires_at {
+    if token.is_over(now) {
         return Err(Error::TokenExpired);
     }
     agent_directory(&token.label)?;

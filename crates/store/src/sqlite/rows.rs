@@ -9,7 +9,7 @@ use tunnel_model::{
     Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
 };
 
-use crate::{ClientCertificate, Grace};
+use crate::{ClientCertificate, EdgeCertificate, Page, Place};
 
 type Result<T> = rusqlite::Result<T>;
 
@@ -73,14 +73,23 @@ pub(super) fn tunnel_by_name(connection: &Connection, name: &TunnelName) -> Resu
         .optional()
 }
 
-pub(super) fn tunnels(connection: &Connection, organization: &OrganizationId) -> Result<Vec<Tunnel>> {
+/// Before every record that has a time.
+const BEGINNING: Place = Place { created_at: Timestamp::from_micros(i64::MIN), id: [0; 16] };
+
+/// The parameters of a page, from `?1` on. A negative LIMIT is none.
+fn page_of(organization: &OrganizationId, page: Page) -> (&str, i64, [u8; 16], i64) {
+    let Place { created_at, id } = page.after.unwrap_or(BEGINNING);
+    (organization.as_str(), created_at.micros(), id, page.limit.map_or(-1, i64::from))
+}
+
+pub(super) fn tunnels(connection: &Connection, organization: &OrganizationId, page: Page) -> Result<Vec<Tunnel>> {
     connection
         .prepare_cached(concat!(
             "SELECT ",
             tunnel_columns!(""),
-            " FROM tunnels WHERE organization = ?1 ORDER BY created_at, id"
+            " FROM tunnels WHERE organization = ?1 AND (created_at, id) > (?2, ?3) ORDER BY created_at, id LIMIT ?4"
         ))?
-        .query_map([organization.as_str()], |row| read_tunnel(row, 0))?
+        .query_map(page_of(organization, page), |row| read_tunnel(row, 0))?
         .collect()
 }
 
@@ -88,6 +97,17 @@ pub(super) fn expired_tunnels(connection: &Connection, now: Timestamp, limit: u3
     connection
         .prepare_cached("SELECT id FROM tunnels WHERE restore_deadline <= ?1 ORDER BY restore_deadline LIMIT ?2")?
         .query_map(params![now.micros(), limit], |row| Ok(TunnelId::from_bytes(row.get(0)?)))?
+        .collect()
+}
+
+pub(super) fn tunnels_restorable_after(
+    connection: &Connection,
+    latest: Timestamp,
+    limit: u32,
+) -> Result<Vec<TunnelId>> {
+    connection
+        .prepare_cached("SELECT id FROM tunnels WHERE restore_deadline > ?1 ORDER BY restore_deadline LIMIT ?2")?
+        .query_map(params![latest.micros(), limit], |row| Ok(TunnelId::from_bytes(row.get(0)?)))?
         .collect()
 }
 
@@ -197,16 +217,20 @@ pub(super) fn identity(connection: &Connection, key: IdentityKey<'_>) -> Result<
     .optional()
 }
 
-pub(super) fn identities(connection: &Connection, organization: &OrganizationId) -> Result<Vec<(Identity, Tunnel)>> {
+pub(super) fn identities(
+    connection: &Connection,
+    organization: &OrganizationId,
+    page: Page,
+) -> Result<Vec<(Identity, Tunnel)>> {
     connection
         .prepare_cached(concat!(
             "SELECT ",
             tunnel_columns!("t."),
             ", i.id, i.organization, i.handle, i.display_name, i.description, i.tunnel, i.created_at, i.updated_at
-             FROM identities i JOIN tunnels t ON t.id = i.tunnel WHERE i.organization = ?1
-             ORDER BY i.created_at, i.id"
+             FROM identities i JOIN tunnels t ON t.id = i.tunnel
+             WHERE i.organization = ?1 AND (i.created_at, i.id) > (?2, ?3) ORDER BY i.created_at, i.id LIMIT ?4"
         ))?
-        .query_map([organization.as_str()], |row| Ok((read_identity_at(row, TUNNEL_WIDTH)?, read_tunnel(row, 0)?)))?
+        .query_map(page_of(organization, page), |row| Ok((read_identity_at(row, TUNNEL_WIDTH)?, read_tunnel(row, 0)?)))?
         .collect()
 }
 
@@ -234,10 +258,13 @@ pub(super) fn api_key(connection: &Connection, id: KeyId) -> Result<Option<ApiKe
         .optional()
 }
 
-pub(super) fn api_keys(connection: &Connection, organization: &OrganizationId) -> Result<Vec<ApiKey>> {
+pub(super) fn api_keys(connection: &Connection, organization: &OrganizationId, page: Page) -> Result<Vec<ApiKey>> {
     connection
-        .prepare_cached("SELECT * FROM api_keys WHERE organization = ?1 ORDER BY created_at, id")?
-        .query_map([organization.as_str()], read_api_key)?
+        .prepare_cached(
+            "SELECT * FROM api_keys WHERE organization = ?1 AND (created_at, id) > (?2, ?3)
+             ORDER BY created_at, id LIMIT ?4",
+        )?
+        .query_map(page_of(organization, page), read_api_key)?
         .collect()
 }
 
@@ -306,36 +333,43 @@ pub(super) fn forget_client_certificates(connection: &Connection, now: Timestamp
     connection.prepare_cached("DELETE FROM client_certificates WHERE not_after < ?1")?.execute([now.micros()]).map(drop)
 }
 
-pub(super) fn end_grace(connection: &Connection, successor: &str) -> Result<()> {
-    connection.prepare_cached("DELETE FROM grace WHERE successor = ?1")?.execute([successor]).map(drop)
-}
-
-pub(super) fn set_grace(connection: &Connection, grace: &Grace) -> Result<()> {
-    let Grace { serials, successor, until } = grace;
+pub(super) fn insert_edge_certificate(connection: &Connection, certificate: &EdgeCertificate) -> Result<()> {
+    let EdgeCertificate { name, serial, fingerprint, not_after } = certificate;
     connection
-        .prepare_cached("INSERT OR REPLACE INTO grace (id, serials, successor, until) VALUES (1, ?1, ?2, ?3)")?
-        .execute(params![serials.join(" "), successor, until.micros()])
+        .prepare_cached(
+            "INSERT OR REPLACE INTO edge_certificates (serial, name, fingerprint, not_after) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![serial, name, fingerprint, not_after.micros()])
         .map(drop)
 }
 
-pub(super) fn grace(connection: &Connection) -> Result<Option<Grace>> {
+pub(super) fn edge_certificates(connection: &Connection, name: &str) -> Result<Vec<EdgeCertificate>> {
     connection
-        .prepare_cached("SELECT serials, successor, until FROM grace")?
-        .query_row([], |row| {
-            let serials: String = row.get(0)?;
-            Ok(Grace {
-                serials: serials.split_whitespace().map(str::to_owned).collect(),
-                successor: row.get(1)?,
-                until: Timestamp::from_micros(row.get(2)?),
+        .prepare_cached(
+            "SELECT name, serial, fingerprint, not_after FROM edge_certificates WHERE name = ?1 ORDER BY not_after",
+        )?
+        .query_map([name], |row| {
+            Ok(EdgeCertificate {
+                name: row.get(0)?,
+                serial: row.get(1)?,
+                fingerprint: row.get(2)?,
+                not_after: Timestamp::from_micros(row.get(3)?),
             })
-        })
-        .optional()
+        })?
+        .collect()
 }
 
 pub(super) fn touch_api_key(connection: &Connection, id: KeyId, now: Timestamp) -> Result<()> {
     connection
         .prepare_cached("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1")?
         .execute(params![id.as_bytes(), now.micros()])
+        .map(drop)
+}
+
+pub(super) fn rewind_uses(connection: &Connection, usage: &Usage, now: Timestamp) -> Result<()> {
+    connection
+        .prepare_cached("UPDATE uses SET at = ?2 WHERE subject = ?1 AND at > ?2")?
+        .execute(params![subject(usage), now.micros()])
         .map(drop)
 }
 

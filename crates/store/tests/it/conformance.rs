@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
-use store::{ClientCertificate, Grace, MemoryStore, Observer, SqliteStore, Store};
+use store::{ClientCertificate, EdgeCertificate, MemoryStore, Observer, Page, Place, Placed, SqliteStore, Store};
 use tunnel_model::{
     Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
 };
@@ -47,9 +48,10 @@ on_every_backend! {
     extreme_values_round_trip,
     lists_are_ordered_and_of_one_organization,
     names_are_unique_among_tunnels_and_identities,
+    uses_of_a_clock_that_was_ahead_count_from_now,
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
-    the_last_grace_is_the_one_that_counts,
+    certificates_of_the_edge_are_found_by_name,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
     what_is_not_there_is_not_found,
@@ -102,7 +104,7 @@ async fn what_is_not_there_is_not_found(store: &dyn Store) {
     assert!(store.api_key(key_id(9)).await.expect("an answer").is_none());
     store.touch_api_key(key_id(9), NOW).await.expect("nothing to do");
     assert!(store.api_key(key_id(9)).await.expect("an answer").is_none());
-    assert!(store.tunnels(&organization("org_other")).await.expect("an answer").is_empty());
+    assert!(store.tunnels(&organization("org_other"), Page::ALL).await.expect("an answer").is_empty());
 }
 
 async fn a_tunnel_round_trips_with_every_field(store: &dyn Store) {
@@ -118,7 +120,7 @@ async fn a_tunnel_round_trips_with_every_field(store: &dyn Store) {
 
     let by_id = store.tunnel(tunnel_id(1)).await.expect("an answer").expect("it exists");
     let by_name = store.tunnel_by_name(&name("my-agent")).await.expect("an answer").expect("it exists");
-    let listed = store.tunnels(&organization("org_own")).await.expect("an answer");
+    let listed = store.tunnels(&organization("org_own"), Page::ALL).await.expect("an answer");
     assert_eq!(tunnel_text(&by_id), tunnel_text(expected));
     assert_eq!(tunnel_text(&by_name), tunnel_text(expected));
     assert_eq!(listed.iter().map(tunnel_text).collect::<Vec<_>>(), [tunnel_text(expected)]);
@@ -152,7 +154,7 @@ async fn an_identity_round_trips_with_every_field(store: &dyn Store) {
         assert_eq!(found, *identity);
         assert_eq!(tunnel_text(&its_tunnel), tunnel_text(tunnel));
     }
-    let listed = store.identities(&organization("org_own")).await.expect("an answer");
+    let listed = store.identities(&organization("org_own"), Page::ALL).await.expect("an answer");
     let [(found, its_tunnel)] = &listed[..] else { panic!("{listed:?}") };
     assert_eq!(found, identity);
     assert_eq!(tunnel_text(its_tunnel), tunnel_text(tunnel));
@@ -189,7 +191,7 @@ async fn extreme_values_round_trip(store: &dyn Store) {
     assert_eq!(tunnel.description.as_ref().map(|text| text.as_str()), Some(description.as_str()));
     assert_eq!(tunnel.metadata, metadata);
     let quotes = OrganizationId::new("org_'; DROP TABLE tunnels; --");
-    assert!(store.tunnels(&quotes).await.expect("an answer").is_empty());
+    assert!(store.tunnels(&quotes, Page::ALL).await.expect("an answer").is_empty());
 }
 
 async fn names_are_unique_among_tunnels_and_identities(store: &dyn Store) {
@@ -241,18 +243,46 @@ async fn lists_are_ordered_and_of_one_organization(store: &dyn Store) {
 
     let own = organization("org_own");
     let expected = [5, 3, 4, 9, 1];
-    let tunnels = store.tunnels(&own).await.expect("an answer");
+    let tunnels = store.tunnels(&own, Page::ALL).await.expect("an answer");
     assert_eq!(tunnels.iter().map(|tunnel| tunnel.id).collect::<Vec<_>>(), expected.map(tunnel_id));
-    let identities = store.identities(&own).await.expect("an answer");
+    let identities = store.identities(&own, Page::ALL).await.expect("an answer");
     let ids: Vec<_> = identities.iter().map(|(identity, tunnel)| (identity.id, tunnel.id)).collect();
     assert_eq!(ids, expected.map(|number| (identity_id(number), tunnel_id(number))));
-    let keys = store.api_keys(&own).await.expect("an answer");
+    let keys = store.api_keys(&own, Page::ALL).await.expect("an answer");
     assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), expected.map(key_id));
 
     let other = organization("org_other");
-    assert_eq!(store.tunnels(&other).await.expect("an answer").len(), 1);
-    assert_eq!(store.identities(&other).await.expect("an answer").len(), 1);
-    assert!(store.api_keys(&other).await.expect("an answer").is_empty());
+    assert_eq!(store.tunnels(&other, Page::ALL).await.expect("an answer").len(), 1);
+    assert_eq!(store.identities(&other, Page::ALL).await.expect("an answer").len(), 1);
+    assert!(store.api_keys(&other, Page::ALL).await.expect("an answer").is_empty());
+
+    for limit in 1..=6 {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = Page { after, limit: Some(limit) };
+            let tunnels = store.tunnels(&own, page).await.expect("an answer");
+            let identities = store.identities(&own, page).await.expect("an answer");
+            assert!(tunnels.len() <= limit as usize);
+            assert_eq!(tunnels.iter().map(Placed::place).collect::<Vec<_>>(), places(&identities));
+            assert_eq!(places(&store.api_keys(&own, page).await.expect("an answer")), places(&identities));
+            found.extend(tunnels.iter().map(|tunnel| tunnel.id));
+            match tunnels.last() {
+                Some(last) => after = Some(last.place()),
+                None => break,
+            }
+        }
+        assert_eq!(found, expected.map(tunnel_id), "by {limit}");
+    }
+    // A page goes on behind a record that is gone.
+    let second = Place { created_at: NOW.plus(SECOND), id: *tunnel_id(3).as_bytes() };
+    execute(store, admin(), Command::DeleteIdentity { handle: name("agent-3") }, NOW).await.expect("deleted");
+    let rest = store.tunnels(&own, Page { after: Some(second), limit: Some(2) }).await.expect("an answer");
+    assert_eq!(rest.iter().map(|tunnel| tunnel.id).collect::<Vec<_>>(), [4, 9].map(tunnel_id));
+}
+
+/// Tests give a tunnel, its identity and its key the same octets.
+fn places(records: &[impl Placed]) -> Vec<Place> {
+    records.iter().map(Placed::place).collect()
 }
 
 async fn a_refusal_changes_nothing(store: &dyn Store) {
@@ -324,6 +354,19 @@ async fn signings_are_counted_by_tunnel(store: &dyn Store) {
     assert!(none.is_err(), "{none:?}");
 }
 
+async fn uses_of_a_clock_that_was_ahead_count_from_now(store: &dyn Store) {
+    done(store, create_tunnel(1, "one", TlsMode::Passthrough)).await;
+    for serial in 0..10_u8 {
+        execute(store, admin(), record(1, "one", serial), NOW.plus(400 * DAY)).await.expect("within the quota");
+    }
+    // The refusals are what counts: nobody else looks.
+    for (after, left) in [(Duration::ZERO, DAY), (SECOND, DAY - SECOND), (DAY - SECOND, SECOND)] {
+        let refused = execute(store, admin(), record(1, "one", 10), NOW.plus(after)).await.err();
+        assert_eq!(refused, Some(Refusal::SignQuota { limit: 10, retry_after: left }));
+    }
+    execute(store, admin(), record(1, "one", 10), NOW.plus(DAY)).await.expect("the window is over");
+}
+
 async fn pruned_uses_do_not_count_and_others_do(store: &dyn Store) {
     done(store, create_tunnel(1, "one", TlsMode::Passthrough)).await;
     for serial in 0..10_u8 {
@@ -352,7 +395,7 @@ async fn expired_tunnels_are_those_at_their_deadline(store: &dyn Store) {
         ids.sort_unstable();
         ids
     };
-    assert!(expired(SECOND - std::time::Duration::from_micros(1), 10).await.is_empty());
+    assert!(expired(SECOND - Duration::from_micros(1), 10).await.is_empty());
     assert_eq!(expired(SECOND, 10).await, [tunnel_id(1)]);
     assert_eq!(expired(3 * SECOND, 10).await, [1, 2, 3].map(tunnel_id));
     assert_eq!(expired(3 * SECOND, 2).await.len(), 2);
@@ -366,6 +409,11 @@ async fn expired_tunnels_are_those_at_their_deadline(store: &dyn Store) {
     let early = execute(store, Caller::System, early, NOW.plus(DAY)).await;
     assert_eq!(early.err(), Some(Refusal::NotDeletePending));
     assert_eq!(expired(3 * SECOND, 10).await, [2, 3].map(tunnel_id));
+
+    // Of those whose clock was ahead nobody waits for longer than the window.
+    for (latest, late) in [(NOW.plus(DAY + 2 * SECOND), vec![tunnel_id(3)]), (NOW.plus(DAY + 3 * SECOND), vec![])] {
+        assert_eq!(store.tunnels_restorable_after(latest, 10).await.expect("an answer"), late);
+    }
 }
 
 async fn a_deleted_identity_takes_its_tunnel_and_keys_along(store: &dyn Store) {
@@ -418,7 +466,7 @@ async fn a_revoked_key_is_kept_with_its_time(store: &dyn Store) {
     assert!(matches!(again.as_deref(), Ok([])), "{again:?}");
     let key = store.api_key(key_id(1)).await.expect("an answer").expect("it exists");
     assert_eq!((key.revoked_at, key.updated_at), (Some(NOW.plus(SECOND)), NOW.plus(SECOND)));
-    assert_eq!(store.api_keys(&organization("org_own")).await.expect("an answer").len(), 1);
+    assert_eq!(store.api_keys(&organization("org_own"), Page::ALL).await.expect("an answer").len(), 1);
 }
 
 async fn touching_a_key_changes_its_last_use_only(store: &dyn Store) {
@@ -446,28 +494,26 @@ async fn client_certificates_are_kept_by_serial_number(store: &dyn Store) {
     assert_eq!(store.client_certificates().await.expect("an answer"), []);
 }
 
-async fn the_last_grace_is_the_one_that_counts(store: &dyn Store) {
-    assert_eq!(store.grace().await.expect("an answer"), None);
-    let grace = |successor: &str| Grace {
-        serials: vec!["0A".to_owned(), "0B".to_owned()],
-        successor: successor.to_owned(),
-        until: NOW,
+async fn certificates_of_the_edge_are_found_by_name(store: &dyn Store) {
+    let certificate = |name: &str, serial: u8, not_after| EdgeCertificate {
+        name: name.to_owned(),
+        serial: vec![serial],
+        fingerprint: [serial; 32],
+        not_after,
     };
-    for successor in ["0C", "0D"] {
-        store.set_grace(grace(successor)).await.expect("remembered");
-        assert_eq!(store.grace().await.expect("an answer"), Some(grace(successor)));
+    let (early, late) = (certificate("a.example.test", 2, NOW), certificate("a.example.test", 1, NOW.plus(DAY)));
+    for certificate in [&late, &early, &certificate("b.example.test", 3, NOW)] {
+        store.record_edge_certificate(certificate.clone()).await.expect("recorded");
     }
-    store.end_grace("0C".to_owned()).await.expect("not this one");
-    assert_eq!(store.grace().await.expect("an answer"), Some(grace("0D")));
-    store.end_grace("0D".to_owned()).await.expect("forgotten");
-    assert_eq!(store.grace().await.expect("an answer"), None);
+    assert_eq!(store.edge_certificates("a.example.test").await.expect("an answer"), [early, late]);
+    assert_eq!(store.edge_certificates("c.example.test").await.expect("an answer"), []);
 }
 
 async fn everything(store: &dyn Store) -> String {
     let own = organization("org_own");
-    let tunnels = store.tunnels(&own).await.expect("an answer");
-    let identities = store.identities(&own).await.expect("an answer");
-    let keys = store.api_keys(&own).await.expect("an answer");
+    let tunnels = store.tunnels(&own, Page::ALL).await.expect("an answer");
+    let identities = store.identities(&own, Page::ALL).await.expect("an answer");
+    let keys = store.api_keys(&own, Page::ALL).await.expect("an answer");
     let tunnels: Vec<_> = tunnels.iter().map(tunnel_text).collect();
     let keys: Vec<_> = keys.iter().map(key_text).collect();
     format!("{tunnels:#?} {identities:#?} {keys:#?}")

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use store::{OpenError, SCHEMA_VERSION, SqliteStore, Store as _};
+use store::{OpenError, Page, SCHEMA_VERSION, SqliteStore, Store as _};
 use tunnel_model::{Command, IdentityKey, Rules, TlsMode};
 
 use crate::world::*;
@@ -42,7 +42,7 @@ async fn an_open_directory_is_locked() {
     done(&store, create_tunnel(1, "my-agent", TlsMode::Edge)).await;
     drop(store);
     let store = open(directory.path());
-    assert_eq!(store.tunnels(&organization("org_own")).await.expect("an answer").len(), 1);
+    assert_eq!(store.tunnels(&organization("org_own"), Page::ALL).await.expect("an answer").len(), 1);
 }
 
 #[test]
@@ -65,7 +65,7 @@ async fn a_database_of_version_1_is_brought_up_to_date() {
         contents(&store).await
     };
     connect(directory.path())
-        .execute_batch("DROP TABLE client_certificates; DROP TABLE grace; PRAGMA user_version = 1")
+        .execute_batch("DROP TABLE client_certificates; DROP TABLE edge_certificates; PRAGMA user_version = 1")
         .expect("as version 1 left it");
     let store = open(directory.path());
     assert_eq!(contents(&store).await, before);
@@ -141,7 +141,7 @@ async fn what_64_writers_were_told_is_there_after_a_reopen() {
     }
     drop(store);
     let store = open(directory.path());
-    assert_eq!(store.tunnels(&organization("org_own")).await.expect("an answer").len(), 64);
+    assert_eq!(store.tunnels(&organization("org_own"), Page::ALL).await.expect("an answer").len(), 64);
     for number in 0..64_u8 {
         let tunnel = store.tunnel_by_name(&name(&format!("agent-{number}"))).await.expect("an answer");
         assert_eq!(tunnel.map(|tunnel| tunnel.id), Some(tunnel_id(number)));
@@ -278,7 +278,11 @@ fn look_ups_use_an_index() {
     for (statement, index) in [
         ("SELECT * FROM tunnels WHERE id = ?1", "PRIMARY KEY"),
         ("SELECT * FROM tunnels WHERE name = ?1", "sqlite_autoindex_tunnels"),
-        ("SELECT * FROM tunnels WHERE organization = ?1 ORDER BY created_at, id", "tunnels_by_organization"),
+        (
+            "SELECT * FROM tunnels WHERE organization = ?1 AND (created_at, id) > (?2, ?3)
+             ORDER BY created_at, id LIMIT ?4",
+            "tunnels_by_organization (organization=? AND (created_at,id)>(?,?))",
+        ),
         (
             "SELECT id FROM tunnels WHERE restore_deadline <= ?1 ORDER BY restore_deadline LIMIT ?2",
             "tunnels_by_deadline",
@@ -288,16 +292,26 @@ fn look_ups_use_an_index() {
         ("SELECT * FROM identities WHERE handle = ?1", "sqlite_autoindex_identities"),
         ("SELECT * FROM identities WHERE id = ?1", "PRIMARY KEY"),
         (
-            "SELECT * FROM identities i JOIN tunnels t ON t.id = i.tunnel WHERE i.organization = ?1
-             ORDER BY i.created_at, i.id",
-            "identities_by_organization",
+            "SELECT * FROM identities i JOIN tunnels t ON t.id = i.tunnel
+             WHERE i.organization = ?1 AND (i.created_at, i.id) > (?2, ?3) ORDER BY i.created_at, i.id LIMIT ?4",
+            "identities_by_organization (organization=? AND (created_at,id)>(?,?))",
         ),
         ("SELECT * FROM api_keys WHERE id = ?1", "PRIMARY KEY"),
-        ("SELECT * FROM api_keys WHERE organization = ?1 ORDER BY created_at, id", "api_keys_by_organization"),
+        (
+            "SELECT * FROM api_keys WHERE organization = ?1 AND (created_at, id) > (?2, ?3)
+             ORDER BY created_at, id LIMIT ?4",
+            "api_keys_by_organization (organization=? AND (created_at,id)>(?,?))",
+        ),
         ("SELECT * FROM api_keys WHERE identity = ?1 AND revoked_at IS NULL", "api_keys_by_identity"),
         ("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1", "PRIMARY KEY"),
         ("SELECT at FROM uses WHERE subject = ?1 ORDER BY at DESC LIMIT 1 OFFSET ?2", "uses_by_subject"),
         ("DELETE FROM uses WHERE subject = ?1", "uses_by_subject"),
+        ("UPDATE uses SET at = ?2 WHERE subject = ?1 AND at > ?2", "uses_by_subject (subject=? AND at>?)"),
+        (
+            "SELECT id FROM tunnels WHERE restore_deadline > ?1 ORDER BY restore_deadline LIMIT ?2",
+            "tunnels_by_deadline",
+        ),
+        ("SELECT serial FROM edge_certificates WHERE name = ?1 ORDER BY not_after", "edge_certificates_by_name"),
     ] {
         let tail =
             words(statement.split_once(" FROM ").or(statement.split_once(" SET ")).expect("a table or a value").1);
@@ -325,9 +339,9 @@ fn connect(directory: &Path) -> Connection {
 
 async fn contents(store: &SqliteStore) -> String {
     let own = organization("org_own");
-    let tunnels: Vec<_> = store.tunnels(&own).await.expect("an answer").iter().map(tunnel_text).collect();
-    let keys: Vec<_> = store.api_keys(&own).await.expect("an answer").iter().map(key_text).collect();
-    let identities = store.identities(&own).await.expect("an answer");
+    let tunnels: Vec<_> = store.tunnels(&own, Page::ALL).await.expect("an answer").iter().map(tunnel_text).collect();
+    let keys: Vec<_> = store.api_keys(&own, Page::ALL).await.expect("an answer").iter().map(key_text).collect();
+    let identities = store.identities(&own, Page::ALL).await.expect("an answer");
     let by_id = store.identity(IdentityKey::Id(identity_id(1))).await.expect("an answer");
     format!("{tunnels:#?} {keys:#?} {identities:#?} {by_id:#?}")
 }
