@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use api::{App, Metrics};
+use api::{App, Metrics, TrafficStats};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header;
@@ -131,7 +131,15 @@ fn side_routes(app: Arc<App>, edge: Edge, metrics: Arc<Metrics>) -> Router {
     };
     let numbers = move || async move {
         let stats = edge.stats();
-        metrics.set_traffic(stats.connections, stats.agents, stats.exchanges, stats.answered, stats.failed);
+        metrics.set_traffic(TrafficStats {
+            connections: stats.connections,
+            refused: stats.refused,
+            unaccepted: stats.unaccepted,
+            agents: stats.agents,
+            exchanges: stats.exchanges,
+            answered: stats.answered,
+            failed: stats.failed,
+        });
         (TEXT, metrics.encode())
     };
     Router::new()

@@ -56,6 +56,15 @@ pub(crate) struct Options {
     #[arg(long, global = true, env = "ADIT_EDGE_PROXY_PROTOCOL", num_args = 0..=1, default_missing_value = "true")]
     edge_proxy_protocol: Option<bool>,
 
+    /// Connections of one address at the edge, agents apart; an IPv6 address is its /64 [default: a quarter of
+    /// max_connections]
+    #[arg(long, global = true, value_name = "N", env = "ADIT_EDGE_CONNECTIONS_PER_ADDRESS")]
+    edge_connections_per_address: Option<usize>,
+
+    /// Addresses that stand for many, such as proxies in front of the edge: they may have any number of connections
+    #[arg(long, global = true, value_name = "IP,..", env = "ADIT_EDGE_PROXIES", value_delimiter = ',')]
+    edge_proxies: Option<Vec<IpAddr>>,
+
     /// Octets of visitors' request bodies that are held in memory at once, 32 MiB or more [default: 268435456]
     #[arg(long, global = true, value_name = "OCTETS", env = "ADIT_EDGE_BODY_MEMORY")]
     edge_body_memory: Option<usize>,
@@ -217,6 +226,8 @@ pub(crate) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) edge_tls_key: Option<PathBuf>,
     pub(crate) edge_proxy_protocol: bool,
+    pub(crate) edge_connections_per_address: usize,
+    pub(crate) edge_proxies: Vec<IpAddr>,
     pub(crate) edge_body_memory: usize,
     pub(crate) response_deadline: Text<Span>,
     pub(crate) panel_listen: Text<Listen>,
@@ -281,6 +292,10 @@ impl Settings {
             edge_tls_cert: given.edge_tls_cert,
             edge_tls_key: given.edge_tls_key,
             edge_proxy_protocol: given.edge_proxy_protocol.unwrap_or(false),
+            edge_connections_per_address: given
+                .edge_connections_per_address
+                .unwrap_or_else(|| given.max_connections.unwrap_or(16 * 1024).div_ceil(4)),
+            edge_proxies: given.edge_proxies.unwrap_or_default(),
             edge_body_memory: given.edge_body_memory.unwrap_or(256 * 1024 * 1024),
             response_deadline: given.response_deadline.map_or_else(|| default("30s"), Ok)?,
             panel_listen: given.panel_listen.map_or_else(|| default("127.0.0.1:9292"), Ok)?,
@@ -345,6 +360,9 @@ impl Settings {
         if self.edge_tls_cert.is_some() != self.edge_tls_key.is_some() {
             bail!("edge_tls_cert and edge_tls_key belong together: set both, or neither");
         }
+        if self.edge_connections_per_address == 0 {
+            bail!("edge_connections_per_address is 0: use 1 or more");
+        }
         // One request of the largest size must fit.
         if self.edge_body_memory < 32 * 1024 * 1024 {
             bail!("edge_body_memory is {}: use 33554432 octets or more", self.edge_body_memory);
@@ -404,7 +422,9 @@ impl Settings {
         // The agent's own 504 is to come first.
         const AFTER_THE_AGENT: Duration = Duration::from_secs(5);
         let mut edge = edge::Settings::new(self.zone.0.clone());
-        edge.connections = self.max_connections;
+        edge.places.connections = self.max_connections;
+        edge.places.per_address = self.edge_connections_per_address;
+        edge.places.exempt.clone_from(&self.edge_proxies);
         edge.proxy_protocol = self.edge_proxy_protocol;
         edge.visitor.buffered = self.edge_body_memory;
         edge.response_deadline = self.response_deadline.0.0;
@@ -471,6 +491,8 @@ impl Options {
             edge_tls_cert,
             edge_tls_key,
             edge_proxy_protocol,
+            edge_connections_per_address,
+            edge_proxies,
             edge_body_memory,
             response_deadline,
             panel_listen,
@@ -516,6 +538,8 @@ impl Options {
             edge_tls_cert: edge_tls_cert.or(file.edge_tls_cert),
             edge_tls_key: edge_tls_key.or(file.edge_tls_key),
             edge_proxy_protocol: edge_proxy_protocol.or(file.edge_proxy_protocol),
+            edge_connections_per_address: edge_connections_per_address.or(file.edge_connections_per_address),
+            edge_proxies: edge_proxies.or(file.edge_proxies),
             edge_body_memory: edge_body_memory.or(file.edge_body_memory),
             response_deadline: response_deadline.or(file.response_deadline),
             panel_listen: panel_listen.or(file.panel_listen),

@@ -13,5 +13,5 @@ mod server;
 pub use app::{App, Clock, DataPlane, Listed, NewTunnel, Random, SignedCertificate, SystemClock, SystemRandom};
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
-pub use metrics::Metrics;
+pub use metrics::{Metrics, TrafficStats};
 pub use server::{Limits, serve, serve_connection};

@@ -1,9 +1,11 @@
 //! What the control plane counts, in the Prometheus text format.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use connections::{Counts, Kind};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,13 +27,38 @@ pub struct Metrics {
 }
 
 /// What a data plane tells when it is asked.
+#[derive(Debug, Default)]
+pub struct TrafficStats {
+    /// Connections now, by what they are for.
+    pub connections: Counts,
+    /// Connections that found no place, since the start.
+    pub refused: u64,
+    /// Connections that could not be accepted, since the start.
+    pub unaccepted: u64,
+    /// Agents now.
+    pub agents: usize,
+    /// Requests and bridges in flight.
+    pub exchanges: usize,
+    /// Requests that an application has answered, since the start.
+    pub answered: u64,
+    /// Requests that the data plane has answered, by its word for the reason.
+    pub failed: BTreeMap<&'static str, u64>,
+}
+
 #[derive(Default)]
 struct Traffic {
-    connections: Gauge,
+    connections: Family<KindLabels, Gauge>,
+    refused: Counter,
+    unaccepted: Counter,
     agents: Gauge,
     exchanges: Gauge,
     answered: Counter,
     failed: Family<FailureLabels, Counter>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -72,6 +99,8 @@ impl Metrics {
         );
         let traffic = &metrics.traffic;
         registry.register("edge_connections", "Open connections at the edge", traffic.connections.clone());
+        registry.register("edge_refused", "Connections that found no place", traffic.refused.clone());
+        registry.register("edge_unaccepted", "Connections that could not be accepted", traffic.unaccepted.clone());
         registry.register("edge_agents", "Agents that are connected", traffic.agents.clone());
         registry.register("edge_exchanges", "Visitors' requests and bridges in flight", traffic.exchanges.clone());
         registry.register("edge_answered", "Visitors' requests that an application answered", traffic.answered.clone());
@@ -80,22 +109,20 @@ impl Metrics {
     }
 
     /// Takes over what a data plane has counted since its start.
-    pub fn set_traffic(
-        &self,
-        connections: usize,
-        agents: usize,
-        exchanges: usize,
-        answered: u64,
-        failed: impl IntoIterator<Item = (&'static str, u64)>,
-    ) {
+    pub fn set_traffic(&self, stats: TrafficStats) {
         let gauge = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        gauge(&self.traffic.connections, connections);
-        gauge(&self.traffic.agents, agents);
-        gauge(&self.traffic.exchanges, exchanges);
+        for kind in Kind::ALL {
+            let labels = KindLabels { kind: kind.word() };
+            gauge(&self.traffic.connections.get_or_create(&labels), stats.connections.of(kind));
+        }
+        gauge(&self.traffic.agents, stats.agents);
+        gauge(&self.traffic.exchanges, stats.exchanges);
         // Counters only grow: what is new is added.
         let raise = |counter: &Counter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
-        raise(&self.traffic.answered, answered);
-        for (reason, value) in failed {
+        raise(&self.traffic.refused, stats.refused);
+        raise(&self.traffic.unaccepted, stats.unaccepted);
+        raise(&self.traffic.answered, stats.answered);
+        for (reason, value) in stats.failed {
             raise(&self.traffic.failed.get_or_create(&FailureLabels { reason }), value);
         }
     }

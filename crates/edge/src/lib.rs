@@ -341,7 +341,10 @@ async fn record(shared: Arc<Shared>) {
                 // The tunnel was deleted, and its agent left because of it.
                 Ok(_) | Err(ExecuteError::Refused(Refusal::NotFound(_))) => {}
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot record that an agent came or left");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot record that an agent came or left"
+                    );
                 }
             }
         }

@@ -15,8 +15,8 @@ use agent_proto::limits::MAX_BODY;
 use agent_proto::{BridgeId, Envelope, ReplyHead, RequestId};
 use bytes::Bytes;
 use connections::Budget;
-use h2::{Reason, RecvStream, SendStream};
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use store::Observer;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, oneshot};
@@ -506,7 +506,6 @@ impl Tunnels {
             }
         }
     }
-
 }
 
 /// What the control plane has done is carried out before it is answered.

@@ -53,8 +53,16 @@ where
     let mut stopping = shared.stopping.clone();
     let (pong, progress) = (Pong::default(), Progress::default());
     let reader = Reader::new(Role::Server, max_frame);
-    let mut to_agent =
-        ToAgent { read, reader, send, link: &link, frames: frames.clone(), pong: &pong, progress: &progress, max_frame };
+    let mut to_agent = ToAgent {
+        read,
+        reader,
+        send,
+        link: &link,
+        frames: frames.clone(),
+        pong: &pong,
+        progress: &progress,
+        max_frame,
+    };
     let max_message = settings.agent.max_agent_message;
     let mut to_visitor = ToVisitor { recv, frames, progress: &progress, max_message };
     let writer = write_all(write, queued, &pong, settings.visitor.stall);

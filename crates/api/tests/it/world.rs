@@ -83,6 +83,7 @@ impl World {
             connections: 16,
             headers: Duration::from_secs(10),
             request: Duration::from_secs(60),
+            stall: Duration::from_secs(30),
             grace: Duration::from_secs(1),
         };
         let metrics = Arc::new(Metrics::new());
