@@ -81,8 +81,9 @@ const STRANGERS_WINDOW: u32 = 65_535;
 const MAX_STREAMS: u32 = 4096;
 /// Four times the least: fewer headers on large replies, where the agent follows.
 const MAX_FRAME: u32 = 64 * 1024;
-/// What agents are promised for the headers of a reply.
-const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// Of the headers of a reply; twice what visitors get, so that too many are answered
+/// and not only refused.
+const MAX_HEADER_LIST: u32 = 128 * 1024;
 /// Octets of bookkeeping for small frames that nobody has read yet.
 const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
 /// Octets of one stream that are taken from a bridge before they are sent.

@@ -41,7 +41,7 @@ pub(crate) async fn send_frame(stream: &mut SendStream<Bytes>, link: &Link, mut 
             room.map_err(|_| FlowError::Stalled(STALL)).flatten().inspect_err(|_| stream.reserve_capacity(0))?;
             stream.send_data(frame, false).map_err(|_| FlowError::Ended)
         }
-        Windows::Credited => {
+        Windows::Credited | Windows::CreditedInParts => {
             while !frame.is_empty() {
                 let room = timeout(STALL, capacity(stream, frame.len(), 1)).await;
                 let room = room.map_err(|_| FlowError::Stalled(STALL)).flatten()?;

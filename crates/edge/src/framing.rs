@@ -1,4 +1,9 @@
-//! Requests whose end two servers could see in different places.
+//! Requests that two servers could understand differently.
+//!
+//! A request target with a `#` is one: `http` cuts it there, and the application would
+//! see another path than what stands before us has judged. A request target has no
+//! fragment ([RFC 9112 section 3.2](https://www.rfc-editor.org/rfc/rfc9112#section-3.2)).
+//! The others are requests whose end could be seen in different places.
 //!
 //! hyper takes a request with both `Content-Length` and `Transfer-Encoding`
 //! and drops the length, and takes the same `Content-Length` twice. Either may
@@ -169,6 +174,8 @@ impl Default for State {
 struct Head {
     /// The request line has begun: before it, empty lines mean nothing.
     begun: bool,
+    /// The request line has a `#`.
+    cut: bool,
     line: Line,
     /// `Content-Length` fields.
     lengths: usize,
@@ -182,10 +189,11 @@ impl Head {
     /// Reads some octets, at least one of them: how many, and what comes next
     /// unless it is more of the head.
     fn read(&mut self, octets: &[u8]) -> (usize, Option<State>) {
-        if let Line::Rest = self.line {
-            let Some(end) = octets.iter().position(|&octet| octet == b'\n') else {
-                return (octets.len(), None);
-            };
+        if let Line::Request | Line::Rest = self.line {
+            let end = octets.iter().position(|&octet| octet == b'\n');
+            let line = &octets[..end.unwrap_or(octets.len())];
+            self.cut |= matches!(self.line, Line::Request) && line.contains(&b'#');
+            let Some(end) = end else { return (octets.len(), None) };
             self.line = Line::Start;
             return (end + 1, None);
         }
@@ -206,7 +214,8 @@ impl Head {
                     return (1, Some(State::Pass));
                 }
                 self.begun = true;
-                Line::Rest
+                self.cut = octet == b'#';
+                Line::Request
             }
             (Line::Start, b'c' | b'C') => Line::Name { name: CONTENT_LENGTH, alike: 1 },
             (Line::Start, b't' | b'T') => Line::Name { name: TRANSFER_ENCODING, alike: 1 },
@@ -220,13 +229,16 @@ impl Head {
                 _ => Line::Rest,
             },
             (Line::Length(value), _) => Line::Length(value.after(octet)),
-            (Line::Start | Line::Rest, _) => Line::Rest,
+            (Line::Start | Line::Request | Line::Rest, _) => Line::Rest,
         };
         (1, None)
     }
 
     /// What follows the head that is now complete.
     fn body(&self) -> State {
+        if self.cut {
+            return State::Refused;
+        }
         match (self.lengths, self.length, self.coded) {
             (0, _, true) => State::Chunks(Chunks::Size(None)),
             (0, _, false) | (1, Some(0), false) => State::default(),
@@ -248,6 +260,8 @@ enum Line {
     Name { name: &'static [u8], alike: usize },
     /// In the value of a `Content-Length`.
     Length(Value),
+    /// In the request line, after its first octet.
+    Request,
     /// In what does not matter.
     Rest,
 }
@@ -440,6 +454,14 @@ mod tests {
         ] {
             assert!(refused(request), "{request}");
         }
+    }
+
+    #[test]
+    fn a_target_with_a_fragment_is_ambiguous() {
+        for request in ["GET /a#b HTTP/1.1\r\n\r\n", "#GET / HTTP/1.1\r\n\r\n", "GET /?a=b# HTTP/1.1\nHost: a\n\n"] {
+            assert!(refused(request), "{request}");
+        }
+        assert!(!refused("GET /a HTTP/1.1\r\nX: a#b\r\n\r\n"), "a field may have one");
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_proto::bridge::{Outer, OuterDecoder, encode_outer_close, outer_prefix};
-use agent_proto::limits::MAX_TCP_FRAME;
 use agent_proto::{Envelope, EnvelopeKind, Opcode};
 use bytes::{Buf as _, Bytes, BytesMut};
 use connections::{LINGER, Progress, linger};
@@ -22,6 +21,7 @@ use tunnel_model::ExchangeKind;
 use crate::Shared;
 use crate::flow::send_frame;
 use crate::reply::hold;
+use crate::splice::MAX_OUTER_HEADER;
 use crate::tunnels::{Bridge, Entry, Link};
 
 /// Serves one connection, whose first bytes were read already, until it ends.
@@ -87,10 +87,11 @@ async fn to_agent(
     link: &Link,
     activity: &Activity<'_>,
 ) {
+    let payload = link.windows.tcp_payload();
     let mut rest = first;
     while !rest.is_empty() {
-        let part = rest.split_to(rest.len().min(PAYLOAD));
-        let mut frame = BytesMut::with_capacity(HEADER + part.len());
+        let part = rest.split_to(rest.len().min(payload));
+        let mut frame = BytesMut::with_capacity(MAX_OUTER_HEADER + part.len());
         agent_proto::bridge::encode_outer(Opcode::Binary, &part, None, &mut frame);
         if send_frame(send, link, frame.freeze()).await.is_err() {
             return;
@@ -99,16 +100,16 @@ async fn to_agent(
     let mut buffer = BytesMut::new();
     loop {
         // The header's room comes first, so that what is read needs no copy.
-        buffer.reserve(HEADER + PAYLOAD);
-        buffer.resize(HEADER, 0);
-        let mut room = bytes::BufMut::limit(&mut buffer, PAYLOAD);
+        buffer.reserve(MAX_OUTER_HEADER + payload);
+        buffer.resize(MAX_OUTER_HEADER, 0);
+        let mut room = bytes::BufMut::limit(&mut buffer, payload);
         let read = read.read_buf(&mut room).await;
         let Ok(octets @ 1..) = read else { break };
         activity.moved(true);
         let header = outer_prefix(Opcode::Binary, octets, None);
         let header: &[u8] = header.as_ref();
-        let unused = HEADER - header.len();
-        buffer[unused..HEADER].copy_from_slice(header);
+        let unused = MAX_OUTER_HEADER - header.len();
+        buffer[unused..MAX_OUTER_HEADER].copy_from_slice(header);
         let mut frame = buffer.split();
         frame.advance(unused);
         if send_frame(send, link, frame.freeze()).await.is_err() {
@@ -120,10 +121,6 @@ async fn to_agent(
     // Small: h2 keeps it until there is room. If the stream has ended, so be it.
     let _ = send.send_data(close.freeze(), true);
 }
-
-/// Octets of the header of a frame that has [`PAYLOAD`].
-const HEADER: usize = 4;
-const PAYLOAD: usize = MAX_TCP_FRAME - HEADER;
 
 async fn to_visitor(
     recv: &mut RecvStream,

@@ -383,7 +383,13 @@ impl Tunnels {
             maps.by_name.remove(&state.tunnel.name);
             maps.by_name.insert(tunnel.name.clone(), Arc::clone(&entry));
         }
+        let is_renamed = state.tunnel.name != tunnel.name;
         state.tunnel = tunnel.clone();
+        drop(maps);
+        if is_renamed {
+            // Never refused.
+            let _ = self.handle(&entry, &mut state, LiveCommand::Announce);
+        }
     }
 
     fn entries(&self) -> Vec<Arc<Entry>> {
@@ -481,6 +487,7 @@ impl Tunnels {
                         let _ = self.handle(entry, state, LiveCommand::ReturnEnvelope { session, exchange });
                     }
                 }
+                LiveEvent::TunnelAnnounced { session, intake } => state.announce(session, intake),
                 LiveEvent::ExchangeFailed { exchange, failure } => state.fail(exchange, failure),
                 LiveEvent::BridgeLost(exchange) => drop(state.exchanges.remove(&exchange)),
                 LiveEvent::SessionDrained(session) => state.signal(session, Signal::GoElsewhere),
@@ -572,6 +579,15 @@ impl State {
         }
     }
 
+    /// A parked stream that ends with 200 and names no request is parked again by every
+    /// agent; ours reads the reason, and looks at its tunnel.
+    fn announce(&mut self, session: SessionId, intake: IntakeId) {
+        let intake = self.sessions.get_mut(&session).and_then(|session| session.intakes.remove(&intake));
+        if let Some(mut respond) = intake {
+            end_intake(&mut respond, StatusCode::OK, TUNNEL_CHANGED);
+        }
+    }
+
     fn end_intakes(&mut self, session: SessionId, status: StatusCode, reason: &'static str) {
         let Some(session) = self.sessions.get_mut(&session) else { return };
         for (_, mut respond) in session.intakes.drain() {
@@ -619,6 +635,9 @@ impl Drop for Ticket {
         let _ = self.tunnels.handle(&self.entry, &mut state, LiveCommand::EndExchange { exchange: self.exchange });
     }
 }
+
+/// Why an intake ends when the tunnel was renamed.
+const TUNNEL_CHANGED: &str = "tunnel-changed";
 
 /// Ends a parked stream without an envelope, and says why.
 pub(crate) fn end_intake(respond: &mut SendResponse<Bytes>, status: StatusCode, reason: &'static str) {

@@ -220,11 +220,17 @@ async fn idle(visit: &Visit, time: Duration) {
 
 async fn answer(visit: &Arc<Visit>, request: Request<Incoming>) -> Response<ReplyBody> {
     let is_head = request.method() == Method::HEAD;
+    let (head, mut body) = request.into_parts();
+    let request = Request::from_parts(head, ());
     let answered = match Wanted::of(&request, visit) {
-        Ok(Wanted::Http) => exchange(visit, request).await,
+        Ok(Wanted::Http) => exchange(visit, request, &mut body).await,
+        Ok(Wanted::Options) => Ok(options()),
         Ok(Wanted::WebSocket { key }) => upgrade(visit, request, key).await,
         Err(problem) => Err(problem),
     };
+    if answered.is_err() && !body.is_end_stream() {
+        discard(body, visit.shared.settings.visitor.body);
+    }
     let counters = &visit.shared.counters;
     let mut response = answered.inspect(|_| counters.count_answer()).unwrap_or_else(|problem| {
         counters.count_failure(problem.parts().1);
@@ -239,6 +245,8 @@ async fn answer(visit: &Arc<Visit>, request: Request<Incoming>) -> Response<Repl
 /// What a request asks for, by its head.
 enum Wanted {
     Http,
+    /// What the server can do, whatever the path: `OPTIONS *`.
+    Options,
     /// With `Sec-WebSocket-Key` over HTTP/1.1, without over HTTP/2.
     WebSocket {
         key: Option<HeaderValue>,
@@ -246,7 +254,7 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn of(request: &Request<Incoming>, visit: &Visit) -> Result<Self, Problem> {
+    fn of(request: &Request<()>, visit: &Visit) -> Result<Self, Problem> {
         let headers = request.headers();
         check_authority(request, &visit.host)?;
         check_framing(request)?;
@@ -258,6 +266,7 @@ impl Wanted {
             }
             (&Method::CONNECT, Some(_)) => return Err(Problem::NotImplemented),
             (&Method::CONNECT | &Method::TRACE, None) => return Err(Problem::MethodNotAllowed),
+            (&Method::OPTIONS, None) if request.uri().path() == "*" => return Ok(Self::Options),
             _ => {}
         }
         if !has_token(headers, &header::UPGRADE, "websocket") || request.version() != Version::HTTP_11 {
@@ -280,7 +289,7 @@ impl Wanted {
 
 /// Host and SNI must agree (RFC 9110 section 7.4): a connection that was made
 /// for one name is used for no other.
-fn check_authority(request: &Request<Incoming>, host: &str) -> Result<(), Problem> {
+fn check_authority(request: &Request<()>, host: &str) -> Result<(), Problem> {
     let mut fields = request.headers().get_all(header::HOST).iter();
     let field = fields.next();
     if fields.next().is_some() {
@@ -316,7 +325,7 @@ fn same_host(left: &str, right: &str) -> bool {
 }
 
 /// What two servers in a row could understand differently.
-fn check_framing(request: &Request<Incoming>) -> Result<(), Problem> {
+fn check_framing(request: &Request<()>) -> Result<(), Problem> {
     let headers = request.headers();
     let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
     if lengths > 1 || (lengths == 1 && headers.contains_key(header::TRANSFER_ENCODING)) {
@@ -331,7 +340,8 @@ fn check_framing(request: &Request<Incoming>) -> Result<(), Problem> {
     if is_http2 && headers.get(header::TE).is_some_and(|te| te != "trailers") {
         return Err(Problem::BadRequest("TE may only say trailers"));
     }
-    if !request.uri().path().starts_with('/') && request.method() != Method::CONNECT {
+    let is_asterisk = request.method() == Method::OPTIONS && request.uri().path() == "*";
+    if !request.uri().path().starts_with('/') && request.method() != Method::CONNECT && !is_asterisk {
         return Err(Problem::BadRequest("the request target must begin with a slash"));
     }
     Ok(())
@@ -347,10 +357,23 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case(token))
 }
 
+/// What every application may be asked (RFC 9110 section 9.3.7): the wire to agents
+/// has no word for a request without a path.
+fn options() -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::Full(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::ALLOW, METHODS);
+    response
+}
+
 /// One request through the tunnel.
-async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Response<ReplyBody>, Problem> {
+async fn exchange(
+    visit: &Arc<Visit>,
+    request: Request<()>,
+    body: &mut Incoming,
+) -> Result<Response<ReplyBody>, Problem> {
     let shared = &visit.shared;
-    let (head, body) = request.into_parts();
+    let (head, ()) = request.into_parts();
     let entry = find(visit).await?;
     let lease = visit.place.lease(vec![Arc::clone(&shared.bodies), Arc::clone(&entry.bodies)]);
     let body = collect(body, &head.headers, lease, shared.settings.visitor.body).await?;
@@ -358,16 +381,17 @@ async fn exchange(visit: &Arc<Visit>, request: Request<Incoming>) -> Result<Resp
     let mut headers = request_headers(&head.headers, body.len() as u64);
     limit_encodings(&mut headers);
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let is_head = head.method == Method::HEAD;
     let kind = EnvelopeKind::Webhook { method: head.method, path, headers, body_uri: None };
     let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
     let ticket = start(visit, entry, exchange, ExchangeKind::Http, envelope, body)?;
-    answer_with(ticket, visit.patience()).await
+    answer_with(ticket, visit.patience(), is_head).await
 }
 
 /// A WebSocket handshake through the tunnel.
 async fn upgrade(
     visit: &Arc<Visit>,
-    mut request: Request<Incoming>,
+    mut request: Request<()>,
     key: Option<HeaderValue>,
 ) -> Result<Response<ReplyBody>, Problem> {
     let shared = &visit.shared;
@@ -379,7 +403,7 @@ async fn upgrade(
     let mut ticket = start(visit, entry, exchange, ExchangeKind::WebSocket, envelope, Bytes::new())?;
     let reply = ticket.reply().await?;
     if reply.head.status != StatusCode::OK {
-        return respond(reply, ticket, visit.patience()).await;
+        return respond(reply, ticket, visit.patience(), false).await;
     }
     let AgentReply { head, body } = reply;
     // The agent opens the bridge only after this is answered.
@@ -448,13 +472,12 @@ fn start(
 ///
 /// It is leased until its last octet is sent to the agent: without a bound for all
 /// together, a few thousand uploads would take all memory.
-async fn collect(mut body: Incoming, headers: &HeaderMap, mut lease: Lease, time: Duration) -> Result<Bytes, Problem> {
+async fn collect(body: &mut Incoming, headers: &HeaderMap, mut lease: Lease, time: Duration) -> Result<Bytes, Problem> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_BODY as u64) {
-        discard(body, time);
         return Err(Problem::BodyTooLarge);
     }
     let mut collected = BytesMut::new();
@@ -465,11 +488,9 @@ async fn collect(mut body: Incoming, headers: &HeaderMap, mut lease: Lease, time
         let frame = frame.map_err(|_| Problem::BadRequest("the body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
         if collected.len() + data.len() > MAX_BODY {
-            discard(body, time);
             return Err(Problem::BodyTooLarge);
         }
         if !lease.grow(data.len()) {
-            discard(body, time);
             return Err(Problem::NoMemory);
         }
         if collected.is_empty() && body.is_end_stream() {
@@ -480,7 +501,7 @@ async fn collect(mut body: Incoming, headers: &HeaderMap, mut lease: Lease, time
     Ok(lease.own(collected.freeze()))
 }
 
-/// Takes the rest of a body that is refused, for a while: clients that are cut
+/// Takes the rest of a request that is refused, for a while: clients that are cut
 /// off while they send lose the answer (curl does so over HTTP/2).
 fn discard(mut body: Incoming, time: Duration) {
     tokio::spawn(async move {
@@ -509,13 +530,23 @@ fn limit_encodings(headers: &mut HeaderMap) {
     }
 }
 
-async fn answer_with(mut ticket: Ticket, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
+async fn answer_with(mut ticket: Ticket, patience: Patience, is_head: bool) -> Result<Response<ReplyBody>, Problem> {
     let reply = ticket.reply().await?;
-    respond(reply, ticket, patience).await
+    respond(reply, ticket, patience, is_head).await
 }
 
-async fn respond(reply: AgentReply, ticket: Ticket, patience: Patience) -> Result<Response<ReplyBody>, Problem> {
+async fn respond(
+    reply: AgentReply,
+    ticket: Ticket,
+    patience: Patience,
+    is_head: bool,
+) -> Result<Response<ReplyBody>, Problem> {
     let AgentReply { head, body } = reply;
+    let octets: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if octets > MAX_REPLY_HEADERS || head.headers.len() > MAX_REPLY_FIELDS {
+        tracing::warn!(octets, fields = head.headers.len(), "a reply's headers are too large for visitors");
+        return Err(Problem::ReplyHeadersTooLarge);
+    }
     let mut response = Response::new(ReplyBody::Full(Bytes::new()));
     *response.status_mut() = head.status;
     let has_no_body = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -525,8 +556,9 @@ async fn respond(reply: AgentReply, ticket: Ticket, patience: Patience) -> Resul
     }
     if !has_no_body {
         let mut body = body.into_body(head.content_length, MAX_BODY, patience, ticket).await?;
-        // See `limit_encodings`.
-        let claims_gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
+        // See `limit_encodings`. A part of a body begins anywhere, and that of a HEAD nowhere.
+        let is_whole = !is_head && head.status != StatusCode::PARTIAL_CONTENT;
+        let claims_gzip = is_whole && headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
         if claims_gzip && !body.begins_with(&GZIP_MAGIC).await? {
             headers.remove(header::CONTENT_ENCODING);
         }
@@ -536,6 +568,10 @@ async fn respond(reply: AgentReply, ticket: Ticket, patience: Patience) -> Resul
     Ok(response)
 }
 
+/// Octets and number of a reply's header fields.
+const MAX_REPLY_HEADERS: usize = 64 * 1024;
+const MAX_REPLY_FIELDS: usize = 200;
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 const REASON: HeaderName = HeaderName::from_static("inkbox-reason");
 /// RFC 1952 section 2.3.1
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -555,6 +591,7 @@ pub(crate) enum Problem {
     NotFound,
     NotImplemented,
     ReplyBroken,
+    ReplyHeadersTooLarge,
     WebSocketVersion,
 }
 
@@ -599,6 +636,11 @@ impl Problem {
             ),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the only protocol is websocket"),
             Self::ReplyBroken => (StatusCode::BAD_GATEWAY, "reply-malformed", "the agent's reply is not whole"),
+            Self::ReplyHeadersTooLarge => (
+                StatusCode::BAD_GATEWAY,
+                "response-headers-too-large",
+                "the application's headers have more than 64 KiB or 200 fields",
+            ),
             Self::WebSocketVersion => {
                 (StatusCode::UPGRADE_REQUIRED, "websocket-version", "Sec-WebSocket-Version must be 13")
             }
@@ -619,7 +661,7 @@ impl From<Problem> for Response<ReplyBody> {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             }
             Problem::MethodNotAllowed => {
-                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+                headers.insert(header::ALLOW, METHODS);
             }
             Problem::WebSocketVersion => {
                 headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));

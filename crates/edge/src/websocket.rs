@@ -45,7 +45,7 @@ where
     let settings = &shared.settings;
     let max_frame = match bridge.link.windows {
         Windows::Small => SMALL_WINDOW_FRAME,
-        Windows::Credited => settings.agent.max_message,
+        Windows::Credited | Windows::CreditedInParts => settings.agent.max_message,
     };
     let (read, write) = split(visitor);
     let (frames, queued) = mpsc::unbounded_channel();

@@ -89,6 +89,8 @@ pub enum LiveCommand {
         /// Which one.
         session: SessionId,
     },
+    /// The tunnel is not what the agent took it for: it is to look again.
+    Announce,
     /// The server stops: sessions are to go elsewhere.
     Drain,
     /// One session may not go on: its credential is worth nothing any more.
@@ -115,6 +117,14 @@ pub enum LiveEvent {
         intake: IntakeId,
         /// The exchange.
         exchange: ExchangeId,
+    },
+    /// End this parked intake, which is used up by it: the agent is to look at its
+    /// tunnel again.
+    TunnelAnnounced {
+        /// The session.
+        session: SessionId,
+        /// Its stream.
+        intake: IntakeId,
     },
     /// The exchange waits for an intake.
     ExchangeQueued(ExchangeId),
@@ -275,6 +285,8 @@ pub struct Live {
 struct Session {
     stage: Stage,
     parked: VecDeque<IntakeId>,
+    /// The next intake that it parks tells it to look at its tunnel.
+    has_news: bool,
     /// Exchanges that it has the envelope of, bridges among them.
     held: usize,
 }
@@ -365,11 +377,9 @@ impl Live {
             }
             LiveCommand::EndExchange { exchange } => self.end_exchange(exchange, &mut events)?,
             LiveCommand::CloseSession { session } => self.close_session(session, now, &mut events)?,
+            LiveCommand::Announce => self.announce(&mut events),
             LiveCommand::Drain => self.drain(now, &mut events),
-            LiveCommand::RevokeSession { session } => {
-                self.known(session)?;
-                self.end_session(session, EndReason::Revoked, &mut events);
-            }
+            LiveCommand::RevokeSession { session } => self.revoke_session(session, &mut events)?,
             LiveCommand::Revoke => self.revoke(&mut events),
         }
         Ok(events)
@@ -419,7 +429,8 @@ impl Live {
             self.set_stage(older, Stage::Superseded { ends_at });
             self.end_if_done(older, events);
         }
-        self.sessions.insert(session, Session { stage: Stage::Admitted, parked: VecDeque::new(), held: 0 });
+        let parked = VecDeque::new();
+        self.sessions.insert(session, Session { stage: Stage::Admitted, parked, has_news: false, held: 0 });
         self.admitted = Some(session);
         self.expected_until = None;
         events.push(LiveEvent::SessionAdmitted(session));
@@ -443,6 +454,10 @@ impl Live {
         }
         if found.parked.len() >= limit {
             return Err(LiveRefusal::TooManyIntakes);
+        }
+        if found.stage == Stage::Admitted && std::mem::take(&mut found.has_news) {
+            events.push(LiveEvent::TunnelAnnounced { session, intake });
+            return Ok(());
         }
         found.parked.push_back(intake);
         if found.stage == Stage::Admitted
@@ -609,6 +624,40 @@ impl Live {
         }
     }
 
+    fn announce(&mut self, events: &mut Vec<LiveEvent>) {
+        // An agent that comes later has looked.
+        let Some(session) = self.admitted else { return };
+        let Some(found) = self.sessions.get_mut(&session) else { return };
+        match found.parked.pop_front() {
+            Some(intake) => events.push(LiveEvent::TunnelAnnounced { session, intake }),
+            None => found.has_news = true,
+        }
+    }
+
+    fn revoke_session(&mut self, session: SessionId, events: &mut Vec<LiveEvent>) -> Result<(), LiveRefusal> {
+        self.known(session)?;
+        self.end_session(session, EndReason::Revoked, events);
+        // No reply will come over another session: there is no other credential.
+        let held: Vec<ExchangeId> =
+            self.exchanges.iter().filter(|(_, e)| e.session == Some(session)).map(|(id, _)| *id).collect();
+        for exchange in held {
+            self.abort(exchange, Failure::AgentLost, events);
+        }
+        Ok(())
+    }
+
+    /// Ends an exchange in whichever way its phase has.
+    fn abort(&mut self, exchange: ExchangeId, failure: Failure, events: &mut Vec<LiveEvent>) {
+        let phase = self.exchanges.get(&exchange).map(|found| found.phase);
+        let is_bridged = matches!(phase, Some(Phase::Bridged | Phase::Replying));
+        events.push(if is_bridged {
+            LiveEvent::BridgeLost(exchange)
+        } else {
+            LiveEvent::ExchangeFailed { exchange, failure }
+        });
+        self.forget(exchange, events);
+    }
+
     fn revoke(&mut self, events: &mut Vec<LiveEvent>) {
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         for session in sessions {
@@ -618,14 +667,7 @@ impl Live {
         self.waiting.clear();
         let exchanges: Vec<ExchangeId> = self.exchanges.keys().copied().collect();
         for exchange in exchanges {
-            let phase = self.exchanges.get(&exchange).map(|found| found.phase);
-            let is_bridged = matches!(phase, Some(Phase::Bridged | Phase::Replying));
-            events.push(if is_bridged {
-                LiveEvent::BridgeLost(exchange)
-            } else {
-                LiveEvent::ExchangeFailed { exchange, failure: Failure::TunnelGone }
-            });
-            self.forget(exchange, events);
+            self.abort(exchange, Failure::TunnelGone, events);
         }
     }
 

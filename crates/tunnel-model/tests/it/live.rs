@@ -32,6 +32,7 @@ fn every_event_and_refusal_occurs_in_the_comparison() {
         "ExchangeFailed",
         "ExchangeQueued",
         "IntakesReleased",
+        "TunnelAnnounced",
         "ReplyAccepted",
         "SessionAdmitted",
         "SessionDrained",

@@ -88,6 +88,7 @@ fn command(which: u8, first: u8, second: u8, numbers: &mut Numbers) -> LiveComma
         13 => LiveCommand::ReturnEnvelope { session, exchange },
         14 if first < 40 => LiveCommand::Drain,
         14 if first < 60 => LiveCommand::Revoke,
+        14 if first < 130 => LiveCommand::Announce,
         _ => LiveCommand::RevokeSession { session },
     }
 }
@@ -119,6 +120,7 @@ struct Session {
     id: SessionId,
     stage: Stage,
     intakes: Vec<IntakeId>,
+    has_news: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -169,7 +171,7 @@ impl Plain {
                         older.stage = Stage::Superseded(now + self.rules.supersede_time);
                     }
                 }
-                self.sessions.push(Session { id: session, stage: Stage::Live, intakes: Vec::new() });
+                self.sessions.push(Session { id: session, stage: Stage::Live, intakes: Vec::new(), has_news: false });
                 self.expected_until = None;
                 events.push(LiveEvent::SessionAdmitted(session));
             }
@@ -184,7 +186,12 @@ impl Plain {
                 if self.sessions[at].intakes.len() >= self.rules.intake_limit {
                     return Err(LiveRefusal::TooManyIntakes);
                 }
-                self.sessions[at].intakes.push(intake);
+                if self.sessions[at].stage == Stage::Live && self.sessions[at].has_news {
+                    self.sessions[at].has_news = false;
+                    events.push(LiveEvent::TunnelAnnounced { session, intake });
+                } else {
+                    self.sessions[at].intakes.push(intake);
+                }
             }
             LiveCommand::ReturnEnvelope { session, exchange } => {
                 let at = self.exchange(exchange)?;
@@ -270,9 +277,26 @@ impl Plain {
                     events.push(LiveEvent::TunnelWentOffline(session));
                 }
             }
+            LiveCommand::Announce => {
+                if let Some(session) = self.sessions.iter_mut().find(|session| session.stage == Stage::Live) {
+                    if session.intakes.is_empty() {
+                        session.has_news = true;
+                    } else {
+                        let intake = session.intakes.remove(0);
+                        events.push(LiveEvent::TunnelAnnounced { session: session.id, intake });
+                    }
+                }
+            }
             LiveCommand::RevokeSession { session } => {
                 let at = self.at(session)?;
                 self.end(at, EndReason::Revoked, &mut events);
+                let (lost, kept): (Vec<_>, Vec<_>) =
+                    self.exchanges.drain(..).partition(|exchange| exchange.session == Some(session));
+                self.exchanges = kept;
+                events.extend(lost.iter().map(|exchange| match exchange.phase {
+                    Phase::Bridged | Phase::Replying => LiveEvent::BridgeLost(exchange.id),
+                    _ => LiveEvent::ExchangeFailed { exchange: exchange.id, failure: Failure::AgentLost },
+                }));
             }
             LiveCommand::Revoke => {
                 for at in 0..self.sessions.len() {
