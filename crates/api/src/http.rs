@@ -72,6 +72,7 @@ pub fn openapi() -> String {
     info(
         title = "Adit control plane",
         description = "Tunnels, identities and API keys. Every path is served with and without a trailing slash. \
+                       Bodies are JSON objects in which no key stands twice. \
                        Errors are RFC 9457 problem documents.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),

@@ -17,7 +17,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post};
@@ -131,6 +132,9 @@ pub fn router(panel: Arc<Panel>, bounds: Bounds) -> Router {
     let [get_routes, post_routes, patch_routes, delete_routes] =
         [get_routes, post_routes, patch_routes, delete_routes].map(finished);
     Router::new().fallback(move |request: Request| async move {
+        if !has_one_host(&request) {
+            return with_headers(Failure::WRONG_HOST.into_response());
+        }
         let routes = match *request.method() {
             Method::GET | Method::HEAD => get_routes,
             Method::POST => post_routes,
@@ -140,6 +144,17 @@ pub fn router(panel: Arc<Panel>, bounds: Bounds) -> Router {
         };
         routes.oneshot(request).await.into_response()
     })
+}
+
+/// Without a host, or with two, a request is read in one way here and in another by
+/// whatever stands before us (RFC 9112 section 3.2).
+fn has_one_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (None, _) => request.version() != Version::HTTP_11,
+        _ => false,
+    }
 }
 
 /// What a route makes of a request's body.

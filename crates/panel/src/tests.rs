@@ -1,6 +1,7 @@
 //! The use cases on a real directory: killed at every step, and all at once.
 
 mod departures;
+mod requests;
 
 use std::collections::BTreeSet;
 use std::fs;

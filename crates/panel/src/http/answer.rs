@@ -83,6 +83,7 @@ impl Failure {
     pub(super) const UNKNOWN_CERTIFICATE: Self =
         text(StatusCode::FORBIDDEN, "Certificate is not one of an active admin or agent");
     pub(super) const UNSUPPORTED_MEDIA_TYPE: Self = text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type");
+    pub(super) const WRONG_HOST: Self = text(StatusCode::BAD_REQUEST, "A request has one Host header");
 
     pub(super) fn certificate_required() -> Self {
         let hint = "Access to the Portlama panel requires a valid client certificate.";

@@ -188,6 +188,7 @@ async fn what_a_caller_who_left_has_begun_is_done_with_its_effects_or_not_at_all
                 let request = Request::builder()
                     .method(method)
                     .uri(path)
+                    .header("host", "127.0.0.1:9292")
                     .header("content-type", "application/json")
                     .extension(Peer { address, presented: Some(Arc::new(caller)), is_proxy: false })
                     .body(if body.is_null() { Body::empty() } else { Body::from(body.to_string()) })
