@@ -86,6 +86,7 @@ def main():
             ("passthrough: answers piece by piece", partial(through_events, scene, app)),
             ("passthrough: requests piece by piece", partial(through_uploads, scene, app)),
             ("passthrough: bodies", partial(through_bodies, scene)),
+            ("passthrough: last answers", partial(through_last_answers, scene)),
             ("passthrough: WebSocket messages", partial(websocket_messages, scene, "through")),
             ("passthrough: WebSocket closes", partial(websocket_closes, scene, app, "through")),
             ("passthrough: WebSockets that are refused", partial(websocket_refused, scene, "through")),
@@ -536,6 +537,17 @@ def through_bodies(scene):
         expect.equal(f"{version}: 33 MiB reach the app as sent", seen(page)["sha256"], sha256(up.read_bytes()))
     page = scene.curl("through", f"/large/{100 * MIB}", timeout=40)
     expect.equal("100 MiB reach the visitor as sent", sha256(page.body), sha256(filler(100 * MIB)))
+
+
+def through_last_answers(scene):
+    for size in (0, 1, 1000, 16_384, 65_537, MIB, 10 * MIB):
+        for options in (["--http1.0"], ["--http1.1", "--header", "connection: close"], ["--http2"]):
+            page = scene.curl("through", f"/large/{size}", *options)
+            came = page.status, page.body == filler(size)
+            expect.equal(f"{options}: {size} octets come though the connection ends with them", came, (200, True))
+        request = f"GET /large/{size} HTTP/1.0\r\nHost: {scene.host('through')}\r\n\r\n"
+        page = scene.raw("through", request.encode())
+        expect.equal(f"Python: {size} octets come", (page.status, page.body == filler(size)), (200, True))
 
 
 def kept(scene, app):

@@ -1,6 +1,7 @@
 //! Visitors of an edge tunnel: envelopes in, replies out.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_proto::bridge::{Message, MessageDecoder, Outer, OuterDecoder, encode_outer_close};
@@ -11,16 +12,17 @@ use agent_proto::{BridgeId, BridgeKind, Opcode, ReplyHead, RequestId, is_valid_c
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use h2::{RecvStream, SendStream};
+use h2::SendStream;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Body as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::time::timeout;
 
+use crate::bridge::{Bridge, Inbound};
 use crate::session::Streams;
 use crate::upstream::{AgentBody, full, upgraded};
-use crate::{Error, Shared, mask};
+use crate::{Error, InFlight, Shared, mask};
 
 /// How long a bridge or a handshake may take, if the edge sets no limit.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -113,7 +115,7 @@ pub(crate) fn put_forwarded(headers: &mut HeaderMap, public_host: &str, visitor:
 /// One WebSocket to the application.
 #[expect(clippy::too_many_arguments, reason = "the parts of one envelope")]
 pub(crate) async fn serve_websocket(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     streams: Streams,
     request_id: RequestId,
     id: BridgeId,
@@ -135,8 +137,8 @@ pub(crate) async fn serve_websocket(
     };
     // The edge answers the reply before it joins the bridge.
     streams.reply(request_id, head, Bytes::new()).await;
-    match streams.bridge(BridgeKind::WebSocket, id, limit).await {
-        Ok((send, recv)) => join(local, send, recv).await,
+    match streams.bridge(BridgeKind::WebSocket, id, InFlight::of(shared), limit).await {
+        Ok(bridge) => join(local, bridge).await,
         Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no bridge for a WebSocket"),
     }
 }
@@ -187,11 +189,11 @@ async fn open(
 }
 
 /// Carries messages both ways until both sides have ended.
-async fn join(local: impl AsyncRead + AsyncWrite, send: SendStream<Bytes>, recv: RecvStream) {
+async fn join(local: impl AsyncRead + AsyncWrite, mut bridge: Bridge) {
     let (read, write) = split(local);
     let write = tokio::sync::Mutex::new(write);
-    let mut forward = std::pin::pin!(to_local(recv, &write));
-    let mut backward = std::pin::pin!(to_edge(read, &write, send));
+    let mut forward = std::pin::pin!(to_local(&mut bridge.recv, &write));
+    let mut backward = std::pin::pin!(to_edge(read, &write, &mut bridge.send));
     tokio::select! {
         () = forward.as_mut() => drop(timeout(CLOSING, backward).await),
         () = backward.as_mut() => drop(timeout(CLOSING, forward).await),
@@ -201,7 +203,7 @@ async fn join(local: impl AsyncRead + AsyncWrite, send: SendStream<Bytes>, recv:
 }
 
 /// What the visitor says.
-async fn to_local(mut recv: RecvStream, write: &tokio::sync::Mutex<impl AsyncWrite + Unpin>) {
+async fn to_local(recv: &mut Inbound, write: &tokio::sync::Mutex<impl AsyncWrite + Unpin>) {
     let mut outer = OuterDecoder::new();
     let mut messages = MessageDecoder::new(MAX_MESSAGE / 3 * 4 + 1024);
     let mut end = None;
@@ -228,23 +230,20 @@ async fn to_local(mut recv: RecvStream, write: &tokio::sync::Mutex<impl AsyncWri
         if !out.is_empty() && write.lock().await.write_all(&out).await.is_err() {
             return;
         }
-        // Fails only when the stream is gone.
-        let _ = recv.flow_control().release_capacity(octets);
+        recv.release(octets);
     }
     let (code, reason) = end.unwrap_or((GOING_AWAY, String::new()));
     let mut close = BytesMut::new();
     write_close(Some(if is_valid_close_code(code) { code } else { NORMAL }), &reason, Some(mask()), &mut close);
     let _ = write.lock().await.write_all(&close).await;
-    while let Some(Ok(rest)) = recv.data().await {
-        let _ = recv.flow_control().release_capacity(rest.len());
-    }
+    recv.drain().await;
 }
 
 /// What the application says.
 async fn to_edge(
     mut read: impl AsyncRead + Unpin,
     write: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
-    mut send: SendStream<Bytes>,
+    send: &mut SendStream<Bytes>,
 ) {
     let mut reader = Reader::new(Role::Client, MAX_MESSAGE);
     let mut buffer = BytesMut::with_capacity(READ);
@@ -274,7 +273,7 @@ async fn to_edge(
         };
         let mut frame = BytesMut::with_capacity(message.encoded_len() + 4);
         message.encode(Some(mask()), &mut frame);
-        if send_all(&mut send, frame.freeze()).await.is_err() {
+        if send_all(send, frame.freeze()).await.is_err() {
             return;
         }
     };

@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod bridge;
 mod certificate;
 mod exchange;
 mod passthrough;

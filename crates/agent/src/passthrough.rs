@@ -1,7 +1,7 @@
 //! Visitors of a passthrough tunnel: TLS ends here, with a key that the edge
 //! never sees.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use agent_proto::limits::MAX_TCP_FRAME;
 use agent_proto::visitor::reply_headers;
 use agent_proto::{BridgeId, BridgeKind, Opcode, apply_mask};
 use bytes::{Buf as _, Bytes, BytesMut};
-use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -21,10 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::bridge::Bridge;
 use crate::exchange::put_forwarded;
 use crate::session::Streams;
 use crate::upstream::{AgentBody, full, serve_http, upgraded};
-use crate::{Shared, mask};
+use crate::{InFlight, Shared, mask};
 
 /// How long the bridge and the visitor's handshake may take, each.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -35,14 +35,14 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
         tracing::warn!("the edge sends a raw connection, but TLS ends there");
         return;
     };
-    let (send, recv) = match streams.bridge(BridgeKind::Tcp, id, HANDSHAKE).await {
+    let bridge = match streams.bridge(BridgeKind::Tcp, id, InFlight::of(shared), HANDSHAKE).await {
         Ok(bridge) => bridge,
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "no bridge for a connection");
             return;
         }
     };
-    let bridge = BridgeIo { send, recv, decoder: OuterDecoder::new(), read: Bytes::new(), is_done: false };
+    let bridge = BridgeIo { bridge, decoder: OuterDecoder::new(), read: Bytes::new(), is_done: false };
     let accepted = timeout(HANDSHAKE, TlsAcceptor::from(certificate.server_config()).accept(bridge)).await;
     let tls = match accepted {
         Ok(Ok(tls)) => tls,
@@ -150,8 +150,7 @@ async fn forward_upgrade(
 
 /// The bytes of a bridge as a connection.
 struct BridgeIo {
-    send: SendStream<Bytes>,
-    recv: RecvStream,
+    bridge: Bridge,
     decoder: OuterDecoder,
     read: Bytes,
     is_done: bool,
@@ -181,12 +180,8 @@ impl AsyncRead for BridgeIo {
             if self.is_done {
                 return Poll::Ready(Ok(()));
             }
-            match ready!(self.recv.poll_data(cx)) {
-                Some(Ok(chunk)) => {
-                    // Fails only when the stream is gone.
-                    let _ = self.recv.flow_control().release_capacity(chunk.len());
-                    self.decoder.push(chunk);
-                }
+            match ready!(self.bridge.recv.poll_data(cx)) {
+                Some(Ok(chunk)) => self.decoder.push(chunk),
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
                 None => self.is_done = true,
             }
@@ -195,24 +190,40 @@ impl AsyncRead for BridgeIo {
 }
 
 impl AsyncWrite for BridgeIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let octets = buf.len().min(MAX_TCP_FRAME - HEADER);
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    // TLS has one attempt to say why a handshake fails, behind what it has still to say.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let octets = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(MAX_TCP_FRAME - HEADER);
         let key = mask();
         let header = outer_prefix(Opcode::Binary, octets, Some(key));
         let wanted = header.len() + octets;
-        self.send.reserve_capacity(wanted);
-        while self.send.capacity() < wanted {
-            match ready!(self.send.poll_capacity(cx)) {
+        let send = &mut self.bridge.send;
+        send.reserve_capacity(wanted);
+        while send.capacity() < wanted {
+            match ready!(send.poll_capacity(cx)) {
                 Some(room) => drop(room.map_err(io::Error::other)?),
                 None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             }
         }
         let mut frame = BytesMut::with_capacity(wanted);
         frame.extend_from_slice(&header);
-        frame.extend_from_slice(&buf[..octets]);
+        for buf in bufs {
+            frame.extend_from_slice(&buf[..buf.len().min(wanted - frame.len())]);
+        }
         apply_mask(&mut frame[header.len()..], key, 0);
-        self.send.send_data(frame.freeze(), false).map_err(io::Error::other)?;
+        send.send_data(frame.freeze(), false).map_err(io::Error::other)?;
         Poll::Ready(Ok(octets))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -223,7 +234,7 @@ impl AsyncWrite for BridgeIo {
         let mut close = BytesMut::new();
         encode_outer_close(1000, "clean-eof", Some(mask()), &mut close);
         // Small: h2 keeps it until there is room. A stream that has ended is shut down.
-        let _ = self.send.send_data(close.freeze(), true);
+        let _ = self.bridge.send.send_data(close.freeze(), true);
         Poll::Ready(Ok(()))
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agent_proto::limits::{INTAKE_SUPERSEDED, MAX_BODY, PING_INTERVAL, PING_TIMEOUT, SUPERSEDED};
 use agent_proto::{
-    Bridge, BridgeId, BridgeKind, Credential, Envelope, EnvelopeKind, Hello, HelloAnswer, Intake, OwnerToken, Reply,
-    ReplyHead, RequestId,
+    BridgeId, BridgeKind, Credential, Envelope, EnvelopeKind, Hello, HelloAnswer, Intake, OwnerToken, Reply, ReplyHead,
+    RequestId,
 };
 use bytes::{Bytes, BytesMut};
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
@@ -21,6 +21,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
+use crate::bridge::Bridge;
+use crate::exchange::send_all;
 use crate::{Error, InFlight, Shared, exchange, passthrough};
 
 /// The streams of one session, for those who answer what it brought.
@@ -57,8 +59,10 @@ pub(crate) enum End {
 
 /// How long a hello may take.
 const HELLO: Duration = Duration::from_secs(15);
-/// How long the answer to a reply is waited for.
+/// How long the answer to a reply is waited for, and room for each [`PIECE`] of it.
 const REPLY: Duration = Duration::from_secs(30);
+/// Octets of a reply that are sent at once.
+const PIECE: usize = 64 * 1024;
 /// How long a reply waits for the next session.
 const HANDOFF: Duration = Duration::from_secs(5);
 /// How long the intakes of a lost connection may take to say why it was lost.
@@ -306,19 +310,15 @@ impl Streams {
         let answered = async {
             let (response, mut send) = posted?;
             if !body.is_empty() {
-                // h2 keeps what the window has no room for yet.
-                send.send_data(body, true)?;
+                send_piece_by_piece(&mut send, body).await?;
             }
-            response.await
+            timeout(REPLY, response).await.map_err(|_| Error::Slow("the acknowledgement"))?.map_err(Error::from)
         };
-        match timeout(REPLY, answered).await {
-            Ok(Ok(response)) if response.status().is_success() => {}
+        match answered.await {
+            Ok(response) if response.status().is_success() => {}
             // The visitor left, or the edge gave up on us before.
-            Ok(Ok(response)) => tracing::debug!(status = %response.status(), "a reply was not taken"),
-            Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a reply could not be delivered");
-            }
-            Err(_) => tracing::warn!("a reply was not acknowledged in time"),
+            Ok(response) => tracing::debug!(status = %response.status(), "a reply was not taken"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "a reply could not be delivered"),
         }
     }
 
@@ -327,9 +327,10 @@ impl Streams {
         &self,
         kind: BridgeKind,
         id: BridgeId,
+        in_flight: InFlight,
         time: Duration,
-    ) -> Result<(SendStream<Bytes>, RecvStream), Error> {
-        let bridge = Bridge { tunnel: self.tunnel, credential: self.credential.clone(), kind, id };
+    ) -> Result<Bridge, Error> {
+        let bridge = agent_proto::Bridge { tunnel: self.tunnel, credential: self.credential.clone(), kind, id };
         let mut request = bridge.to_request(&self.zone)?;
         request.extensions_mut().insert(Protocol::from_static(kind.protocol()));
         let mut streams = self.clone();
@@ -338,7 +339,7 @@ impl Streams {
         if response.status() != StatusCode::OK {
             return Err(Error::Bridge(response.status()));
         }
-        Ok((send, response.into_body()))
+        Ok(Bridge::new(send, response.into_body(), in_flight))
     }
 
     async fn open(
@@ -369,6 +370,17 @@ impl Streams {
         };
         timeout(HANDOFF, is_usable).await.unwrap_or(false).then_some(send)
     }
+}
+
+/// Sends a reply's body and its end. The edge may take long over all of it, but not
+/// over one piece.
+async fn send_piece_by_piece(send: &mut SendStream<Bytes>, mut body: Bytes) -> Result<(), Error> {
+    while body.len() > PIECE {
+        let piece = body.split_to(PIECE);
+        timeout(REPLY, send_all(send, piece)).await.map_err(|_| Error::Slow("room for the reply"))??;
+    }
+    // h2 keeps what the window has no room for yet.
+    Ok(send.send_data(body, true)?)
 }
 
 /// A whole body of at most `limit` octets; the rest of a larger one is read and

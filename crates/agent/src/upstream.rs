@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -17,7 +18,8 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::AbortHandle;
 
 use crate::Error;
 use crate::tls::{Address, Trust};
@@ -33,7 +35,7 @@ struct Inner {
     dial: Dial,
     /// What the application sees as `Host`.
     host: HeaderValue,
-    idle: Mutex<Vec<SendRequest<AgentBody>>>,
+    idle: Mutex<Vec<Connection>>,
 }
 
 enum Dial {
@@ -42,7 +44,21 @@ enum Dial {
     Service(Box<dyn Fn(tokio::io::DuplexStream) + Send + Sync>),
 }
 
-/// A connection to the application.
+/// A connection to the application, which ends when nobody has it.
+struct Connection {
+    sender: SendRequest<Outbound>,
+    task: Option<AbortHandle>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// What a connection to the application is made of.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -109,22 +125,28 @@ impl Upstream {
         loop {
             let idle = self.take_idle();
             let is_reused = idle.is_some();
-            let mut sender = match idle {
-                Some(sender) => sender,
+            let mut connection = match idle {
+                Some(connection) => connection,
                 None => self.dial().await?,
             };
             let again = again(&request).filter(|_| is_reused);
-            match sender.try_send_request(request).await {
+            let is_sent = Arc::new(AtomicBool::new(false));
+            let outbound = request.map(|body| Outbound { body, _taken: Taken(Arc::clone(&is_sent)) });
+            match connection.sender.try_send_request(outbound).await {
                 Ok(response) => {
                     let (head, body) = response.into_parts();
-                    return Ok(Response::from_parts(
-                        head,
-                        UpstreamBody { body, sender: Some(sender), upstream: self.clone() },
-                    ));
+                    let connection = Some(connection);
+                    let body = UpstreamBody { body, connection, is_sent, upstream: self.clone() };
+                    return Ok(Response::from_parts(head, body));
                 }
                 // The application closed an idle connection while we took it: either
                 // nothing was sent, or it may be sent again.
-                Err(mut error) => match error.take_message().filter(|_| is_reused).or(again) {
+                Err(mut error) => match error
+                    .take_message()
+                    .filter(|_| is_reused)
+                    .map(|unsent| unsent.map(|sent| sent.body))
+                    .or(again)
+                {
                     Some(unsent) => request = unsent,
                     None => return Err(error.into_error().into()),
                 },
@@ -135,28 +157,31 @@ impl Upstream {
     /// Sends a request on a connection of its own, which may be upgraded.
     pub(crate) async fn send_upgrade(&self, mut request: Request<AgentBody>) -> Result<Response<Incoming>, Error> {
         request.headers_mut().insert(header::HOST, self.0.host.clone());
-        let mut sender = self.dial().await?;
-        Ok(sender.send_request(request).await?)
+        let mut connection = self.dial().await?;
+        // It lives on as what it becomes.
+        connection.task = None;
+        let request = request.map(|body| Outbound { body, _taken: Taken(Arc::default()) });
+        Ok(connection.sender.send_request(request).await?)
     }
 
-    fn take_idle(&self) -> Option<SendRequest<AgentBody>> {
+    fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(sender) = idle.pop() {
-            if sender.is_ready() {
-                return Some(sender);
+        while let Some(connection) = idle.pop() {
+            if connection.sender.is_ready() {
+                return Some(connection);
             }
         }
         None
     }
 
-    fn put_idle(&self, sender: SendRequest<AgentBody>) {
+    fn put_idle(&self, connection: Connection) {
         let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE && !sender.is_closed() {
-            idle.push(sender);
+        if idle.len() < MAX_IDLE && !connection.sender.is_closed() {
+            idle.push(connection);
         }
     }
 
-    async fn dial(&self) -> Result<SendRequest<AgentBody>, Error> {
+    async fn dial(&self) -> Result<Connection, Error> {
         let io: Box<dyn Io> = match &self.0.dial {
             Dial::Tcp { host, port } => Box::new(Address(host, *port).connect().await.map_err(Error::Connect)?),
             Dial::Tls { host, port, trust } => Box::new(trust.connect(host, Address(host, *port), b"http/1.1").await?),
@@ -166,13 +191,47 @@ impl Upstream {
                 Box::new(near)
             }
         };
-        let (sender, connection) = http1::handshake(TokioIo::new(io)).await?;
-        tokio::spawn(async move {
+        let (sender, connection) = http1::handshake(TokioIo::new(AnswerFirst { io, is_deaf: false })).await?;
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a connection to the application ended");
             }
         });
-        Ok(sender)
+        Ok(Connection { sender, task: Some(task.abort_handle()) })
+    }
+}
+
+/// A connection whose end is learnt by reading: an application that takes no more of a
+/// request, and cannot be written to, may have answered it (RFC 9112 section 9.5).
+struct AnswerFirst {
+    io: Box<dyn Io>,
+    is_deaf: bool,
+}
+
+impl AsyncRead for AnswerFirst {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for AnswerFirst {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.is_deaf {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, buf)) {
+                Err(_) => self.is_deaf = true,
+                written => return Poll::Ready(written),
+            }
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_deaf |= !self.is_deaf && ready!(Pin::new(&mut self.io).poll_flush(cx)).is_err();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -195,17 +254,52 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// The body of a response. Read to its end, its connection is used again.
+/// The body of a request, which tells when all of it was taken.
+struct Outbound {
+    body: AgentBody,
+    _taken: Taken,
+}
+
+/// Says so when it goes.
+struct Taken(Arc<AtomicBool>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Body for Outbound {
+    type Data = Bytes;
+    type Error = <AgentBody as Body>::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a response. Read to its end, its connection is used again, unless the
+/// application has answered without reading the request: then the rest of that is not
+/// wanted, and whoever sends it learns so by the end of the connection.
 pub(crate) struct UpstreamBody {
     body: Incoming,
-    sender: Option<SendRequest<AgentBody>>,
+    connection: Option<Connection>,
+    is_sent: Arc<AtomicBool>,
     upstream: Upstream,
 }
 
 impl UpstreamBody {
     fn finish(&mut self) {
-        if let Some(sender) = self.sender.take() {
-            self.upstream.put_idle(sender);
+        if let Some(connection) = self.connection.take().filter(|_| self.is_sent.load(Ordering::Acquire)) {
+            self.upstream.put_idle(connection);
         }
     }
 }
@@ -220,7 +314,7 @@ impl Body for UpstreamBody {
             None => self.finish(),
             Some(Ok(_)) if self.body.is_end_stream() => self.finish(),
             Some(Ok(_)) => {}
-            Some(Err(_)) => self.sender = None,
+            Some(Err(_)) => self.connection = None,
         }
         Poll::Ready(frame)
     }

@@ -1,6 +1,7 @@
 //! The edge with a real agent, over loopback: what a visitor gets, and what the
 //! application behind the agent sees.
 
+mod passthrough;
 mod visitor;
 mod world;
 

@@ -8,11 +8,13 @@ use agent::{Agent, Credential, Error, Event, Rest, Trust, Upstream};
 use api::{App, DataPlane, Limits, Metrics, SystemClock, SystemRandom};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Path, Request};
 use axum::response::Response;
 use axum::routing::{any, get};
+use bytes::Bytes;
 use ca_dir::{CaDir, leaf_profile};
 use edge::{Edge, Settings};
+use http::StatusCode;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, KeyPolicy, Profile, Time, Usage};
 use rustls::pki_types::CertificateDer;
@@ -111,7 +113,12 @@ impl World {
 
     /// An agent with an application in its process, once it is connected.
     pub(crate) async fn agent(&self, name: &str) -> Running {
-        self.agent_at(name, self.address.port()).await
+        self.agent_for(name, Upstream::service(application())).await
+    }
+
+    /// The same, with another application.
+    pub(crate) async fn agent_for(&self, name: &str, upstream: Upstream) -> Running {
+        self.agent_at(name, self.address.port(), upstream).await
     }
 
     /// The same, behind a balancer that begins each connection with `header`.
@@ -128,16 +135,15 @@ impl World {
                 });
             }
         });
-        self.agent_at(name, port).await
+        self.agent_at(name, port, Upstream::service(application())).await
     }
 
-    async fn agent_at(&self, name: &str, port: u16) -> Running {
+    async fn agent_at(&self, name: &str, port: u16, upstream: Upstream) -> Running {
         let trust = Trust::only(vec![self.root.clone()]).expect("a root");
         let server = format!("http://{}", self.api).parse().expect("a URL");
         let rest = Rest::new(server, Credential::ApiKey(self.key.clone()), Some(trust)).expect("a client");
-        let agent = Agent::new(rest, name, Upstream::service(application()))
-            .edge("127.0.0.1", port)
-            .state_directory(self.directory.path().join(name));
+        let agent =
+            Agent::new(rest, name, upstream).edge("127.0.0.1", port).state_directory(self.directory.path().join(name));
         let (connected, mut waiting) = tokio::sync::mpsc::unbounded_channel();
         let task = tokio::spawn(agent.run(move |event| {
             if let Event::Connected { .. } = event {
@@ -156,6 +162,11 @@ fn admin() -> Caller {
     Caller::Key { id: KeyId::from_bytes([1; 16]), organization, scope: Scope::Admin }
 }
 
+/// So many octets, no two pieces alike.
+pub(crate) fn filler(count: usize) -> Bytes {
+    (0..count).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1] ^ n.to_le_bytes()[2]).collect()
+}
+
 /// Tells what it was asked, mirrors bodies, and echoes WebSocket octets.
 fn application() -> Router {
     async fn echo(request: Request) -> String {
@@ -164,6 +175,13 @@ fn application() -> Router {
             text.push_str(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
         }
         text
+    }
+    async fn octets(Path(count): Path<usize>) -> Bytes {
+        filler(count)
+    }
+    // Answers while the request is still coming.
+    async fn early() -> StatusCode {
+        StatusCode::PAYLOAD_TOO_LARGE
     }
     async fn mirror(request: Request) -> Body {
         Body::new(request.into_body())
@@ -195,6 +213,8 @@ fn application() -> Router {
     Router::new()
         .route("/echo", any(echo))
         .route("/", get(echo))
+        .route("/octets/{count}", any(octets))
+        .route("/early", any(early))
         .route("/mirror", any(mirror))
         .route("/ws", get(websocket))
 }
