@@ -55,7 +55,8 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     };
     let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.sweep_interval.0.0, stopped.clone()));
     let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
-    let side_routes = side_routes(Arc::clone(&started.app), started.edge.clone(), Arc::clone(&metrics));
+    let served = panel.as_ref().map(|(served, _)| Arc::clone(&served.panel));
+    let side_routes = side_routes(Arc::clone(&started.app), served, started.edge.clone(), Arc::clone(&metrics));
     let rest: Rest = {
         let (routes, stopped) = (routes.clone(), stopped.clone());
         Arc::new(move |arrival| {
@@ -117,16 +118,24 @@ async fn keep_crl(panel: Arc<Panel>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-fn side_routes(app: Arc<App>, edge: Edge, metrics: Arc<Metrics>) -> Router {
+fn side_routes(app: Arc<App>, panel: Option<Arc<Panel>>, edge: Edge, metrics: Arc<Metrics>) -> Router {
     const TEXT: [(header::HeaderName, &str); 1] =
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     let ready = move || async move {
-        match app.check().await {
-            Ok(()) => (StatusCode::OK, "ready\n"),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "not ready");
-                (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
-            }
+        let mut failures = Vec::new();
+        if let Err(error) = app.check().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "not ready");
+            failures.push(error.in_short());
+        }
+        if let Some(panel) = panel
+            && let Err(error) = panel.check().await
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "not ready");
+            failures.push("the panel's directory cannot be read or written");
+        }
+        match failures.as_slice() {
+            [] => (StatusCode::OK, "ready\n".to_owned()),
+            failures => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", failures.join("; "))),
         }
     };
     let numbers = move || async move {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use pki_core::{Authority, DnsName, SerialNumber, Time};
-use store::{Observer, Page, Place, Placed, Store};
+use store::{Observer, Page, Place, Placed, Store, StoreError};
 use tunnel_model::{
     ApiKey, ApiKeySecret, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId,
     Kind, Label, Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId,
@@ -472,8 +472,8 @@ impl App {
     /// # Errors
     ///
     /// Those of the store.
-    pub async fn check(&self) -> Result<(), Error> {
-        Ok(self.store.check().await?)
+    pub async fn check(&self) -> Result<(), StoreError> {
+        self.store.check().await
     }
 
     /// Most often the first key is one; an organization may have very many.

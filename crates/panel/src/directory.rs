@@ -123,6 +123,25 @@ impl Directory {
         Snapshot(self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Can every list be read, and a file be written?
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        {
+            let state = self.state();
+            state.agents()?;
+            readable(&state.tokens)?;
+            state.revoked()?;
+            state.config()?;
+        }
+        // Taken by the writer in its turn, so that it holds the lock.
+        let probe = self.paths().at(PROBE);
+        self.change(move |_| {
+            let written = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
+            let written = written.map_err(|error| Error::internal(malformed(&probe, &error)));
+            written.map(|()| (Vec::new(), ()))
+        })
+        .await
+    }
+
     /// Ends the grace of what `successor` superseded, for good and without waiting
     /// for it. A full queue leaves that to the end of its time.
     pub(crate) fn end_grace(&self, successor: Serial) {
@@ -344,6 +363,8 @@ fn readable<T>(part: &Result<T, Malformed>) -> Result<&T, Malformed> {
 pub(crate) const REGISTRY: &str = "agents/registry.json";
 pub(crate) const REVOKED: &str = "revoked.json";
 pub(crate) const TOKENS: &str = "enrollment-tokens.json";
+/// Is there for a moment, to see that a file can be.
+const PROBE: &str = ".probe";
 /// Ours alone; whoever does not know it has no grace.
 pub(crate) const GRACE: &str = ".grace.json";
 pub(crate) const CRL: &str = "crl.pem";

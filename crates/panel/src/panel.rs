@@ -173,6 +173,15 @@ impl Panel {
         Ok(caller)
     }
 
+    /// Can the directory be read and written, so that everybody is answered?
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`]; its cause names the file.
+    pub async fn check(&self) -> Result<(), Error> {
+        self.directory.check().await
+    }
+
     /// May this capability be granted?
     pub fn is_capability(&self, capability: &str) -> bool {
         CAPABILITIES.contains(&capability) || self.capabilities.iter().any(|extra| extra == capability)

@@ -627,6 +627,31 @@ async fn lists_of_the_wrong_shape_let_nobody_in_and_are_kept() {
 }
 
 #[tokio::test]
+async fn what_keeps_the_panel_from_answering_is_told() {
+    let world = World::new();
+    let panel = world.open().await;
+    panel.check().await.expect("in order");
+    for name in ["agents/registry.json", "revoked.json", "enrollment-tokens.json", "../panel.json"] {
+        let path = world.pki().join(name);
+        let before = fs::read(&path).ok();
+        fs::write(&path, "[").expect("written");
+        let Err(Error::Internal(cause)) = panel.check().await else { panic!("{name} is malformed") };
+        assert!(cause.to_string().contains(path.file_name().expect("a name").to_str().expect("text")), "{cause}");
+        match before {
+            Some(content) => fs::write(&path, content).expect("written"),
+            None => fs::remove_file(&path).expect("removed"),
+        }
+        panel.check().await.expect("mended");
+    }
+    let elsewhere = world.directory.path().join("elsewhere");
+    fs::rename(world.pki(), &elsewhere).expect("moved");
+    panel.check().await.expect_err("no directory is there");
+    fs::rename(elsewhere, world.pki()).expect("moved back");
+    panel.check().await.expect("in order again");
+    world.assert_consistent("after the checks").await;
+}
+
+#[tokio::test]
 async fn a_directory_without_agents_gets_one() {
     let world = World::new();
     fs::remove_dir(world.pki().join("agents")).expect("removed");

@@ -231,6 +231,9 @@ pub enum StoreError {
     /// A row that no version of this program wrote.
     #[error("a stored {0} cannot be read")]
     Corrupt(&'static str),
+    /// Pages or records are not as they were written.
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
     /// No room is left to write.
     #[error("there is no space left for the database")]
     Full,
@@ -240,6 +243,18 @@ pub enum StoreError {
     /// The group that a command was written in was not committed.
     #[error("the database could not commit: {0}")]
     Uncommitted(String),
+}
+
+impl StoreError {
+    /// What fails, for whoever may not know more of it.
+    pub fn in_short(&self) -> &'static str {
+        match self {
+            Self::Closed => "the store is closed",
+            Self::Corrupt(_) | Self::Damaged(_) => "the database is damaged",
+            Self::Full => "there is no space left for the database",
+            Self::Sqlite(_) | Self::Uncommitted(_) => "the database cannot be read or written",
+        }
+    }
 }
 
 /// What a backend offers inside one transaction.

@@ -6,6 +6,7 @@
 //! been told. Look-ups have connections
 //! of their own (WAL), so that they never wait for a commit.
 
+mod health;
 mod rows;
 
 use std::fs::{File, OpenOptions};
@@ -18,6 +19,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+use health::{Health, Look};
 
 /// The version of the tables that this program reads and writes.
 pub const SCHEMA_VERSION: i64 = 3;
@@ -42,6 +44,8 @@ pub struct SqliteStore {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
     readers: Arc<Readers>,
+    /// The last look at the whole database, which may be under way.
+    look: Mutex<Option<Look>>,
     observers: Arc<Observers>,
     /// Held until the store is dropped.
     _lock: File,
@@ -107,15 +111,18 @@ impl SqliteStore {
         restrict_to_owner(&database)?;
         configure(&connection, 4096).map_err(sqlite)?;
         sync_directory(directory)?;
-        let readers = Arc::new(Readers { idle: Mutex::default(), database: database.clone() });
+        let health = Arc::new(Health::default());
+        let readers =
+            Arc::new(Readers { idle: Mutex::default(), database: database.clone(), health: Arc::clone(&health) });
+        let look = Mutex::new(Look::first(&readers).map_err(sqlite)?);
         let (jobs, queue) = mpsc::channel(QUEUE);
         let observers = Arc::new(Observers::default());
-        let writes = Writer { connection, observers: Arc::clone(&observers) };
+        let writes = Writer { connection, observers: Arc::clone(&observers), health };
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writes.run(queue))
             .map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
-        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers, observers, _lock: lock })
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), readers, look, observers, _lock: lock })
     }
 
     /// Runs a look-up of one record in place: out of the page cache it takes
@@ -259,7 +266,14 @@ impl Store for SqliteStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.write_only(Work::Check).await?;
-        self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
+        self.read(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))?;
+        let health = &self.readers.health;
+        if health.is_to_be_looked_at() {
+            // Its result is the next answer.
+            let look = Look::aside(&self.readers).map_err(store_error)?;
+            *self.look.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        }
+        health.damage().map_or(Ok(()), |damage| Err(StoreError::Damaged(damage)))
     }
 }
 
@@ -268,6 +282,7 @@ impl Store for SqliteStore {
 struct Readers {
     idle: Mutex<Vec<Connection>>,
     database: PathBuf,
+    health: Arc<Health>,
 }
 
 impl Readers {
@@ -277,7 +292,7 @@ impl Readers {
             Some(connection) => connection,
             None => self.open().map_err(store_error)?,
         };
-        let answer = query(&connection).map_err(store_error);
+        let answer = query(&connection).map_err(store_error).inspect_err(|error| self.health.note_read(error));
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_READERS {
             idle.push(connection);
@@ -312,6 +327,7 @@ enum Work {
 struct Writer {
     connection: Connection,
     observers: Arc<Observers>,
+    health: Arc<Health>,
 }
 
 impl Writer {
@@ -337,14 +353,17 @@ impl Writer {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, commands = replies.len(), "commit failed");
+                self.health.note_write(&error);
                 let failed = |_: &_| Err(ExecuteError::Store(same_error(&error)));
                 replies.iter().map(failed).collect()
             }
         };
         for (reply, answer) in replies.into_iter().zip(answers) {
             // Whoever asked may be gone; what was decided stands, and is told.
-            if let Ok(events) = &answer {
-                self.observers.tell(events);
+            match &answer {
+                Ok(events) => self.observers.tell(events),
+                Err(ExecuteError::Store(error)) => self.health.note_write(error),
+                Err(ExecuteError::Refused(_)) => {}
             }
             let _ = reply.send(answer);
         }

@@ -74,7 +74,7 @@ async fn answer_to(world: &World, request: Vec<u8>) -> String {
     let address = listener.local_addr().expect("an address");
     let (router, limits) = (world.router.clone(), Limits::default());
     let serving = tokio::spawn(async move {
-        api::serve(listener, router, &limits, Arc::new(Metrics::new()), std::future::pending()).await
+        api::serve(listener, router, &limits, Arc::new(Metrics::new()), std::future::pending()).await;
     });
     let exchange = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address).expect("connected");

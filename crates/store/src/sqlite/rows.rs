@@ -111,6 +111,16 @@ pub(super) fn tunnels_restorable_after(
         .collect()
 }
 
+/// Reads every record that a list or a look-up may ask for.
+pub(super) fn read_all(connection: &Connection) -> Result<()> {
+    let mut tunnels = connection.prepare(concat!("SELECT ", tunnel_columns!(""), " FROM tunnels"))?;
+    tunnels.query_map([], |row| read_tunnel(row, 0).map(drop))?.collect::<Result<()>>()?;
+    let mut identities = connection.prepare("SELECT * FROM identities")?;
+    identities.query_map([], |row| read_identity(row).map(drop))?.collect::<Result<()>>()?;
+    let mut keys = connection.prepare("SELECT * FROM api_keys")?;
+    keys.query_map([], |row| read_api_key(row).map(drop))?.collect()
+}
+
 pub(super) fn insert_tunnel(connection: &Connection, tunnel: &Tunnel) -> Result<()> {
     let certificate = tunnel.certificate.as_ref();
     connection

@@ -1,11 +1,11 @@
 //! What SQLite adds: a file, a lock, a version, and many writers at once.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use store::{OpenError, Page, SCHEMA_VERSION, SqliteStore, Store as _};
+use store::{OpenError, Page, SCHEMA_VERSION, SqliteStore, Store as _, StoreError};
 use tunnel_model::{Command, IdentityKey, Rules, TlsMode};
 
 use crate::world::*;
@@ -261,10 +261,51 @@ async fn a_row_that_nobody_wrote_is_an_error_and_no_panic() {
         let store = open(directory.path());
         let answer = store.tunnel(tunnel_id(1)).await;
         assert!(answer.is_err(), "{statement}: {answer:?}");
-        store.check().await.expect("the rest is in order");
+        // Who lists them would get an error, too.
+        let damaged = store.check().await;
+        assert!(matches!(damaged, Err(StoreError::Damaged(_))), "{statement}: {damaged:?}");
         drop(store);
         std::fs::write(directory.path().join("adit.db"), saved).expect("as before");
     }
+}
+
+/// Writes zeros over a page of the table.
+fn zero_a_page_of(directory: &Path, table: &str) {
+    let connection = connect(directory);
+    connection.pragma_update(None, "journal_mode", "DELETE").expect("all is in the file");
+    let page_size: u32 = connection.pragma_query_value(None, "page_size", |row| row.get(0)).expect("a size");
+    let statement = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+    let root: u32 = connection.query_row(statement, [table], |row| row.get(0)).expect("a table");
+    drop(connection);
+    let file = std::fs::OpenOptions::new().write(true).open(directory.join("adit.db")).expect("the file");
+    file.write_all_at(&vec![0; page_size as usize], u64::from(root - 1) * u64::from(page_size)).expect("written");
+}
+
+#[tokio::test]
+async fn a_page_that_is_gone_is_found_at_the_start() {
+    for table in ["tunnels", "tunnels_by_organization", "identities", "api_keys", "uses"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(directory.path());
+        done(&store, create_identity(1, "my-agent")).await;
+        store.check().await.expect("in order");
+        drop(store);
+        zero_a_page_of(directory.path(), table);
+        let store = open(directory.path());
+        let damaged = store.check().await.expect_err(table);
+        assert!(matches!(damaged, StoreError::Damaged(_)), "{table}: {damaged:?}");
+        assert_eq!(damaged.in_short(), "the database is damaged");
+    }
+}
+
+#[tokio::test]
+async fn a_look_up_that_fails_is_remembered() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    done(&store, create_identity(1, "my-agent")).await;
+    connect(directory.path()).execute_batch("UPDATE tunnels SET metadata = '['").expect("another program");
+    store.check().await.expect("nobody has looked");
+    store.tunnels(&organization("org_own"), Page::ALL).await.expect_err("an unreadable row");
+    assert!(matches!(store.check().await, Err(StoreError::Damaged(_))));
 }
 
 /// The statements of the crate, as they are written in its source.
