@@ -30,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use agent_proto::limits::{MAX_BODY, RESPONSE_DEADLINE};
-use connections::{Arrival, Budget, Full, Kind, Places, Throttle};
+use connections::{Arrival, Budget, Full, Places, Throttle};
 use pki_core::{Authority, Time};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -45,6 +45,7 @@ use crate::stats::Counters;
 use crate::tls::Certificates;
 use crate::tunnels::Tunnels;
 
+pub use connections::{Counts, Kind};
 pub use stats::Stats;
 
 /// What the data plane goes by.

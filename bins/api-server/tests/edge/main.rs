@@ -2,6 +2,7 @@
 //! application behind the agent sees.
 
 mod passthrough;
+mod rules;
 mod visitor;
 mod world;
 

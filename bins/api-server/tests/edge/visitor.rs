@@ -19,20 +19,29 @@ use tokio_rustls::client::TlsStream;
 use crate::world::{World, ZONE};
 
 pub(crate) async fn connect(world: &World, host: &str, protocol: &[u8]) -> io::Result<TlsStream<TcpStream>> {
-    handshake(world, TcpStream::connect(world.address).await?, host, protocol).await
+    connect_with(world, host, &[protocol]).await
+}
+
+pub(crate) async fn connect_with(world: &World, host: &str, protocols: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
+    handshake(world, TcpStream::connect(world.address).await?, host, protocols).await
 }
 
 pub(crate) async fn connect_after(world: &World, host: &str, header: &[u8]) -> TlsStream<TcpStream> {
     let mut stream = TcpStream::connect(world.address).await.expect("the edge is there");
     stream.write_all(header).await.expect("sent");
-    handshake(world, stream, host, b"http/1.1").await.expect("TLS")
+    handshake(world, stream, host, &[b"http/1.1"]).await.expect("TLS")
 }
 
-async fn handshake(world: &World, stream: TcpStream, host: &str, protocol: &[u8]) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(
+    world: &World,
+    stream: TcpStream,
+    host: &str,
+    protocols: &[&[u8]],
+) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(world.root.clone()).expect("a root");
     let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![protocol.to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let name = ServerName::try_from(host.to_owned()).expect("a name");
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }

@@ -22,7 +22,7 @@ use store::{MemoryStore, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tunnel_model::{Caller, KeyId, OrganizationId, Rules, Scope, TlsMode, TunnelId};
+use tunnel_model::{ApiKeySecret, Caller, KeyId, OrganizationId, Rules, Scope, TlsMode, TunnelId};
 
 pub(crate) const ZONE: &str = "adit.localhost";
 
@@ -107,6 +107,24 @@ impl World {
         created.expect("a tunnel").tunnel.id
     }
 
+    /// An identity with its tunnel, and a key of its own.
+    pub(crate) async fn identity(&self, name: &str, mode: TlsMode) -> (TunnelId, ApiKeySecret) {
+        let created = self.app.create_identity(admin(), name.parse().expect("a name"), None, None, mode).await;
+        let (identity, tunnel) = created.expect("an identity");
+        let label = "an agent's".parse().expect("a label");
+        let key = self.app.create_api_key(admin(), Some(identity.id), label, None).await.expect("a key");
+        (tunnel.id, key.0)
+    }
+
+    pub(crate) async fn rename(&self, from: &str, to: &str) {
+        let (from, to) = (from.parse().expect("a name"), to.parse().expect("a name"));
+        self.app.update_identity(admin(), from, Some(to), None, None).await.expect("renamed");
+    }
+
+    pub(crate) async fn revoke(&self, key: &ApiKeySecret) {
+        self.app.revoke_api_key(admin(), key.id()).await.expect("revoked");
+    }
+
     pub(crate) async fn delete(&self, tunnel: TunnelId) {
         self.app.delete_tunnel(admin(), tunnel).await.expect("it was there");
     }
@@ -118,7 +136,12 @@ impl World {
 
     /// The same, with another application.
     pub(crate) async fn agent_for(&self, name: &str, upstream: Upstream) -> Running {
-        self.agent_at(name, self.address.port(), upstream).await
+        self.agent_at(name, self.address.port(), upstream, &self.key).await
+    }
+
+    /// The same, with this key.
+    pub(crate) async fn agent_with_key(&self, name: &str, upstream: Upstream, key: &ApiKeySecret) -> Running {
+        self.agent_at(name, self.address.port(), upstream, key.expose()).await
     }
 
     /// The same, behind a balancer that begins each connection with `header`.
@@ -135,13 +158,13 @@ impl World {
                 });
             }
         });
-        self.agent_at(name, port, Upstream::service(application())).await
+        self.agent_at(name, port, Upstream::service(application()), &self.key).await
     }
 
-    async fn agent_at(&self, name: &str, port: u16, upstream: Upstream) -> Running {
+    async fn agent_at(&self, name: &str, port: u16, upstream: Upstream, key: &str) -> Running {
         let trust = Trust::only(vec![self.root.clone()]).expect("a root");
         let server = format!("http://{}", self.api).parse().expect("a URL");
-        let rest = Rest::new(server, Credential::ApiKey(self.key.clone()), Some(trust)).expect("a client");
+        let rest = Rest::new(server, Credential::ApiKey(key.to_owned()), Some(trust)).expect("a client");
         let agent =
             Agent::new(rest, name, upstream).edge("127.0.0.1", port).state_directory(self.directory.path().join(name));
         let (connected, mut waiting) = tokio::sync::mpsc::unbounded_channel();

@@ -1,0 +1,223 @@
+//! What RFC 9110, 9112 and 9113 ask of an edge, where the wire to agents has no
+//! word of its own for it.
+
+use std::time::Duration;
+
+use agent::Upstream;
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use axum::routing::get;
+use bytes::Bytes;
+use edge::Counts;
+use http::{Method, Request, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tunnel_model::TlsMode;
+
+use crate::visitor::{body_of, connect, connect_h2, get as ask, raw};
+use crate::world::World;
+
+const HOST: &str = "shop.adit.localhost";
+
+fn header(name: &'static str, value: String, status: u16, body: &'static str) -> Response {
+    Response::builder().status(status).header(name, value).body(Body::from(body)).expect("a response")
+}
+
+/// Answers that proxies tend to change.
+fn application() -> Router {
+    let gzip = |status, body| header("content-encoding", "gzip".to_owned(), status, body);
+    let fields = |count: usize| {
+        let answer = (0..count).fold(Response::builder(), |answer, n| answer.header(format!("x-{n}"), "v"));
+        answer.body(Body::empty()).expect("a response")
+    };
+    Router::new()
+        .route("/part", get(move || async move { gzip(206, "a part begins anywhere") }))
+        .route("/whole", get(move || async move { gzip(200, "no gzip, whatever it says") }))
+        .route("/fat", get(|| async { header("x-fat", "a".repeat(65 * 1024), 200, "") }))
+        .route("/large", get(|| async { header("x-large", "a".repeat(60 * 1024), 200, "") }))
+        .route("/many", get(move || async move { fields(180) }))
+        .route("/too-many", get(move || async move { fields(220) }))
+        .route("/none", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/slow", get(|| tokio::time::sleep(Duration::from_secs(20))))
+}
+
+async fn shop() -> (World, crate::world::Running) {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let agent = world.agent_for("shop", Upstream::service(application())).await;
+    (world, agent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_content_coding_stays_where_the_body_cannot_tell() {
+    let (world, _agent) = shop().await;
+    let response = ask(&world, "shop", "/part").await;
+    assert_eq!(
+        (response.status(), &response.headers()["content-encoding"]),
+        (StatusCode::PARTIAL_CONTENT, &"gzip".parse().expect("a value"))
+    );
+    assert!(!ask(&world, "shop", "/whole").await.headers().contains_key("content-encoding"));
+    let head = raw(&world, "shop", &format!("HEAD /whole HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")).await;
+    assert!(head.contains("content-encoding: gzip\r\n"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_heads_pass_and_larger_ones_are_answered_at_once() {
+    let (world, _agent) = shop().await;
+    let begun = std::time::Instant::now();
+    for (path, status) in [("/large", 200), ("/many", 200), ("/fat", 502), ("/too-many", 502)] {
+        let response = ask(&world, "shop", path).await;
+        assert_eq!(response.status(), status, "{path}: {:?}", response.headers().get("inkbox-reason"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_with_a_fragment_is_refused_and_one_with_any_letters_arrives() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let answer = raw(&world, "shop", &format!("GET /echo#part HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let request = format!("DELETE /echo?name=josé HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    let answer = raw(&world, "shop", &request).await;
+    assert!(answer.contains("DELETE /echo?name=jos%C3%A9\n"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_without_a_path_is_for_the_edge() {
+    let (world, _agent) = shop().await;
+    let request = format!("OPTIONS * HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    let answer = raw(&world, "shop", &request).await;
+    assert!(answer.starts_with("HTTP/1.1 204 ") && answer.contains("allow: GET, HEAD"), "{answer}");
+    let answer = raw(&world, "shop", &request.replace("OPTIONS", "GET")).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_heard_by_who_is_still_sending() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let mut sender = connect_h2(&world, "shop").await;
+    let request = Request::post(format!("https://{HOST}/")).body(()).expect("a request");
+    let (response, mut stream) = sender.send_request(request, false).expect("sent");
+    stream.send_data(Bytes::from(vec![7; 3_000_000]), true).expect("sent");
+    let response = response.await.expect("not reset");
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let mut body = response.into_body();
+    while let Some(chunk) = body.data().await {
+        chunk.expect("all of it comes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_follows_a_status_that_has_no_body() {
+    let (world, _agent) = shop().await;
+    let mut sender = connect_h2(&world, "shop").await;
+    let request = Request::get(format!("https://{HOST}/none")).body(()).expect("a request");
+    let (response, _) = sender.send_request(request, true).expect("sent");
+    let response = response.await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::NO_CONTENT);
+    assert!(response.into_body().data().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_offers_both_protocols_at_the_zone_wants_the_api() {
+    let world = World::start().await;
+    for (offer, chosen) in
+        [(&[&b"h2"[..], b"http/1.1"][..], &b"http/1.1"[..]), (&[b"h2"], b"h2"), (&[b"http/1.0"], b"http/1.0")]
+    {
+        let tls = crate::visitor::connect_with(&world, "adit.localhost", offer).await.expect("TLS");
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(chosen));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http2_the_zone_is_for_agents_and_says_so() {
+    let world = World::start().await;
+    let tls = connect(&world, "adit.localhost", b"h2").await.expect("TLS");
+    let (mut sender, connection) = h2::client::handshake(tls).await.expect("h2");
+    tokio::spawn(connection);
+    for (method, path, status) in [(Method::GET, "/api/v1/tunnels", 421), (Method::POST, "/_system/nothing", 404)] {
+        let request = Request::builder().method(method).uri(format!("https://adit.localhost{path}"));
+        let (response, _) = sender.send_request(request.body(()).expect("a request"), true).expect("sent");
+        let response = response.await.expect("an answer");
+        assert_eq!(response.status(), status, "{path}");
+        if status == 421 {
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+            let problem = response.into_body().data().await.expect("a body").expect("a body");
+            assert!(problem.starts_with(b"{") && problem.ends_with(b"}"), "{problem:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_keeps_its_place_and_its_connection_is_not_idle() {
+    let idle = Duration::from_millis(200);
+    let world = World::start_with(|settings| settings.visitor.idle = idle).await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    // Over HTTP/1.1 the place is the WebSocket's after the 101.
+    let mut tls = connect(&world, HOST, b"http/1.1").await.expect("TLS");
+    let handshake = format!(
+        "GET /ws HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    tls.write_all(handshake.as_bytes()).await.expect("sent");
+    let mut head = [0; 12];
+    tls.read_exact(&mut head).await.expect("an answer");
+    assert_eq!(&head, b"HTTP/1.1 101");
+    let of = |counts: Counts| (counts.of(edge::Kind::WebSocket), counts.of(edge::Kind::Visitor));
+    assert_eq!(of(world.edge.stats().connections), (1, 0));
+    // Over HTTP/2 it is one stream of a connection that goes on.
+    let mut sender = connect_h2(&world, "shop").await;
+    let mut request = Request::connect(format!("https://{HOST}/ws")).header("sec-websocket-version", "13");
+    request.extensions_mut().expect("a request").insert(h2::ext::Protocol::from_static("websocket"));
+    let (response, _stream) = sender.send_request(request.body(()).expect("a request"), false).expect("sent");
+    assert_eq!(response.await.expect("an answer").status(), StatusCode::OK);
+    tokio::time::sleep(5 * idle).await;
+    let (response, _) = sender
+        .send_request(Request::get(format!("https://{HOST}/echo")).body(()).expect("a request"), true)
+        .expect("it is not told to go");
+    assert_eq!(response.await.expect("an answer").status(), StatusCode::OK);
+    drop(tls);
+    for _ in 0..100 {
+        if of(world.edge.stats().connections) == (0, 1) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the place is not free: {:?}", world.edge.stats());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passthrough_connection_on_which_nothing_moves_is_ended() {
+    let world = World::start_with(|settings| settings.visitor.quiet = Duration::from_millis(400)).await;
+    world.tunnel("bank", TlsMode::Passthrough).await;
+    let _agent = world.agent("bank").await;
+    let mut tls = connect(&world, "bank.adit.localhost", b"http/1.1").await.expect("TLS");
+    let ended = tokio::time::timeout(Duration::from_secs(5), tls.read_to_end(&mut Vec::new())).await;
+    ended.expect("it is ended").ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_ends_its_requests_at_once() {
+    let world = World::start().await;
+    let (_, key) = world.identity("shop", TlsMode::Edge).await;
+    let agent = world.agent_with_key("shop", Upstream::service(application()), &key).await;
+    let asked = async { ask(&world, "shop", "/slow").await };
+    let revoked = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.revoke(&key).await;
+        std::time::Instant::now()
+    };
+    let (response, since) = tokio::join!(asked, revoked);
+    assert_eq!(
+        (response.status(), &response.headers()["inkbox-reason"]),
+        (StatusCode::BAD_GATEWAY, &"agent-lost".parse().expect("a value"))
+    );
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    let ended = agent.ended().await;
+    assert!(matches!(ended, Err(agent::Error::Denied { .. })), "{ended:?}");
+    drop(body_of(response).await);
+}
