@@ -58,7 +58,7 @@ where
         tracing::debug!(%ip, "an agent's connection ended before HTTP/2 began");
         return;
     };
-    let (signals, received) = mpsc::unbounded_channel();
+    let (signals, received) = mpsc::channel(SIGNALS);
     let (admissions, admitted) = mpsc::channel(1);
     let agent = Agent {
         ip,
@@ -86,8 +86,11 @@ const MAX_FRAME: u32 = 64 * 1024;
 const MAX_HEADER_LIST: u32 = 128 * 1024;
 /// Octets of bookkeeping for small frames that nobody has read yet.
 const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
-/// Octets of one stream that are taken from a bridge before they are sent.
-const SEND_BUFFER: usize = 1024 * 1024;
+/// Octets of one stream that are taken from a bridge before they are sent: what a
+/// visitor can make us hold for an agent that opens its windows and reads nothing.
+const SEND_BUFFER: usize = 128 * 1024;
+/// The model tells a session to go elsewhere and to end, each once.
+const SIGNALS: usize = 4;
 /// Streams that are answered with an error before the connection is ended.
 const MAX_STRAYS: u32 = 256;
 /// From the 409s of a takeover to its GOAWAY, so that they leave first.
@@ -99,7 +102,7 @@ struct Agent {
     session: SessionId,
     shared: Arc<Shared>,
     control: Arc<Control>,
-    signals: mpsc::UnboundedSender<Signal>,
+    signals: mpsc::Sender<Signal>,
     admissions: mpsc::Sender<Membership>,
     membership: Option<Membership>,
     hellos: u32,
@@ -119,7 +122,7 @@ impl Agent {
     async fn run<IO>(
         mut self,
         mut connection: Connection<Splice<IO>, Bytes>,
-        mut signals: mpsc::UnboundedReceiver<Signal>,
+        mut signals: mpsc::Receiver<Signal>,
         mut admitted: mpsc::Receiver<Membership>,
     ) where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -275,7 +278,7 @@ impl Agent {
         let link = Arc::new(Link {
             ip,
             windows: self.control.windows(),
-            buffered: Arc::new(Buffered::new(shared.settings.agent.reply_buffer.max(MAX_BODY))),
+            buffered: Arc::new(Buffered::of_agent(&shared.replies, shared.settings.agent.reply_buffer.max(MAX_BODY))),
             turn: tokio::sync::Mutex::new(()),
         });
         tokio::spawn(async move {
@@ -380,7 +383,7 @@ async fn admit(
     hello: Hello,
     session: SessionId,
     link: Arc<Link>,
-    signals: mpsc::UnboundedSender<Signal>,
+    signals: mpsc::Sender<Signal>,
     place: &Place,
 ) -> Result<(Membership, Vec<u8>), Denied> {
     if shared.is_stopping() {

@@ -41,6 +41,7 @@ use tokio::time::{Instant, sleep};
 use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, Timestamp, TunnelId, Zone};
 
 use crate::passthrough::Bridges;
+use crate::reply::Buffered;
 use crate::stats::Counters;
 use crate::tls::Certificates;
 use crate::tunnels::Tunnels;
@@ -82,8 +83,10 @@ pub struct AgentLimits {
     /// Octets that it may send ahead on all streams: the memory that bridges
     /// with slow visitors may take for one agent.
     pub connection_window: u32,
-    /// Octets of replies that wait for slow visitors, before agents are slowed.
+    /// Octets of replies that wait for slow visitors, before the agent is slowed.
     pub reply_buffer: usize,
+    /// The same of all agents together.
+    pub reply_buffers: usize,
     /// Octets of a WebSocket message to an agent, framed, where the agent takes
     /// more than the Python ones.
     pub max_message: usize,
@@ -128,6 +131,7 @@ impl Settings {
                 stream_window: 8 * 1024 * 1024,
                 connection_window: 64 * 1024 * 1024,
                 reply_buffer: 2 * MAX_BODY,
+                reply_buffers: 16 * MAX_BODY,
                 max_message: 2 * 1024 * 1024,
                 max_agent_message: 16 * 1024 * 1024,
             },
@@ -185,6 +189,8 @@ pub(crate) struct Shared {
     places: Arc<Places>,
     /// Octets of request bodies that are held.
     bodies: Arc<Budget>,
+    /// Octets of replies that wait for visitors.
+    replies: Arc<Buffered>,
     told: Told,
 }
 
@@ -232,6 +238,7 @@ impl Edge {
             tunnels,
             places: Places::new(places),
             bodies: Arc::new(Budget::new(settings.visitor.buffered)),
+            replies: Arc::new(Buffered::new(settings.agent.reply_buffers)),
             certificates: Arc::clone(&certificates),
             told: Told::default(),
             settings,

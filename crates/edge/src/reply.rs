@@ -48,11 +48,13 @@ struct Open {
     buffered: Arc<Buffered>,
 }
 
-/// How much of the replies of one agent waits for slow visitors.
+/// How much of the replies of one agent, or of all, waits for slow visitors.
 #[derive(Debug)]
 pub(crate) struct Buffered {
     octets: AtomicUsize,
     limit: usize,
+    /// That of all agents.
+    all: Option<Arc<Self>>,
 }
 
 /// A body between the agent, who is never kept waiting, and a visitor.
@@ -95,7 +97,30 @@ const FULL: Duration = Duration::from_millis(20);
 impl Buffered {
     /// No more than about `limit` octets.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { octets: AtomicUsize::new(0), limit }
+        Self { octets: AtomicUsize::new(0), limit, all: None }
+    }
+
+    /// The same, as a part of `all`.
+    pub(crate) fn of_agent(all: &Arc<Self>, limit: usize) -> Self {
+        Self { all: Some(Arc::clone(all)), ..Self::new(limit) }
+    }
+
+    fn add(&self, octets: usize) {
+        self.octets.fetch_add(octets, Ordering::Relaxed);
+        if let Some(all) = &self.all {
+            all.add(octets);
+        }
+    }
+
+    fn remove(&self, octets: usize) {
+        self.octets.fetch_sub(octets, Ordering::Relaxed);
+        if let Some(all) = &self.all {
+            all.remove(octets);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.octets.load(Ordering::Relaxed) >= self.limit || self.all.as_ref().is_some_and(|all| all.is_full())
     }
 }
 
@@ -115,7 +140,7 @@ impl Queue {
             // The clock runs from when there is something to take.
             state.taken_at = Instant::now();
         }
-        self.buffered.octets.fetch_add(chunk.len(), Ordering::Relaxed);
+        self.buffered.add(chunk.len());
         state.chunks.push_back(chunk);
         state.wake();
     }
@@ -141,7 +166,7 @@ impl Queue {
     }
 
     fn is_full(&self) -> bool {
-        self.buffered.octets.load(Ordering::Relaxed) >= self.buffered.limit
+        self.buffered.is_full()
     }
 
     /// Is there something that the visitor has not taken?
@@ -158,14 +183,14 @@ impl Queue {
 
     fn forget_chunks(&self, state: &mut State) {
         let octets = state.chunks.drain(..).map(|chunk| chunk.len()).sum();
-        self.buffered.octets.fetch_sub(octets, Ordering::Relaxed);
+        self.buffered.remove(octets);
     }
 
     fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ReplyBroken>>> {
         let mut state = self.state();
         if let Some(chunk) = state.chunks.pop_front() {
             state.taken_at = Instant::now();
-            self.buffered.octets.fetch_sub(chunk.len(), Ordering::Relaxed);
+            self.buffered.remove(chunk.len());
             return Poll::Ready(Some(Ok(chunk)));
         }
         match state.end {

@@ -82,7 +82,7 @@ pub(crate) enum Signal {
 
 struct Session {
     intakes: HashMap<IntakeId, SendResponse<Bytes>>,
-    signals: mpsc::UnboundedSender<Signal>,
+    signals: mpsc::Sender<Signal>,
     link: Arc<Link>,
     key: Option<KeyId>,
 }
@@ -184,7 +184,7 @@ impl Tunnels {
         session: SessionId,
         link: Arc<Link>,
         key: Option<KeyId>,
-        signals: mpsc::UnboundedSender<Signal>,
+        signals: mpsc::Sender<Signal>,
     ) -> Result<Arc<Entry>, LiveRefusal> {
         let admission = Session { intakes: HashMap::new(), signals, link, key };
         let mut admission = Some(admission);
@@ -598,7 +598,7 @@ impl State {
     fn signal(&self, session: SessionId, signal: Signal) {
         if let Some(session) = self.sessions.get(&session) {
             // Without a receiver the connection has ended by itself.
-            let _ = session.signals.send(signal);
+            let _ = session.signals.try_send(signal);
         }
     }
 }
