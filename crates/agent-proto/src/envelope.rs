@@ -9,6 +9,7 @@ use crate::id::{BridgeId, RequestId};
 use crate::limits::{MAX_HEADER_FIELDS, MAX_HEADER_OCTETS};
 use crate::reply::unprefixed;
 use crate::stream::text;
+use crate::visitor::ascii_target;
 
 /// One visitor's request. The body, if any, follows in the stream.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -111,7 +112,7 @@ impl Envelope {
             }
             EnvelopeKind::Webhook { method, path, headers, body_uri } => {
                 fields.insert(METHOD, value("method", method.as_str())?);
-                fields.insert(PATH, value("path", path)?);
+                fields.insert(PATH, value("path", &ascii_target(path))?);
                 if let Some(uri) = body_uri {
                     fields.insert(BODY_URI, value("body URI", uri)?);
                 }
@@ -120,7 +121,7 @@ impl Envelope {
             }
             EnvelopeKind::WebSocket { id, path, headers } => {
                 fields.insert(METHOD, HeaderValue::from_static("GET"));
-                fields.insert(PATH, value("path", path)?);
+                fields.insert(PATH, value("path", &ascii_target(path))?);
                 fields.insert(WS_ID, once(&id.to_string())?);
                 put_prefixed(headers, &mut fields)?;
                 "ws-upgrade"
@@ -137,36 +138,64 @@ impl Envelope {
         Ok(fields)
     }
 
-    /// Reads an envelope as agents do: what is absent has a default.
+    /// Reads an envelope as agents do: what is absent has a default. What is there
+    /// and cannot be read has none: half of a request is another request.
     ///
     /// # Errors
     ///
-    /// [`EnvelopeError::Field`] for an envelope that nobody can answer.
+    /// [`EnvelopeError::Field`]; if [`RequestId::of_envelope`] can be read, the answer
+    /// is a 400.
     pub fn decode(fields: &HeaderMap) -> Result<Self, EnvelopeError> {
-        let id = |name: &HeaderName| text(fields, name);
-        let request_id = id(&REQUEST_ID).and_then(|id| id.parse().ok()).ok_or(EnvelopeError::Field("request id"))?;
-        let bridge =
-            |name: &HeaderName| id(name).and_then(|id| id.parse().ok()).ok_or(EnvelopeError::Field("bridge id"));
-        let path = || text(fields, &PATH).unwrap_or("/").to_owned();
-        let kind = match text(fields, &ROUTE_KIND).unwrap_or("webhook") {
+        let request_id = RequestId::of_envelope(fields).ok_or(EnvelopeError::Field("request id"))?;
+        let bridge = |name: &HeaderName| {
+            text(fields, name).and_then(|id| id.parse().ok()).ok_or(EnvelopeError::Field("bridge id"))
+        };
+        let path = || match optional(fields, &PATH, "path")?.unwrap_or("/") {
+            path if path.starts_with('/') || path == "*" => Ok(path.to_owned()),
+            _ => Err(EnvelopeError::Field("path")),
+        };
+        let kind = match optional(fields, &ROUTE_KIND, "route kind")?.unwrap_or("webhook") {
             "webhook" => {
-                let method = text(fields, &METHOD).unwrap_or("GET");
+                let method = optional(fields, &METHOD, "method")?.unwrap_or("GET");
                 EnvelopeKind::Webhook {
                     method: Method::from_bytes(method.as_bytes()).map_err(|_| EnvelopeError::Field("method"))?,
-                    path: path(),
+                    path: path()?,
                     headers: unprefixed(fields),
-                    body_uri: text(fields, &BODY_URI).map(str::to_owned),
+                    body_uri: optional(fields, &BODY_URI, "body URI")?.map(str::to_owned),
                 }
             }
-            "ws-upgrade" => EnvelopeKind::WebSocket { id: bridge(&WS_ID)?, path: path(), headers: unprefixed(fields) },
+            "ws-upgrade" => EnvelopeKind::WebSocket { id: bridge(&WS_ID)?, path: path()?, headers: unprefixed(fields) },
             "tcp-stream" => EnvelopeKind::Tcp {
                 id: bridge(&TCP_ID)?,
-                sni_host: text(fields, &SNI_HOST).unwrap_or_default().to_owned(),
+                sni_host: optional(fields, &SNI_HOST, "SNI host")?.unwrap_or_default().to_owned(),
             },
             _ => return Err(EnvelopeError::Field("route kind")),
         };
-        let forwarded_for = text(fields, &FORWARDED_FOR).and_then(|ip| ip.parse().ok());
+        let forwarded_for = optional(fields, &FORWARDED_FOR, "forwarded-for")?;
+        let forwarded_for = forwarded_for.map(|ip| ip.parse().map_err(|_| EnvelopeError::Field("forwarded-for")));
+        let forwarded_for = forwarded_for.transpose()?;
         Ok(Self { request_id, forwarded_for, kind })
+    }
+}
+
+impl RequestId {
+    /// The request that an envelope is, even if the rest of it cannot be read.
+    pub fn of_envelope(fields: &HeaderMap) -> Option<Self> {
+        text(fields, &REQUEST_ID)?.parse().ok()
+    }
+}
+
+/// A field that may be absent, but not unreadable or there twice.
+fn optional<'a>(
+    fields: &'a HeaderMap,
+    name: &HeaderName,
+    what: &'static str,
+) -> Result<Option<&'a str>, EnvelopeError> {
+    let mut values = fields.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    match (value.to_str(), values.next()) {
+        (Ok(value), None) => Ok(Some(value)),
+        _ => Err(EnvelopeError::Field(what)),
     }
 }
 
@@ -272,6 +301,51 @@ mod tests {
         assert_eq!((method, path.as_str()), (Method::GET, "/"));
         fields.insert(ROUTE_KIND, HeaderValue::from_static("tcp-stream"));
         assert_eq!(Envelope::decode(&fields), Err(EnvelopeError::Field("bridge id")));
+    }
+
+    #[test]
+    fn what_fits_no_field_is_percent_encoded_on_its_way() {
+        for kind in [
+            EnvelopeKind::Webhook {
+                method: Method::DELETE,
+                path: "/items?name=jos\u{e9}".to_owned(),
+                headers: HeaderMap::new(),
+                body_uri: None,
+            },
+            EnvelopeKind::WebSocket {
+                id: BridgeId::from_u128(9),
+                path: "/items?name=jos\u{e9}".to_owned(),
+                headers: HeaderMap::new(),
+            },
+        ] {
+            let envelope = Envelope { request_id: RequestId::from_u128(1), forwarded_for: None, kind };
+            let fields = envelope.encode().expect("it fits");
+            assert_eq!(fields["inkbox-path"], "/items?name=jos%C3%A9");
+        }
+    }
+
+    #[test]
+    fn what_is_there_and_cannot_be_read_is_an_error_and_no_default() {
+        let good = envelope(HeaderMap::new()).encode().expect("it fits");
+        for (name, what) in [
+            (PATH, "path"),
+            (METHOD, "method"),
+            (ROUTE_KIND, "route kind"),
+            (FORWARDED_FOR, "forwarded-for"),
+            (BODY_URI, "body URI"),
+        ] {
+            let mut fields = good.clone();
+            fields.insert(name.clone(), HeaderValue::from_bytes(b"/jos\xe9").expect("a value"));
+            assert_eq!(Envelope::decode(&fields), Err(EnvelopeError::Field(what)));
+            assert_eq!(RequestId::of_envelope(&fields), Some(RequestId::from_u128(1)), "it can be answered");
+            fields.append(name, HeaderValue::from_static("/"));
+            assert_eq!(Envelope::decode(&fields), Err(EnvelopeError::Field(what)));
+        }
+        let mut fields = good;
+        for path in ["", "a", "?x"] {
+            fields.insert(PATH, HeaderValue::from_static(path));
+            assert_eq!(Envelope::decode(&fields), Err(EnvelopeError::Field("path")), "{path:?}");
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub struct ReplyHead {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplyError {
+    /// `content-length` is there and no number.
+    #[error("the reply's length is no number")]
+    Length,
     /// `inkbox-status` is missing or not a number from 200 to 599.
     #[error("the reply has no status from 200 to 599")]
     Status,
@@ -42,16 +45,23 @@ impl ReplyHead {
     ///
     /// # Errors
     ///
-    /// [`ReplyError::Status`].
+    /// [`ReplyError`].
     pub fn decode(headers: &HeaderMap) -> Result<Self, ReplyError> {
         let status = text(headers, &STATUS).filter(|status| status.len() == 3).and_then(|status| status.parse().ok());
         let status = status.filter(|status| (200..=599).contains(status)).ok_or(ReplyError::Status)?;
+        let content_length = match headers.get(header::CONTENT_LENGTH) {
+            Some(length) => {
+                let length = length.to_str().ok().and_then(|length| length.parse().ok());
+                Some(length.ok_or(ReplyError::Length)?)
+            }
+            None => None,
+        };
         let reason = text(headers, &REASON).or_else(|| text(headers, &PREFIXED_REASON)).map(str::to_owned);
         Ok(Self {
             status: StatusCode::from_u16(status).map_err(|_| ReplyError::Status)?,
             headers: unprefixed(headers),
             reason,
-            content_length: text(headers, &header::CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+            content_length,
         })
     }
 
@@ -124,6 +134,7 @@ mod tests {
             assert_eq!(decode(&[("inkbox-status", status)]), Err(ReplyError::Status), "{status}");
         }
         assert_eq!(decode(&[]), Err(ReplyError::Status));
+        assert_eq!(decode(&[("inkbox-status", "200"), ("content-length", "five")]), Err(ReplyError::Length));
     }
 
     #[test]

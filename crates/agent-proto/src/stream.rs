@@ -150,12 +150,12 @@ impl StreamRequest {
             return Ok(Self::Intake(Intake {
                 tunnel: tunnel(headers)?,
                 owner_token: OwnerToken::new(text(headers, &OWNER_TOKEN).ok_or(StreamError::NoCredential)?),
-                slot: text(headers, &POOL_SLOT).and_then(|slot| slot.parse().ok()).unwrap_or(0),
+                slot: number(headers, &POOL_SLOT, "x-pool-slot")?.unwrap_or(0),
             }));
         }
         if rest == "hello" {
             expect(&Method::POST)?;
-            let pool_size = text(headers, &POOL_SIZE).and_then(|size| size.parse::<u32>().ok());
+            let pool_size = number(headers, &POOL_SIZE, "x-pool-size")?;
             let pool_size = pool_size.map(|size| size.clamp(1, u32::from(MAX_POOL_SIZE)));
             return Ok(Self::Hello(Hello {
                 tunnel: tunnel(headers)?,
@@ -182,7 +182,8 @@ impl StreamRequest {
 
 impl Credential {
     fn decode(headers: &HeaderMap) -> Result<Self, StreamError> {
-        if let Some(secret) = text(headers, &TUNNEL_SECRET) {
+        if headers.contains_key(&TUNNEL_SECRET) {
+            let secret = text(headers, &TUNNEL_SECRET).ok_or(StreamError::NoCredential)?;
             return Ok(Self::TunnelSecret(secret.to_owned()));
         }
         text(headers, &API_KEY).map(|key| Self::ApiKey(key.to_owned())).ok_or(StreamError::NoCredential)
@@ -341,6 +342,13 @@ fn tunnel(headers: &HeaderMap) -> Result<Uuid, StreamError> {
     Uuid::try_parse(id).map_err(|_| StreamError::Field("x-tunnel-id"))
 }
 
+/// A number that may be absent, but not unreadable.
+fn number(headers: &HeaderMap, name: &HeaderName, what: &'static str) -> Result<Option<u32>, StreamError> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|number| number.parse().ok());
+    number.map(Some).ok_or(StreamError::Field(what))
+}
+
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -394,6 +402,8 @@ mod tests {
             (Method::POST, "/_system/hello", vec![("x-api-key", "k")], 403),
             (Method::POST, "/_system/hello", vec![id], 401),
             (Method::POST, "/_system/intake", vec![id], 401),
+            (Method::POST, "/_system/intake", vec![id, ("x-owner-token", "t"), ("x-pool-slot", "one")], 400),
+            (Method::POST, "/_system/hello", vec![id, ("x-api-key", "k"), ("x-pool-size", "many")], 400),
             (Method::POST, "/_system/response/not-a-uuid", vec![id, ("x-api-key", "k")], 404),
             (Method::POST, "/_system/ws/00000000-0000-0000-0000-000000000007", vec![id, ("x-api-key", "k")], 405),
         ] {
@@ -410,5 +420,7 @@ mod tests {
         let credential = Credential::decode(&headers).expect("there are two");
         assert!(credential.is_same(&Credential::TunnelSecret("secret".to_owned())));
         assert_eq!(format!("{credential:?}"), "TunnelSecret(..)");
+        headers.insert(TUNNEL_SECRET, HeaderValue::from_bytes(b"\xe9").expect("a value"));
+        assert_eq!(Credential::decode(&headers).err(), Some(StreamError::NoCredential), "not the other one");
     }
 }

@@ -1,5 +1,7 @@
 //! Which header fields cross from visitors to agents and back, and how.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::stream::text;
@@ -7,8 +9,8 @@ use crate::stream::text;
 /// The headers of a visitor's request as an agent may see them.
 ///
 /// Left out are the fields of the connection (RFC 9110 section 7.6.1) and those
-/// that it lists, `host`, `expect`, what the agent itself says about the
-/// visitor's address, and everything that looks like the protocol's own. Blanks
+/// that it lists, `host`, `expect`, what proxies say about visitors (the application
+/// believes the agent alone), and everything that looks like the protocol's own. Blanks
 /// around values go, and so does every octet outside printable ASCII but the
 /// tab: an agent loses its connection over one that is not UTF-8. Several
 /// `cookie` fields become one (RFC 9113 section 8.2.3). `content-length` stays
@@ -78,6 +80,22 @@ pub fn acceptance_headers(headers: HeaderMap) -> HeaderMap {
     kept
 }
 
+/// A request target as it crosses: octets of 0x80 and above, which fit no header field,
+/// are percent-encoded (RFC 3986 section 2.1), and the rest is as it came.
+pub fn ascii_target(target: &str) -> Cow<'_, str> {
+    if target.is_ascii() {
+        return Cow::Borrowed(target);
+    }
+    let mut encoded = String::with_capacity(target.len() + 16);
+    for octet in target.bytes() {
+        match octet {
+            0x80.. => encoded.push_str(&format!("%{octet:02X}")),
+            _ => encoded.push(char::from(octet)),
+        }
+    }
+    Cow::Owned(encoded)
+}
+
 /// What an agent forwards no path for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the path could mean another one")]
@@ -130,19 +148,42 @@ fn connection_options(headers: &HeaderMap) -> Vec<&str> {
 fn is_left_out(name: &HeaderName) -> bool {
     is_of_connection(name)
         || is_ours(name)
+        || is_said_by_proxies(name)
         || matches!(
             name.as_str(),
             "host"
                 | "expect"
-                | "forwarded"
-                | "x-forwarded-for"
-                | "x-forwarded-host"
-                | "x-forwarded-proto"
                 | "sec-websocket-key"
                 | "sec-websocket-version"
                 | "sec-websocket-extensions"
                 | "sec-websocket-protocol"
         )
+}
+
+/// What applications believe of proxies about who asked, and for what. Names are
+/// compared as WSGI and PHP see them, to whom `X_Forwarded_For` and `X.Forwarded.For`
+/// are `X-Forwarded-For`.
+fn is_said_by_proxies(name: &HeaderName) -> bool {
+    const NAMES: [&str; 8] = [
+        "forwarded",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "fastly-client-ip",
+        "x-rewrite-url",
+    ];
+    let name = name.as_str().as_bytes();
+    let is_folded_onto = |octet: &u8, wanted: u8| match wanted {
+        b'-' => !octet.is_ascii_alphanumeric(),
+        _ => *octet == wanted,
+    };
+    let begins =
+        |with: &str| name.len() >= with.len() && name.iter().zip(with.bytes()).all(|(o, w)| is_folded_onto(o, w));
+    begins("x-forwarded-")
+        || begins("x-original-")
+        || NAMES.iter().any(|other| name.len() == other.len() && begins(other))
 }
 
 /// What is said to the next hop only (RFC 9110 section 7.6.1 and those of old).
@@ -223,6 +264,42 @@ mod tests {
             ("accept", b"*/*"),
         ]);
         assert_eq!(lines(&request_headers(&sent, 0)), ["accept: */*"]);
+    }
+
+    #[test]
+    fn nobody_but_the_agent_tells_of_the_visitor_however_it_is_spelt() {
+        for name in [
+            "forwarded",
+            "x-real-ip",
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "x.forwarded~for",
+            "x-forwarded-port",
+            "x-forwarded-prefix",
+            "x-forwarded-ssl",
+            "x_forwarded-user",
+            "x-original-url",
+            "x_original_host",
+            "x-client-ip",
+            "x-cluster-client-ip",
+            "true_client_ip",
+            "cf-connecting-ip",
+            "fastly-client-ip",
+            "x-rewrite-url",
+        ] {
+            let sent = headers(&[(name, b"6.6.6.6")]);
+            assert!(request_headers(&sent, 0).is_empty(), "{name}");
+            assert!(handshake_headers(&sent).is_empty(), "{name}");
+        }
+        for name in ["x-client-info", "x-forwarded", "x-originals", "forwarded-by", "xforwardedfor", "x-real-ip-2"] {
+            assert_eq!(request_headers(&headers(&[(name, b"1")]), 0).len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_ascii_and_otherwise_as_it_came() {
+        assert_eq!(ascii_target("/a%20b?x=%C3%a9&y"), "/a%20b?x=%C3%a9&y");
+        assert_eq!(ascii_target("/items?name=jos\u{e9}"), "/items?name=jos%C3%A9");
     }
 
     #[test]

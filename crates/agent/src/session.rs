@@ -237,6 +237,13 @@ async fn serve_slot(
             Err(_) if !head.headers.contains_key("inkbox-request-id") => {}
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "an envelope that cannot be read");
+                let Some(request_id) = RequestId::of_envelope(&head.headers) else { continue };
+                let (streams, in_flight) = (streams.clone(), InFlight::of(shared));
+                tokio::spawn(async move {
+                    let (head, body) = exchange::failure(StatusCode::BAD_REQUEST, "invalid-request");
+                    streams.reply(request_id, head, body).await;
+                    drop(in_flight);
+                });
             }
         }
     }
