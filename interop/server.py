@@ -190,6 +190,10 @@ class Server:
         """One request with the admin key on a connection of its own."""
         return self.client().ask(method, path, body, headers)
 
+    def ready(self):
+        """What `/readyz` says."""
+        return Client(self._metrics_port, None).ask("GET", "/readyz")
+
     def kill9(self):
         """SIGKILL: no last words."""
         self._process.kill()

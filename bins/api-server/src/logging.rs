@@ -7,13 +7,37 @@ use tracing_subscriber::EnvFilter;
 
 use crate::settings::{LogFormat, Settings};
 
-pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)
-        .with_context(|| format!("log is {:?}: use error, warn, info, debug or directives", settings.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match settings.log_format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
+/// Says from now on what is logged.
+pub(crate) type SetFilter = Box<dyn Fn(&Settings) -> anyhow::Result<()> + Send>;
+
+/// Begins to log as the settings say.
+pub(crate) fn init(settings: &Settings) -> anyhow::Result<SetFilter> {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(settings)?).with_writer(std::io::stderr);
+    Ok(match settings.log_format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(is_colourful()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |settings| Ok(handle.reload(filter(settings)?)?))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |settings| Ok(handle.reload(filter(settings)?)?))
+        }
+    })
+}
+
+fn filter(settings: &Settings) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(&settings.log)
+        .with_context(|| format!("log is {:?}: use error, warn, info, debug or directives", settings.log))
+}
+
+/// Colours are for terminals that show them, and for people who want them
+/// (<https://no-color.org>).
+fn is_colourful() -> bool {
+    let wants_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let shows_none = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    std::io::stderr().is_terminal() && !wants_none && !shows_none
 }

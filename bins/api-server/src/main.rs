@@ -3,6 +3,8 @@
 mod listeners;
 mod logging;
 mod panel;
+mod pem;
+mod reload;
 mod settings;
 mod start;
 
@@ -12,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use reload::Reload;
 use settings::{Options, Settings};
 
 /// A self-hosted tunnel service with its own certificate authority.
@@ -73,21 +76,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Openapi = command {
         return print(&api::openapi());
     }
-    let settings = Settings::resolve(cli.options)?;
+    let settings = Settings::resolve(cli.options.clone())?;
     if let Command::ShowConfig = command {
         return print(&settings.to_toml()?);
     }
-    logging::init(&settings)?;
+    let set_filter = logging::init(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
         if let Command::ResetAdmin { files_only } = command {
             return panel::reset_admin(&settings, files_only).await;
         }
+        let reload = Reload::new(cli.options, set_filter)?;
         let started = start::start(&settings).await?;
-        match command {
-            Command::Init => Ok(()),
-            _ => listeners::serve(started, &settings).await,
+        if let Command::Init = command {
+            return Ok(());
         }
+        let panel = started.panel.as_ref().and_then(|served| served.certificate.clone());
+        // It ends with the server.
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(reload.run(started.edge.clone(), panel));
+        listeners::serve(started, &settings).await
     })
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use panel::setup::{self, AdminReset, SERVER_CERTIFICATE, SERVER_KEY};
 use panel::{Clock, Listener, Nginx, Panel, Parts};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::Store;
 
+use crate::pem::Pair;
+use crate::reload::{PanelCertificate, warned};
 use crate::settings::Settings;
 
 /// A panel, and how connections to it come in.
@@ -23,6 +23,8 @@ pub(crate) struct Served {
     pub(crate) panel: Arc<Panel>,
     pub(crate) listener: Listener,
     pub(crate) address: SocketAddr,
+    /// Of the listener, if TLS ends here.
+    pub(crate) certificate: Option<PanelCertificate>,
 }
 
 /// Opens the panel, making its directory if there is none; `None` if it is not
@@ -62,23 +64,30 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
         let bundle = directory.join("client.p12");
         tracing::info!(bundle = %bundle.display(), "the panel's admin authenticates with this; its password is in .p12-password beside it");
     }
-    let listener = listener(settings, &panel)?;
-    Ok(Some(Served { panel: Arc::new(panel), listener, address }))
+    let (listener, certificate) = listener(settings, &panel)?;
+    Ok(Some(Served { panel: Arc::new(panel), listener, address, certificate }))
 }
 
-fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<Listener> {
+fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<(Listener, Option<PanelCertificate>)> {
     if let Some(proxy) = settings.panel_proxy {
-        return Ok(Listener::Proxied(proxy));
+        return Ok((Listener::Proxied(proxy), None));
     }
-    let certificate = settings.panel_tls_cert.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_CERTIFICATE));
+    let pair = warned(pair(settings)?, &certificate_path(settings));
+    let config = panel::tls(pair.chain.clone(), pair.key.clone_key(), panel.ca_der())?;
+    let mut config = Arc::unwrap_or_clone(config);
+    let certificate = PanelCertificate::new(&mut config, pair)?;
+    let listener = Listener::Tls { config: Arc::new(config), authority: panel.ca_der().into(), clock: clock() };
+    Ok((listener, Some(certificate)))
+}
+
+fn certificate_path(settings: &Settings) -> PathBuf {
+    settings.panel_tls_cert.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_CERTIFICATE))
+}
+
+/// The certificate of the panel's port, and its key.
+pub(crate) fn pair(settings: &Settings) -> anyhow::Result<Pair> {
     let key = settings.panel_tls_key.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_KEY));
-    let chain = CertificateDer::pem_file_iter(&certificate)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("cannot read certificates from {} (panel_tls_cert)", certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_file(&key)
-        .with_context(|| format!("cannot read a private key from {} (panel_tls_key)", key.display()))?;
-    let config = panel::tls(chain, key, panel.ca_der())?;
-    Ok(Listener::Tls { config, authority: panel.ca_der().into(), clock: clock() })
+    Pair::read(("panel_tls_cert", &certificate_path(settings)), ("panel_tls_key", &key))
 }
 
 /// Makes the admin a new bundle and says where it is. Its password goes to a

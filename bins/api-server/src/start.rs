@@ -13,12 +13,11 @@ use ca_dir::{CaDir, Passphrase, leaf_profile};
 use edge::Edge;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::{SqliteStore, Store};
 use tunnel_model::{ApiKeySecret, OrganizationId, TunnelId};
 
 use crate::panel::Served;
+use crate::reload;
 use crate::settings::Settings;
 
 /// All that is served, ready for it.
@@ -58,8 +57,8 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     warn_of_end(issuer_not_after, settings.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
     let edge = Edge::new(settings.edge(), Arc::clone(&store), authority.clone())?;
-    if let (Some(chain), Some(key)) = (&settings.edge_tls_cert, &settings.edge_tls_key) {
-        use_certificate(&edge, chain, key)?;
+    if let (Some(path), Some(pair)) = (&settings.edge_tls_cert, reload::edge_pair(settings)) {
+        reload::use_at_edge(&edge, reload::warned(pair?, path))?;
     }
     let panel = crate::panel::open(settings, &store).await?;
     let zone = settings.zone.0.clone();
@@ -79,16 +78,6 @@ impl DataPlane for Joint {
     fn is_connected(&self, tunnel: TunnelId) -> bool {
         self.0.is_connected(tunnel)
     }
-}
-
-fn use_certificate(edge: &Edge, chain: &Path, key: &Path) -> anyhow::Result<()> {
-    let certificates = CertificateDer::pem_file_iter(chain)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("edge_tls_cert: cannot read certificates from {}", chain.display()))?;
-    let private_key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("edge_tls_key: cannot read a private key from {}", key.display()))?;
-    edge.use_certificate(certificates, private_key)
-        .with_context(|| format!("cannot use {} with {}", chain.display(), key.display()))
 }
 
 fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyhow::Result<CaDir> {

@@ -68,6 +68,26 @@ impl DataPlane for NoDataPlane {
     }
 }
 
+/// Tells the log whose agent is without a certificate now, though it is connected:
+/// most agents sign when they start and never again.
+struct Renames(Arc<dyn DataPlane>);
+
+impl Observer for Renames {
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            if let Event::TunnelRenamed(tunnel) = event
+                && tunnel.tls_mode == TlsMode::Passthrough
+                && self.0.is_connected(tunnel.id)
+            {
+                tracing::warn!(
+                    tunnel = %tunnel.id, name = %tunnel.name,
+                    "renamed while its agent is connected: unless it signs by itself, restart the agent"
+                );
+            }
+        }
+    }
+}
+
 /// The control plane of one deployment.
 pub struct App {
     store: Arc<dyn Store>,
@@ -163,6 +183,7 @@ impl App {
     /// Asks `data_plane` who is connected.
     #[must_use]
     pub fn with_data_plane(self, data_plane: Arc<dyn DataPlane>) -> Self {
+        self.store.observe(Arc::new(Renames(Arc::clone(&data_plane))));
         Self { data_plane, ..self }
     }
 

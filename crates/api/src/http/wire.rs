@@ -32,6 +32,9 @@ pub(super) struct TunnelBody {
     /// The end of its validity, RFC 3339.
     cert_expires_at: Option<String>,
     status: StatusBody,
+    /// What is to be done about the status, if something is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_reason: Option<&'static str>,
     /// The last hello of an agent, RFC 3339.
     last_connected_at: Option<String>,
     /// Where it came from.
@@ -57,6 +60,9 @@ pub(super) struct TunnelBody {
 impl TunnelBody {
     pub(super) fn new(tunnel: Tunnel, app: &App) -> Self {
         let zone = app.zone();
+        let currently_connected = app.is_connected(tunnel.id);
+        // A rename drops the certificate, and most agents sign when they start only.
+        let is_stale = tunnel.status == Status::AwaitingCert && currently_connected;
         let (cert_pem, fingerprint, expires_at) = match tunnel.certificate {
             Some(certificate) => {
                 (Some(certificate.pem), Some(hex(&certificate.fingerprint)), Some(certificate.expires_at))
@@ -73,11 +79,12 @@ impl TunnelBody {
             cert_fingerprint_sha256: fingerprint,
             cert_expires_at: expires_at.map(rfc3339),
             status: tunnel.status.into(),
+            status_reason: is_stale.then_some(STALE),
             last_connected_at: tunnel.last_connected_at.map(rfc3339),
             last_connected_ip_addr: tunnel.last_connected_ip.map(|address| address.to_string()),
             last_disconnected_at: tunnel.last_disconnected_at.map(rfc3339),
             restore_deadline_at: tunnel.restore_deadline.map(rfc3339),
-            currently_connected: app.is_connected(tunnel.id),
+            currently_connected,
             public_host: zone.host(&tunnel.name).to_string(),
             zone: zone.to_string(),
             tunnel_name: tunnel.name.to_string(),
@@ -87,6 +94,10 @@ impl TunnelBody {
         }
     }
 }
+
+/// Why a tunnel with an agent carries nothing.
+const STALE: &str = "the connected agent has no certificate for the public host, which may have been renamed: \
+                     restart the agent, so that it has one signed";
 
 /// Who terminates the TLS of third parties.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]

@@ -2,6 +2,7 @@
 //! what becomes of bodies that nobody should send.
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
@@ -201,6 +202,27 @@ async fn deep_json_is_refused() {
             world.send(request).await.problem(400, "malformed-body");
         }
     }
+}
+
+#[tokio::test]
+async fn an_agent_that_a_rename_left_without_a_certificate_is_told_of() {
+    let world = World::new().await;
+    let (_, tunnel, key) = world.identity("my-agent", "passthrough").await;
+    let path = format!("/api/v1/tunnels/{tunnel}");
+    let reason = async || world.admin("GET", &path, Value::Null).await.expect(200).body.get("status_reason").cloned();
+    world.sign(&key, &tunnel, &csr_for("my-agent")).await.expect(200);
+    world.connected.store(true, Ordering::SeqCst);
+    assert_eq!(reason().await, None);
+    let renamed = json!({"agent_handle": "her-agent"});
+    let renamed = world.admin("PATCH", "/api/v1/identities/my-agent", renamed).await.expect(200).body;
+    let told = text(&renamed["tunnel"]["status_reason"]);
+    assert!(told.contains("restart the agent"), "{told}");
+    assert_eq!(reason().await, Some(json!(told)));
+    world.connected.store(false, Ordering::SeqCst);
+    assert_eq!(reason().await, None, "nobody has to be restarted");
+    world.connected.store(true, Ordering::SeqCst);
+    world.sign(&key, &tunnel, &csr_for("her-agent")).await.expect(200);
+    assert_eq!(reason().await, None);
 }
 
 #[tokio::test]

@@ -2,10 +2,10 @@
 //! and requests without a network.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use api::{App, Clock, Limits, Metrics, SystemRandom, router};
+use api::{App, Clock, DataPlane, Limits, Metrics, SystemRandom, router};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, header};
@@ -16,7 +16,7 @@ use pki_core::{Authority, DnsName, Issuer, KeyPolicy, Profile, ProfileConfig, Se
 use serde_json::{Value, json};
 use store::{MemoryStore, Store};
 use tower::ServiceExt as _;
-use tunnel_model::{OrganizationId, Rules, Timestamp};
+use tunnel_model::{OrganizationId, Rules, Timestamp, TunnelId};
 
 pub(crate) const ZONE: &str = "adit.localhost";
 pub(crate) const NOW: i64 = 1_795_354_200_000_000;
@@ -40,12 +40,22 @@ impl Clock for FakeClock {
     }
 }
 
+struct Agents(Arc<AtomicBool>);
+
+impl DataPlane for Agents {
+    fn is_connected(&self, _: TunnelId) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct World {
     pub(crate) app: Arc<App>,
     pub(crate) clock: Arc<FakeClock>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Has every tunnel an agent?
+    pub(crate) connected: Arc<AtomicBool>,
     /// An admin key of `org_own`.
     pub(crate) admin: String,
     /// An admin key of `org_other`.
@@ -77,7 +87,8 @@ impl World {
             rules,
             ZONE.parse().expect("a zone"),
         );
-        let app = Arc::new(app);
+        let connected = Arc::new(AtomicBool::new(false));
+        let app = Arc::new(app.with_data_plane(Arc::new(Agents(Arc::clone(&connected)))));
         let limits = Limits {
             body: BODY_LIMIT,
             connections: 16,
@@ -93,7 +104,7 @@ impl World {
             made.expect("the first key").expose().to_owned()
         };
         let (admin, stranger) = (first_key("org_own").await, first_key("org_other").await);
-        Self { app, clock, store, metrics, admin, stranger, router }
+        Self { app, clock, store, metrics, connected, admin, stranger, router }
     }
 
     /// Sends a request to the host that the server has.

@@ -1,0 +1,253 @@
+"""What an operator does with a server that runs, and what it says.
+
+SIGHUP reads certificates and the log's filter again, and what cannot be used
+changes nothing. `/readyz` names what fails. The log is coloured for terminals
+that want it.
+
+    judges/bin/python operations.py --server ../target/release/api-server
+"""
+
+import datetime
+import os
+import pathlib
+import pty
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import subprocess
+import tempfile
+import time
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+import expect
+from server import ZONE, Server, StartError, arguments
+
+WITHIN = 10.0
+NOW = datetime.datetime.now(datetime.timezone.utc)
+DAY = datetime.timedelta(days=1)
+
+
+def main():
+    options = arguments(__doc__).parse_args()
+    expect.each(
+        [
+            ("SIGHUP reads what may change again", lambda: hangup(options.server)),
+            ("a certificate that cannot be used is told by its cause", lambda: causes(options.server)),
+            ("damage to the database is found at the start", lambda: damaged(options.server)),
+            ("an unusable panel directory is told", lambda: unusable(options.server)),
+            ("the log has colours where they are wanted", lambda: colours(options.server)),
+        ]
+    )
+
+
+class Pair:
+    """A self-signed certificate and its key, in two files."""
+
+    def __init__(self, work, since=-DAY, until=DAY):
+        self.certificate, self.key = work / "server.crt", work / "server.key"
+        self.renew(since, until)
+
+    def renew(self, since=-DAY, until=DAY):
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ZONE)])
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(NOW + since).not_valid_after(NOW + until)
+        names = x509.SubjectAlternativeName([x509.DNSName(ZONE), x509.DNSName(f"*.{ZONE}")])
+        made = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+        self.serial = made.serial_number
+        self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        self.write_key(key, serialization.NoEncryption())
+        return self
+
+    def write_key(self, key, encryption):
+        pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        self.key.write_bytes(key.private_bytes(pem, pkcs8, encryption))
+
+    def encrypt_key(self):
+        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        self.write_key(key, serialization.BestAvailableEncryption(b"a passphrase"))
+
+    def add_mark(self):
+        for path in (self.certificate, self.key):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def served(port):
+    """The serial number that a port presents."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port), timeout=WITHIN) as plain:
+        with context.wrap_socket(plain, server_hostname=ZONE) as stream:
+            return x509.load_der_x509_certificate(stream.getpeercert(True)).serial_number
+
+
+def eventually(what, holds):
+    deadline = time.monotonic() + WITHIN
+    while not holds():
+        expect.that(what, time.monotonic() < deadline)
+        time.sleep(0.02)
+
+
+def hangup(binary):
+    with tempfile.TemporaryDirectory(prefix="adit-operations-") as work:
+        work = pathlib.Path(work)
+        at_edge, at_panel = Pair(made(work / "edge")), Pair(made(work / "panel"))
+        config = work / "adit.toml"
+        config.write_text('log = "info"\n')
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            panel_port = free.getsockname()[1]
+        settings = {
+            "config": config,
+            "edge_tls_cert": at_edge.certificate,
+            "edge_tls_key": at_edge.key,
+            "panel_listen": f"127.0.0.1:{panel_port}",
+            "panel_keys": "p256",
+            "panel_tls_cert": at_panel.certificate,
+            "panel_tls_key": at_panel.key,
+        }
+        with Server(binary, **settings) as server:
+            ports = [(server.edge_port, at_edge), (panel_port, at_panel)]
+            for port, pair in ports:
+                expect.equal("the first certificate", served(port), pair.serial)
+
+            def reload():
+                before = server.log.read_text().count("SIGHUP: ")
+                os.kill(server.pid, signal.SIGHUP)
+                eventually("all is told", lambda: server.log.read_text().count("SIGHUP: ") >= before + 3)
+                expect.that("the server lives", server.running)
+                return server.log.read_text().splitlines()[-3:]
+
+            old = [pair.renew().serial for _, pair in ports]
+            expect.equal("three things are read", [" INFO " in line for line in reload()], [True] * 3)
+            expect.equal("the second certificates", [served(port) for port, _ in ports], old)
+            for spoil, words in [
+                (lambda pair: pair.renew(-2 * DAY, -DAY), "has expired: it ended at"),
+                (lambda pair: pair.renew(DAY, 2 * DAY), "not yet valid: it begins at"),
+                (lambda pair: pair.renew().encrypt_key(), "the key is encrypted"),
+                (lambda pair: pair.certificate.write_text(""), "BEGIN CERTIFICATE"),
+                (lambda pair: pair.certificate.unlink(), "No such file"),
+                (lambda pair: [pair.certificate.write_bytes(Pair(made(work / "other")).certificate.read_bytes())], "belong together"),
+            ]:
+                for _, pair in ports:
+                    spoil(pair)
+                told = reload()
+                expect.equal(f"the cause is told twice: {words}", sum(words in line for line in told), 2)
+                expect.equal("the old ones are served", [served(port) for port, _ in ports], old)
+                for _, pair in ports:
+                    pair.renew()
+
+            config.write_text('log = "debug"\n')
+            for _, pair in ports:
+                pair.renew().add_mark()
+            reload()
+            expect.equal("with a mark", [served(port) for port, _ in ports], [pair.serial for _, pair in ports])
+            server.ask("GET", "/api/whoami")
+            eventually("requests are logged now", lambda: "DEBUG" in server.log.read_text())
+            for broken in ('log = "no=such=filter"\n', "log = \n"):
+                config.write_text(broken)
+                os.kill(server.pid, signal.SIGHUP)
+            eventually("both are told", lambda: server.log.read_text().count("stays as it was") >= 14)
+            expect.status("the server goes on", server.ask("GET", "/api/whoami"), 200)
+            for _ in range(50):
+                os.kill(server.pid, signal.SIGHUP)
+            expect.equal("it stops as told", server.stop(), 0)
+
+
+def made(directory):
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def causes(binary):
+    with tempfile.TemporaryDirectory(prefix="adit-operations-") as work:
+        pair = Pair(pathlib.Path(work))
+        settings = {"edge_tls_cert": pair.certificate, "edge_tls_key": pair.key}
+        pair.encrypt_key()
+        try:
+            with Server(binary, **settings):
+                expect.that("it does not start with an encrypted key", False)
+        except StartError as error:
+            expect.that("the cause is told", "the key is encrypted" in error.output, error.output)
+        for since, until, words in [(-2 * DAY, -DAY, "has expired"), (DAY, 2 * DAY, "not yet valid")]:
+            pair.renew(since, until)
+            with Server(binary, **settings) as server:
+                expect.that("the cause is told", words in server.log.read_text(), server.output())
+                expect.status("the rest is served", server.ask("GET", "/api/whoami"), 200)
+
+
+def damaged(binary):
+    with Server(binary) as server:
+        server.ask("POST", "/api/v1/tunnels", {"tunnel_name": "my-agent"})
+        expect.equal("it is ready", (server.ready().status, server.ready().body), (200, b"ready\n"))
+        expect.equal("it stops", server.stop(), 0)
+        database = server.data_dir / "adit.db"
+        with sqlite3.connect(database) as connection:
+            (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'tunnels'").fetchone()
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
+            connection.execute("PRAGMA journal_mode = DELETE")
+        connection.close()
+        with open(database, "r+b") as file:
+            file.seek((root - 1) * size)
+            file.write(bytes(size))
+        server.launch()
+        eventually("it answers", lambda: answers(server))
+        expect.equal("it says what fails", server.ready().body, b"not ready: the database is damaged\n")
+        expect.equal("and that it is not ready", server.ready().status, 503)
+        expect.that("the log says more", "the database is damaged: restore a backup" in server.log.read_text())
+        expect.status("lists fail", server.ask("GET", "/api/v1/tunnels"), 500)
+        expect.status("the rest goes on", server.ask("GET", "/api/whoami"), 200)
+
+
+def answers(server):
+    try:
+        return server.ready().status in (200, 503)
+    except OSError:
+        return False
+
+
+def unusable(binary):
+    with Server(binary, panel_listen="127.0.0.1:0", panel_keys="p256") as server:
+        pki = server.data_dir / "pki"
+        for spoil, mend in [
+            (lambda: (pki / "revoked.json").write_text("["), lambda: (pki / "revoked.json").unlink()),
+            (lambda: pki.rename(pki.with_name("gone")), lambda: pki.with_name("gone").rename(pki)),
+        ]:
+            spoil()
+            expect.equal(
+                "it says what fails",
+                server.ready().body,
+                b"not ready: the panel's directory cannot be read or written\n",
+            )
+            mend()
+            expect.status("it is ready again", server.ready(), 200)
+
+
+def colours(binary):
+    def first_words(**environment):
+        data = tempfile.mkdtemp(prefix="adit-operations-")
+        ours, theirs = pty.openpty()
+        command = [binary, "init", "--data-dir", data, "--panel-listen", "none"]
+        environment = {"PATH": os.environ["PATH"], "TERM": "xterm", **environment}
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment, check=True)
+        os.close(theirs)
+        shutil.rmtree(data)
+        said = os.read(ours, 10_000)
+        os.close(ours)
+        return said
+
+    expect.that("a terminal", b"\x1b[" in first_words())
+    expect.that("NO_COLOR that is empty", b"\x1b[" in first_words(NO_COLOR=""))
+    expect.that("NO_COLOR", b"\x1b[" not in first_words(NO_COLOR="1"))
+    expect.that("TERM=dumb", b"\x1b[" not in first_words(TERM="dumb"))
+
+
+if __name__ == "__main__":
+    expect.run(main)
