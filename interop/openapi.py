@@ -31,14 +31,23 @@ def main(arguments):
     with server.Server(arguments.server) as running:
         judge(running, arguments, arguments.seconds, "--exclude-path", REVOCATION)
         expect.status("the key is of use", running.ask("GET", "/api/whoami"), 200)
+        judge(running, arguments, 10, "--exclude-path", REVOCATION, key=scoped_key(running))
         judge(running, arguments, 5, "--include-path", REVOCATION)
         expect.that("the server lives", running.running)
 
 
-def judge(running, arguments, seconds, *operations):
+def scoped_key(running):
+    identity = running.ask("POST", "/api/v1/identities", {"agent_handle": "judged-agent"})
+    expect.status("an identity", identity, 201)
+    key = running.ask("POST", "/api/v1/api-keys", {"label": "judged", "scoped_identity_id": identity.json["id"]})
+    expect.status("its key", key, 201)
+    return key.json["api_key"]
+
+
+def judge(running, arguments, seconds, *operations, key=None):
     schemathesis = pathlib.Path(sys.executable).with_name("schemathesis")
     command = [schemathesis, "run", f"{running.url}/openapi.json", *operations]
-    command += ["--header", f"X-API-Key: {running.key}", "--checks", "all"]
+    command += ["--header", f"X-API-Key: {key or running.key}", "--checks", "all"]
     command += ["--exclude-checks", ",".join(sorted(EXCLUDED)), "--continue-on-failure", "--warnings", "off"]
     command += ["--max-time", str(seconds), "--request-timeout", "30", "--seed", str(arguments.seed), "--no-color"]
     found = subprocess.run(command, cwd=running.data_dir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

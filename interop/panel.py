@@ -3020,7 +3020,7 @@ def state(report, rig):
                     for content in (BROKEN[name][1], BROKEN[name][5]):
                         replace_file(path, content)
                         with contextlib.suppress(StartError):
-                            panel.start()
+                            panel.start_not_ready()
                             expect.that(
                                 "an admin gets no agent",
                                 panel.call(admin, "POST", "/api/certs/agent", {"label": "fresh"}).status != 200

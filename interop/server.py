@@ -124,9 +124,14 @@ class Server:
     def start(self):
         """Starts on the data directory and waits until `/readyz` answers 200."""
         self.launch()
-        self._wait_until_ready()
+        self._wait_for("/readyz")
         if self._own_key:
             self.key = (self.data_dir / "admin-api-key").read_text().strip()
+
+    def start_not_ready(self):
+        """Starts on the data directory and waits until it serves, whatever `/readyz` answers."""
+        self.launch()
+        self._wait_for("/healthz")
 
     def launch(self):
         """Starts on the data directory and does not wait."""
@@ -152,14 +157,14 @@ class Server:
                 command, stdin=stdin, stdout=log, stderr=log, env=environment, cwd=self._place
             )
 
-    def _wait_until_ready(self):
+    def _wait_for(self, path):
         deadline = time.monotonic() + READY_WITHIN
         probe = Client(self._metrics_port, None, timeout=2.0)
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise StartError(self._process.returncode, self.output())
             try:
-                if probe.ask("GET", "/readyz").status == 200:
+                if probe.ask("GET", path).status == 200:
                     return
             except (OSError, http.client.HTTPException):
                 pass

@@ -40,7 +40,7 @@ impl Reload {
             let settings = match Settings::resolve(self.options.clone()) {
                 Ok(settings) => settings,
                 Err(error) => {
-                    tell("the settings", Err(error));
+                    tell("the configuration", Err(error));
                     continue;
                 }
             };

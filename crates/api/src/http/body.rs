@@ -21,12 +21,14 @@ const MAX_DROPPED: usize = 16 * 1024 * 1024;
 
 /// Reads what is left of the body when the answer is made.
 pub(super) async fn read_to_its_end(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
     // Who asks before it sends has its answer, and sends nothing.
     let waits = request.headers().contains_key(header::EXPECT);
-    let (back, left) = oneshot::channel();
+    let (back, mut left) = oneshot::channel();
     let request = request.map(|body| Body::new(Lent { body, back: Some(back), is_begun: !waits }));
     let response = next.run(request).await;
-    let mut left = left;
     if let Ok(body) = left.try_recv() {
         // Who is slow about it has had its time.
         let _ = tokio::time::timeout(shared.limits.request, drop_all(body)).await;

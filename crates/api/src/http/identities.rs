@@ -140,6 +140,7 @@ pub(super) async fn show(
     request_body = UpdateIdentity,
     responses(
         (status = 200, body = IdentityBody),
+        (status = 403, description = "A new handle, by a key that is bound to the identity", body = Problem),
         (status = 404, body = Problem),
         (status = 409, description = "The new handle is taken or reserved", body = Problem),
         (status = 422, description = "A field breaks its rule", body = Problem),

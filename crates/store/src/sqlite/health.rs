@@ -145,3 +145,63 @@ fn in_words(error: &StoreError) -> String {
         error => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readers(directory: &std::path::Path) -> Readers {
+        Readers { idle: Mutex::default(), database: directory.join("adit.db"), health: Arc::default() }
+    }
+
+    /// A database of other tables, some of whose pages nothing refers to any more.
+    fn make(directory: &std::path::Path, rows: u32) -> Connection {
+        let connection = Connection::open(directory.join("adit.db")).expect("a database");
+        let fill = format!(
+            "CREATE TABLE many (text TEXT); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+             INSERT INTO many SELECT hex(randomblob(400)) FROM n"
+        );
+        connection.execute_batch(&fill).expect("rows");
+        connection
+    }
+
+    #[test]
+    fn a_look_aside_tells_what_it_finds() {
+        let directory = tempfile::tempdir().expect("a directory");
+        drop(make(directory.path(), 10));
+        let readers = readers(directory.path());
+        let look = Look::aside(&readers).expect("a look");
+        let begun = Instant::now();
+        while readers.health.damage().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "no such table");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(look);
+        assert_eq!(readers.health.damage().expect("damage"), "no such table: tunnels");
+        assert!(!readers.health.is_to_be_looked_at(), "it was just looked at");
+    }
+
+    #[test]
+    fn a_look_ends_with_the_store() {
+        let directory = tempfile::tempdir().expect("a directory");
+        drop(make(directory.path(), 50_000));
+        let readers = readers(directory.path());
+        let begun = Instant::now();
+        drop(Look::aside(&readers).expect("a look"));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        // It was interrupted, which is nothing that is wrong with the database.
+        assert_eq!(readers.health.damage(), None);
+    }
+
+    #[test]
+    fn what_failed_is_looked_at_once_at_a_time() {
+        let health = Health::default();
+        assert!(!health.is_to_be_looked_at(), "nothing is known to be wrong");
+        health.note_write(&StoreError::Full);
+        assert_eq!(health.damage(), None);
+        health.note_read(&StoreError::Corrupt("record"));
+        assert_eq!(health.damage().expect("damage"), "a stored record cannot be read");
+        assert!(health.is_to_be_looked_at());
+        assert!(!health.is_to_be_looked_at(), "somebody does already");
+    }
+}
