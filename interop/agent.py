@@ -167,10 +167,12 @@ def headers(scene):
         for name, value in {
             "x-forwarded-for": VISITOR_ADDRESS,
             "forwarded": f"for={VISITOR_ADDRESS}",
-            "x-forwarded-host": host,
+            "x-forwarded-host": f"{host}:{scene.port}",
             "x-forwarded-proto": "https",
         }.items():
             expect.equal(f"{version}: one {name}, which tells of the visitor", seen_headers(page, name), [value])
+        claims = [name for name, value in seen(page)["headers"] if "6.6.6.6" in value]
+        expect.equal(f"{version}: the app sees nothing that the visitor claims of itself", claims, [])
         ours = [name for name, _ in seen(page)["headers"] if name.startswith("inkbox-")]
         expect.equal(f"{version}: the app sees nothing of the envelope", ours, [])
 
@@ -184,6 +186,8 @@ def headers(scene):
 
 def forged():
     fields = ["x-forwarded-for: 6.6.6.6", "forwarded: for=6.6.6.6", "x-forwarded-host: forged.test"]
+    names = ("x-real-ip", "x_forwarded_for", "x.forwarded-port", "x-forwarded-user", "x-original-url", "true-client-ip")
+    fields += [f"{name}: 6.6.6.6" for name in names]
     fields += ["x-forwarded-proto: http", "inkbox-forwarded-for: 6.6.6.6", "inkbox-request-id: forged"]
     return header_options_of(fields)
 
@@ -341,6 +345,7 @@ def websocket_messages(scene, name):
         view = json.loads(websocket.receive())
         expect.equal("the app sees path and query", view["target"], "/websocket?b=%20c")
         told = [value for each, value in view["headers"] if each == "x-forwarded-host"]
+        told = [value.partition(":")[0] for value in told]
         expect.equal("the app sees the public host", told, [scene.host(name)])
 
         for message in ("text", "", "grüße ✓ \U0001f600", '"\\\n\x00', b"\x00\xff\x80 binary", b""):
@@ -467,7 +472,7 @@ def through_requests(scene, app):
         expect.equal(
             f"{version}: the app hears what was asked for",
             told,
-            {"x-forwarded-host": [scene.host("through")], "x-forwarded-proto": ["https"]},
+            {"x-forwarded-host": [f"{scene.host('through')}:{scene.port}"], "x-forwarded-proto": ["https"]},
         )
         # The agent knows the visitor's address from the edge, and believes nobody else about it.
         said = [seen_headers(page, name) for name in ("x-forwarded-for", "forwarded", "inkbox-forwarded-for")]

@@ -14,6 +14,11 @@ pub const MAX_HEADER_FIELDS: usize = 110;
 /// HPACK size of an envelope's header list (RFC 7541 section 4.1). Python
 /// agents close the connection above 65536.
 pub const MAX_HEADER_OCTETS: usize = 60 * 1024;
+/// HPACK size of a reply's header fields as they cross, with their prefix: edges take
+/// lists of 65536 octets, and the rest is the protocol's own.
+pub const MAX_REPLY_HEADERS: usize = 64 * 1024 - 1024;
+/// Header fields of a reply.
+pub const MAX_REPLY_FIELDS: usize = 200;
 /// An outer frame, with its header, that always fits the windows of an agent
 /// with 65535 octets for all streams: it credits once 32767 were consumed.
 pub const SMALL_WINDOW_FRAME: usize = 32 * 1024;

@@ -65,6 +65,11 @@ impl ReplyHead {
         })
     }
 
+    /// HPACK size of the fields as they cross (RFC 7541 section 4.1).
+    pub fn octets(&self) -> usize {
+        self.headers.iter().map(|(name, value)| PREFIX.len() + name.as_str().len() + value.len() + 32).sum()
+    }
+
     /// Adds the head to a request's headers.
     pub(crate) fn encode(&self, headers: &mut HeaderMap) -> Result<(), http::Error> {
         headers.insert(STATUS, HeaderValue::from(self.status.as_u16()));

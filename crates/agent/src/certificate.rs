@@ -55,7 +55,7 @@ impl Certificate {
             .map_err(|error| Error::Certificate(error.into()))?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         config.ticketer =
             rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| Error::Certificate(error.into()))?;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -76,7 +76,7 @@ impl Certificate {
 
     /// Waits until two thirds of the certificate's life are over and replaces
     /// it, again and again. Connections that are open keep what they have.
-    pub(crate) async fn keep_fresh(&self, rest: &Rest, tunnel: &Tunnel, tell: impl Fn(crate::Event)) {
+    pub(crate) async fn keep_fresh(&self, rest: &Rest, tunnel: impl Fn() -> Arc<Tunnel>, tell: impl Fn(crate::Event)) {
         loop {
             let wait = self.current.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
             // A clock that was set, or a machine that slept, is noticed within the hour.
@@ -84,7 +84,7 @@ impl Certificate {
                 tokio::time::sleep(wait.min(Duration::from_secs(3600))).await;
                 continue;
             }
-            match self.renew(rest, tunnel).await {
+            match self.renew(rest, &tunnel()).await {
                 Ok(()) => tell(crate::Event::CertificateRenewed { not_after: self.current.not_after() }),
                 Err(error) => {
                     tell(crate::Event::RenewalFailed { error: error.chain() });
@@ -94,7 +94,7 @@ impl Certificate {
         }
     }
 
-    async fn renew(&self, rest: &Rest, tunnel: &Tunnel) -> Result<(), Error> {
+    pub(crate) async fn renew(&self, rest: &Rest, tunnel: &Tunnel) -> Result<(), Error> {
         let certificate = |error: rcgen::Error| Error::Certificate(error.into());
         let key = rcgen::KeyPair::generate().map_err(certificate)?;
         let mut params = rcgen::CertificateParams::new(vec![tunnel.public_host.clone()]).map_err(certificate)?;

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::bridge::{Bridge, Inbound};
 use crate::session::Streams;
-use crate::upstream::{AgentBody, full, upgraded};
+use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS, full, upgraded};
 use crate::{Error, InFlight, Shared, mask};
 
 /// How long a bridge or a handshake may take, if the edge sets no limit.
@@ -44,6 +44,21 @@ pub(crate) fn failure(status: StatusCode, reason: &'static str) -> (ReplyHead, B
     (head, Bytes::from(format!("{reason}\n")))
 }
 
+/// The reply to an answer whose head nobody takes.
+pub(crate) fn headers_too_large() -> (ReplyHead, Bytes) {
+    tracing::warn!("the application's headers have more than {MAX_HEADERS} octets or {MAX_FIELDS} fields");
+    failure(StatusCode::BAD_GATEWAY, "response-headers-too-large")
+}
+
+/// The reply when the application could not be asked.
+pub(crate) fn upstream_failure(shared: &Shared, error: &Error) -> (ReplyHead, Bytes) {
+    if error.is_too_large() {
+        return headers_too_large();
+    }
+    shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
+    failure(StatusCode::BAD_GATEWAY, "upstream-unreachable")
+}
+
 /// One request to the application.
 pub(crate) async fn serve(
     shared: &Shared,
@@ -58,10 +73,7 @@ pub(crate) async fn serve(
     };
     let response = match shared.upstream.send(request).await {
         Ok(response) => response,
-        Err(error) => {
-            shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
-            return failure(StatusCode::BAD_GATEWAY, "upstream-unreachable");
-        }
+        Err(error) => return upstream_failure(shared, &error),
     };
     let (head, body) = response.into_parts();
     let mut reply = ReplyHead::new(head.status);
@@ -92,14 +104,14 @@ fn request(
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().map_err(http::Error::from)?;
     *request.headers_mut() = headers;
-    put_forwarded(request.headers_mut(), &shared.tunnel.public_host, visitor);
+    put_forwarded(request.headers_mut(), &shared.public_authority(), visitor);
     Ok(request)
 }
 
 /// Who asked, and for what: the application sees our connection only.
-pub(crate) fn put_forwarded(headers: &mut HeaderMap, public_host: &str, visitor: Option<IpAddr>) {
+pub(crate) fn put_forwarded(headers: &mut HeaderMap, authority: &str, visitor: Option<IpAddr>) {
     headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
-    if let Ok(host) = HeaderValue::from_str(public_host) {
+    if let Ok(host) = HeaderValue::from_str(authority) {
         headers.insert("x-forwarded-host", host);
     }
     let Some(visitor) = visitor else { return };
@@ -168,11 +180,8 @@ async fn open(
     if let Ok(key) = HeaderValue::try_from(STANDARD.encode(key)) {
         fields.insert(header::SEC_WEBSOCKET_KEY, key);
     }
-    let unreachable = |error: Error| {
-        shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
-        refusal(StatusCode::BAD_GATEWAY, "upstream-unreachable")
-    };
-    let response = shared.upstream.send_upgrade(request).await.map_err(unreachable)?;
+    let failed = |error: Error| Box::new(upstream_failure(shared, &error));
+    let response = shared.upstream.send_upgrade(request).await.map_err(failed)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes()).unwrap_or_default();

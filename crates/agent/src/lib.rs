@@ -21,6 +21,7 @@ mod certificate;
 mod exchange;
 mod passthrough;
 mod rest;
+mod server;
 mod session;
 mod tls;
 mod upstream;
@@ -28,12 +29,12 @@ mod upstream;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep};
 
 pub use agent_proto::Credential;
@@ -192,6 +193,11 @@ impl Error {
         text
     }
 
+    /// Is it an answer of the application whose head is too large?
+    fn is_too_large(&self) -> bool {
+        matches!(self, Self::Hyper(error) if error.is_parse_too_large())
+    }
+
     /// Would another attempt fail the same way?
     pub fn is_final(&self) -> bool {
         match self {
@@ -207,9 +213,14 @@ impl Error {
 /// What all parts of a running agent share.
 pub(crate) struct Shared {
     rest: Rest,
-    tunnel: Tunnel,
+    /// As it was when it was last looked up: an identity's tunnel can get another name.
+    tunnel: RwLock<Arc<Tunnel>>,
+    /// Where the edge is dialled.
+    edge: (String, u16),
     credential: Credential,
     upstream: Upstream,
+    /// Places for visitors of a passthrough tunnel.
+    visitors: Arc<Semaphore>,
     certificate: Option<Certificate>,
     pool_size: Option<u8>,
     stop: watch::Sender<bool>,
@@ -222,6 +233,24 @@ impl Shared {
         (self.observer)(event);
     }
 
+    fn tunnel(&self) -> Arc<Tunnel> {
+        Arc::clone(&self.tunnel.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tell_connected(&self) {
+        let url = format!("https://{}/", self.public_authority());
+        self.tell(Event::Connected { url, tls_mode: self.tunnel().tls_mode.clone() });
+    }
+
+    /// What visitors call: the public host, with the edge's port if it is not 443.
+    fn public_authority(&self) -> String {
+        let host = &self.tunnel().public_host;
+        match self.edge.1 {
+            443 => host.clone(),
+            port => format!("{host}:{port}"),
+        }
+    }
+
     /// Returns when the agent is to stop.
     async fn stopped(&self) {
         // The sender lives as long as we do.
@@ -230,21 +259,36 @@ impl Shared {
 }
 
 /// One exchange that is not finished.
-pub(crate) struct InFlight(Arc<Shared>);
+pub(crate) struct InFlight {
+    shared: Arc<Shared>,
+    place: Option<OwnedSemaphorePermit>,
+}
 
 impl InFlight {
     fn of(shared: &Arc<Shared>) -> Self {
         shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(shared))
+        Self { shared: Arc::clone(shared), place: None }
+    }
+
+    /// A visitor's connection; none if there are too many.
+    fn visitor(shared: &Arc<Shared>) -> Option<Self> {
+        let place = Arc::clone(&shared.visitors).try_acquire_owned().ok()?;
+        let mut in_flight = Self::of(shared);
+        in_flight.place = Some(place);
+        Some(in_flight)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        drop(self.place.take());
+        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
+/// Connections of visitors to a passthrough tunnel at once: with 64 KiB or so for each,
+/// what a small machine has.
+const MAX_VISITORS: usize = 4096;
 /// The first delay before another attempt, and the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LAST_DELAY: Duration = Duration::from_secs(30);
@@ -335,12 +379,11 @@ impl Agent {
     }
 
     async fn serve(&self, shared: Arc<Shared>) -> Result<(), Error> {
-        let address = shared.edge_address();
-        let sessions = serve(Arc::clone(&shared), self.edge.clone().or(address));
+        let sessions = serve(Arc::clone(&shared));
         match &shared.certificate {
             Some(certificate) => tokio::select! {
                 ended = sessions => ended,
-                () = certificate.keep_fresh(&shared.rest, &shared.tunnel, |event| shared.tell(event)) => Ok(()),
+                () = certificate.keep_fresh(&shared.rest, || shared.tunnel(), |event| shared.tell(event)) => Ok(()),
             },
             None => sessions.await,
         }
@@ -355,7 +398,9 @@ impl Agent {
                 Ok((tunnel, certificate)) => {
                     return Ok(Shared {
                         rest: self.rest.clone(),
-                        tunnel,
+                        edge: self.edge.clone().unwrap_or_else(|| edge_address(&self.rest, &tunnel)),
+                        tunnel: RwLock::new(Arc::new(tunnel)),
+                        visitors: Arc::new(Semaphore::new(MAX_VISITORS)),
                         credential: self.credential.clone().unwrap_or_else(|| self.rest.credential().clone()),
                         upstream: self.upstream.clone(),
                         certificate,
@@ -387,20 +432,18 @@ impl Agent {
     }
 }
 
-impl Shared {
-    /// Where the data plane is, if nobody said.
-    fn edge_address(&self) -> Option<(String, u16)> {
-        // A server that runs with its defaults on this machine.
-        const LOCAL_PORT: u16 = 4443;
-        let is_local = tls::is_localhost(&self.tunnel.zone);
-        self.rest.edge_address().or_else(|| is_local.then(|| (self.tunnel.zone.clone(), LOCAL_PORT)))
-    }
+/// Where the data plane is, if nobody said.
+fn edge_address(rest: &Rest, tunnel: &Tunnel) -> (String, u16) {
+    // A server that runs with its defaults on this machine.
+    const LOCAL_PORT: u16 = 4443;
+    let port = if tls::is_localhost(&tunnel.zone) { LOCAL_PORT } else { 443 };
+    rest.edge_address().unwrap_or_else(|| (tunnel.zone.clone(), port))
 }
 
 /// One session after the other; during a restart of the edge, two at once.
-async fn serve(shared: Arc<Shared>, edge: Option<(String, u16)>) -> Result<(), Error> {
-    let zone = shared.tunnel.zone.clone();
-    let (host, port) = edge.unwrap_or_else(|| (zone.clone(), 443));
+async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
+    let zone = shared.tunnel().zone.clone();
+    let (host, port) = shared.edge.clone();
     let trust = shared.rest.trust().cloned().map_or_else(Trust::of_system, Ok)?;
     let (newest, watched) = watch::channel(None);
     let (mut delay, mut is_handoff) = (FIRST_DELAY, false);
@@ -416,10 +459,7 @@ async fn serve(shared: Arc<Shared>, edge: Option<(String, u16)>) -> Result<(), E
         let error = match begun {
             Ok(session) => {
                 newest.send_replace(Some(session.send_request()));
-                let Tunnel { public_host, tls_mode, .. } = &shared.tunnel;
-                let port = if port == 443 { String::new() } else { format!(":{port}") };
-                let url = format!("https://{public_host}{port}/");
-                shared.tell(Event::Connected { url, tls_mode: tls_mode.clone() });
+                shared.tell_connected();
                 let since = Instant::now();
                 let end = session.run(Arc::clone(&shared)).await;
                 if since.elapsed() >= SERVED {

@@ -1,6 +1,7 @@
 //! Visitors of a passthrough tunnel: TLS ends here, with a key that the edge
 //! never sees.
 
+use std::borrow::Cow;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -10,20 +11,22 @@ use std::time::Duration;
 
 use agent_proto::bridge::{Outer, OuterDecoder, encode_outer_close, outer_prefix};
 use agent_proto::limits::MAX_TCP_FRAME;
-use agent_proto::visitor::reply_headers;
+use agent_proto::visitor::{ascii_target, reply_headers};
 use agent_proto::{BridgeId, BridgeKind, Opcode, apply_mask};
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::bridge::Bridge;
-use crate::exchange::put_forwarded;
+use crate::exchange::{put_forwarded, upstream_failure};
+use crate::server::{Patience, serve_http};
 use crate::session::Streams;
-use crate::upstream::{AgentBody, full, serve_http, upgraded};
+use crate::upstream::{AgentBody, full, upgraded};
 use crate::{InFlight, Shared, mask};
 
 /// How long the bridge and the visitor's handshake may take, each.
@@ -35,13 +38,20 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
         tracing::warn!("the edge sends a raw connection, but TLS ends there");
         return;
     };
-    let bridge = match streams.bridge(BridgeKind::Tcp, id, InFlight::of(shared), HANDSHAKE).await {
+    let place = InFlight::visitor(shared);
+    let is_full = place.is_none();
+    let in_flight = place.unwrap_or_else(|| InFlight::of(shared));
+    let bridge = match streams.bridge(BridgeKind::Tcp, id, in_flight, HANDSHAKE).await {
         Ok(bridge) => bridge,
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "no bridge for a connection");
             return;
         }
     };
+    if is_full {
+        tracing::warn!("too many visitors at once");
+        return;
+    }
     let bridge = BridgeIo { bridge, decoder: OuterDecoder::new(), read: Bytes::new(), is_done: false };
     let accepted = timeout(HANDSHAKE, TlsAcceptor::from(certificate.server_config()).accept(bridge)).await;
     let tls = match accepted {
@@ -54,7 +64,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
     };
     let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
     let served = Arc::clone(shared);
-    let ended = serve_http(tls, is_http2, move |request| {
+    let ended = serve_http(tls, is_http2, Patience::default(), shared.stopped(), move |request| {
         let shared = Arc::clone(&served);
         async move { forward(&shared, request, visitor).await }
     });
@@ -64,51 +74,125 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
 }
 
 /// One request to the application, its bodies streamed both ways.
-async fn forward(
+async fn forward(shared: &Arc<Shared>, request: Request<Incoming>, visitor: Option<IpAddr>) -> Response<AgentBody> {
+    let begun = std::time::Instant::now();
+    let (method, path) = (request.method().clone(), target(request.uri()).into_owned());
+    let response = match check(&request, &shared.tunnel().public_host) {
+        Ok(authority) => exchange(shared, request, &authority, visitor).await,
+        Err(status) => refusal(status),
+    };
+    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    shared.tell(crate::Event::Served { method, path, status: response.status(), micros });
+    response
+}
+
+async fn exchange(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
-    visitor_ip: Option<IpAddr>,
+    authority: &str,
+    visitor: Option<IpAddr>,
 ) -> Response<AgentBody> {
-    let begun = std::time::Instant::now();
-    let (method, path) =
-        (request.method().clone(), request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned());
-    let is_upgrade = request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE);
-    let visitor = is_upgrade.then(|| hyper::upgrade::on(&mut request));
-    let upgrade = request.headers().get(header::UPGRADE).cloned();
+    let Ok(uri) = target(request.uri()).parse() else { return refusal(StatusCode::BAD_REQUEST) };
+    let protocol = request.headers().get(header::UPGRADE).filter(|protocol| may_upgrade(protocol)).cloned();
+    let protocol = protocol.filter(|_| request.version() == Version::HTTP_11);
+    let upgrade = protocol.map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (head, body) = request.into_parts();
     let mut onward = Request::new(body.map_err(Into::into).boxed_unsync());
     *onward.method_mut() = head.method;
-    *onward.uri_mut() = path.parse().unwrap_or_default();
+    *onward.uri_mut() = uri;
     *onward.headers_mut() = end_to_end(&head.headers);
-    put_forwarded(onward.headers_mut(), &shared.tunnel.public_host, visitor_ip);
-    let response = match (visitor, upgrade) {
-        (Some(visitor), Some(protocol)) => {
+    put_forwarded(onward.headers_mut(), authority, visitor);
+    let response = match upgrade {
+        Some((protocol, visitor)) => {
             onward.headers_mut().insert(header::UPGRADE, protocol);
             onward.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             forward_upgrade(shared, onward, visitor).await
         }
-        _ => shared.upstream.send(onward).await.map(|response| {
-            let (head, body) = response.into_parts();
-            let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
-            *response.status_mut() = head.status;
-            let length = head.headers.get(header::CONTENT_LENGTH).cloned();
-            *response.headers_mut() = reply_headers(head.headers);
-            // Known before the body, and for a HEAD all there is.
-            if let Some(length) = length {
-                response.headers_mut().insert(header::CONTENT_LENGTH, length);
-            }
-            response
-        }),
+        None => shared.upstream.send(onward).await.map(answer),
     };
-    let response = response.unwrap_or_else(|error| {
-        shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
-        let mut response = Response::new(full(Bytes::from_static(b"the application cannot be reached\n")));
-        *response.status_mut() = StatusCode::BAD_GATEWAY;
+    response.unwrap_or_else(|error| {
+        let (head, body) = upstream_failure(shared, &error);
+        let mut response = Response::new(full(body));
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
         response
-    });
-    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-    shared.tell(crate::Event::Served { method, path, status: response.status(), micros });
+    })
+}
+
+/// Is the request for this host, and one that is passed on? Answers what the visitor
+/// called, without the port 443.
+fn check<B>(request: &Request<B>, public_host: &str) -> Result<String, StatusCode> {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let host = host.map(|host| host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()));
+    // RFC 9112 section 3.2.2, RFC 9113 section 8.3.1: the target's own authority counts.
+    let authority = match (request.uri().authority(), host) {
+        (_, Some(None)) => return Err(StatusCode::BAD_REQUEST),
+        (Some(authority), _) => authority.clone(),
+        (None, Some(Some(host))) => host,
+        // Hosts came with HTTP/1.1, and the ClientHello has named ours.
+        (None, None) if request.version() <= Version::HTTP_10 => return Ok(public_host.to_owned()),
+        (None, None) => return Err(StatusCode::BAD_REQUEST),
+    };
+    if authority.as_str().contains('@') {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let called = authority.host().strip_suffix('.').unwrap_or(authority.host());
+    if !called.eq_ignore_ascii_case(public_host) {
+        return Err(StatusCode::MISDIRECTED_REQUEST);
+    }
+    let port = authority.port_u16().filter(|port| *port != 443);
+    Ok(port.map_or_else(|| public_host.to_owned(), |port| format!("{public_host}:{port}")))
+}
+
+/// Path and query, or `*`, as they are passed on.
+fn target(uri: &Uri) -> Cow<'_, str> {
+    ascii_target(uri.path_and_query().map_or("/", PathAndQuery::as_str))
+}
+
+/// Protocols of one connection: passed on, they would get past every rule for the next.
+fn may_upgrade(protocol: &HeaderValue) -> bool {
+    let tokens = protocol.to_str().unwrap_or("h2c").to_ascii_lowercase();
+    !tokens.split(',').any(|token| {
+        let name = token.trim().split('/').next().unwrap_or_default();
+        matches!(name, "h2c" | "http" | "tls")
+    })
+}
+
+fn refusal(status: StatusCode) -> Response<AgentBody> {
+    let words = status.canonical_reason().unwrap_or_default().to_ascii_lowercase();
+    let mut response = Response::new(full(Bytes::from(words + "\n")));
+    *response.status_mut() = status;
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
     response
+}
+
+/// The application's answer as the visitor gets it.
+fn answer<B>(response: Response<B>) -> Response<AgentBody>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (head, body) = response.into_parts();
+    // Known before the body, and for a HEAD all there is. RFC 9110 section 8.6: what
+    // has no content has no length.
+    let length = head.headers.get(header::CONTENT_LENGTH).filter(|_| head.status != StatusCode::NO_CONTENT).cloned();
+    let mut answer = Response::new(body.map_err(Into::into).boxed_unsync());
+    *answer.status_mut() = head.status;
+    *answer.headers_mut() = reply_headers(head.headers);
+    if let Some(length) = length {
+        answer.headers_mut().insert(header::CONTENT_LENGTH, length);
+    }
+    answer
 }
 
 /// The headers of a request without those of the visitor's connection; `host`
@@ -131,11 +215,7 @@ async fn forward_upgrade(
     let response = shared.upstream.send_upgrade(request).await?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
-        let (head, body) = response.into_parts();
-        let mut refused = Response::new(body.map_err(Into::into).boxed_unsync());
-        *refused.status_mut() = status;
-        *refused.headers_mut() = reply_headers(head.headers);
-        return Ok(refused);
+        return Ok(answer(response));
     }
     let mut switched = Response::new(full(Bytes::new()));
     *switched.status_mut() = status;
@@ -236,5 +316,58 @@ impl AsyncWrite for BridgeIo {
         // Small: h2 keeps it until there is room. A stream that has ended is shut down.
         let _ = self.bridge.send.send_data(close.freeze(), true);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, target: &str, hosts: &[&str], version: Version) -> Request<()> {
+        let builder = Request::builder().method(method).uri(target).version(version);
+        let builder = hosts.iter().fold(builder, |builder, host| builder.header("host", *host));
+        builder.body(()).expect("a request")
+    }
+
+    #[test]
+    fn a_request_says_once_and_rightly_for_whom_it_is() {
+        for (method, target, hosts, version, outcome) in [
+            ("GET", "/", &["bank.example"][..], Version::HTTP_11, Ok("bank.example")),
+            ("GET", "/", &["BANK.example.:443"], Version::HTTP_11, Ok("bank.example")),
+            ("GET", "/", &["bank.example:4443"], Version::HTTP_11, Ok("bank.example:4443")),
+            ("GET", "/", &[], Version::HTTP_10, Ok("bank.example")),
+            ("GET", "/", &[], Version::HTTP_11, Err(400)),
+            ("GET", "/", &["bank.example", "bank.example"], Version::HTTP_11, Err(400)),
+            ("GET", "/", &["bank.example/x"], Version::HTTP_11, Err(400)),
+            ("GET", "/", &["user@bank.example"], Version::HTTP_11, Err(400)),
+            ("GET", "/", &["shop.example"], Version::HTTP_11, Err(421)),
+            ("GET", "https://bank.example/", &["shop.example"], Version::HTTP_11, Ok("bank.example")),
+            ("GET", "https://bank.example/", &[], Version::HTTP_2, Ok("bank.example")),
+            ("GET", "https://shop.example/", &[], Version::HTTP_2, Err(421)),
+            ("OPTIONS", "*", &["bank.example"], Version::HTTP_11, Ok("bank.example")),
+            ("CONNECT", "bank.example:443", &["bank.example"], Version::HTTP_11, Err(405)),
+            ("TRACE", "/", &["bank.example"], Version::HTTP_11, Err(405)),
+        ] {
+            let checked = check(&request(method, target, hosts, version), "bank.example");
+            let checked = checked.as_deref().map_err(|status| status.as_u16());
+            assert_eq!(checked, outcome, "{method} {target} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_content_has_no_length() {
+        let length = |status: u16| {
+            let builder = Response::builder().status(status).header("content-length", "5");
+            let response = answer(builder.body(http_body_util::Empty::<Bytes>::new()).expect("a response"));
+            response.headers().contains_key("content-length")
+        };
+        assert!(!length(204) && length(304) && length(200));
+    }
+
+    #[test]
+    fn protocols_of_the_next_connection_are_not_asked_for() {
+        for (protocol, may) in [("websocket", true), ("h2c", false), ("foo, TLS/1.0", false), ("HTTP/2.0", false)] {
+            assert_eq!(may_upgrade(&HeaderValue::from_static(protocol)), may, "{protocol}");
+        }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_proto::limits::{INTAKE_SUPERSEDED, MAX_BODY, PING_INTERVAL, PING_TIMEOUT, SUPERSEDED};
+use agent_proto::limits::{
+    INTAKE_SUPERSEDED, MAX_BODY, MAX_REPLY_FIELDS, MAX_REPLY_HEADERS, PING_INTERVAL, PING_TIMEOUT, SUPERSEDED,
+};
 use agent_proto::{
     BridgeId, BridgeKind, Credential, Envelope, EnvelopeKind, Hello, HelloAnswer, Intake, OwnerToken, Reply, ReplyHead,
     RequestId,
@@ -94,10 +96,11 @@ impl Session {
             .await;
         let (send, mut connection) = handshake?;
         let pings = connection.ping_pong();
-        let zone: Authority = shared.tunnel.zone.parse().map_err(http::Error::from)?;
+        let tunnel = shared.tunnel();
+        let zone: Authority = tunnel.zone.parse().map_err(http::Error::from)?;
         let credential = shared.credential.clone();
-        let hello = Hello { tunnel: shared.tunnel.id, credential: credential.clone(), pool_size: shared.pool_size };
-        let streams = Streams { send, zone, tunnel: shared.tunnel.id, credential, newest };
+        let hello = Hello { tunnel: tunnel.id, credential: credential.clone(), pool_size: shared.pool_size };
+        let streams = Streams { send, zone, tunnel: tunnel.id, credential, newest };
         let mut send = streams.send.clone();
         let request = hello.to_request(&streams.zone)?;
         let said = async move {
@@ -293,7 +296,9 @@ async fn serve_envelope(
 
 impl Streams {
     /// Posts a reply; over the next session if this one takes no more streams.
-    pub(crate) async fn reply(&self, request_id: RequestId, mut head: ReplyHead, body: Bytes) {
+    pub(crate) async fn reply(&self, request_id: RequestId, head: ReplyHead, body: Bytes) {
+        let too_large = head.octets() > MAX_REPLY_HEADERS || head.headers.len() > MAX_REPLY_FIELDS;
+        let (mut head, body) = if too_large { exchange::headers_too_large() } else { (head, body) };
         head.content_length = Some(body.len() as u64);
         let reply = Reply { tunnel: self.tunnel, credential: self.credential.clone(), request_id, head: Ok(head) };
         let request = match reply.to_request(&self.zone) {

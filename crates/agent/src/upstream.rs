@@ -16,7 +16,7 @@ use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
@@ -65,6 +65,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Connections that wait for the next request; more are closed.
 const MAX_IDLE: usize = 256;
+/// Header fields of one message and their octets, to visitors and from them: what edges
+/// take at least.
+pub(crate) const MAX_FIELDS: usize = 200;
+pub(crate) const MAX_HEADERS: usize = 64 * 1024;
+/// What is read of an answer, or kept of a request, before the other side takes it.
+const MAX_BUFFER: usize = 256 * 1024;
 /// Octets between an in-process service and the agent.
 const PIPE: usize = 64 * 1024;
 
@@ -191,7 +197,9 @@ impl Upstream {
                 Box::new(near)
             }
         };
-        let (sender, connection) = http1::handshake(TokioIo::new(AnswerFirst { io, is_deaf: false })).await?;
+        let mut builder = http1::Builder::new();
+        builder.max_headers(MAX_FIELDS).max_header_size(MAX_HEADERS).max_buf_size(MAX_BUFFER);
+        let (sender, connection) = builder.handshake(TokioIo::new(AnswerFirst { io, is_deaf: false })).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a connection to the application ended");
@@ -339,27 +347,6 @@ impl Drop for UpstreamBody {
 /// A body that is there already.
 pub(crate) fn full(body: Bytes) -> AgentBody {
     http_body_util::Full::new(body).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// Speaks HTTP/1.1 or HTTP/2 with whoever is at the other end of `io`, and
-/// hands each request to `serve`.
-pub(crate) async fn serve_http<IO, S, F>(io: IO, is_http2: bool, serve: S) -> Result<(), hyper::Error>
-where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Fn(Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Response<AgentBody>> + Send + 'static,
-{
-    let service = hyper::service::service_fn(move |request| {
-        let response = serve(request);
-        async move { Ok::<_, std::convert::Infallible>(response.await) }
-    });
-    if is_http2 {
-        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        builder.serve_connection(TokioIo::new(io), service).await
-    } else {
-        let builder = hyper::server::conn::http1::Builder::new();
-        builder.serve_connection(TokioIo::new(io), service).with_upgrades().await
-    }
 }
 
 /// The application's side of an upgraded connection.

@@ -68,3 +68,65 @@ async fn what_the_agent_refuses_a_visitor_is_told() {
     let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.as_u16();
     assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_for_this_host_and_the_application_hears_what_was_called() {
+    let (world, _agent) = bank().await;
+    let port = world.address.port();
+    for (request, status, told) in [
+        (format!("GET /echo HTTP/1.1\r\nHost: {HOST}:{port}\r\n"), 200, format!("x-forwarded-host: {HOST}:{port}\n")),
+        (format!("GET /echo HTTP/1.1\r\nHost: {HOST}\r\n"), 200, format!("x-forwarded-host: {HOST}\n")),
+        ("GET /echo HTTP/1.1\r\n".to_owned(), 400, String::new()),
+        (format!("GET /echo HTTP/1.1\r\nHost: {HOST}\r\nHost: {HOST}\r\n"), 400, String::new()),
+        ("GET /echo HTTP/1.1\r\nHost: shop.adit.localhost\r\n".to_owned(), 421, String::new()),
+        (format!("TRACE /echo HTTP/1.1\r\nHost: {HOST}\r\n"), 405, "allow: GET, HEAD".to_owned()),
+        (format!("CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n"), 405, "allow: GET, HEAD".to_owned()),
+        (format!("OPTIONS * HTTP/1.1\r\nHost: {HOST}\r\n"), 204, "x-target: *".to_owned()),
+        (
+            format!("GET /echo?name=jos\u{e9} HTTP/1.1\r\nHost: {HOST}\r\n"),
+            200,
+            "GET /echo?name=jos%C3%A9\n".to_owned(),
+        ),
+    ] {
+        let answer = raw(&world, "bank", &format!("{request}Connection: close\r\n\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+        assert!(answer.contains(&told), "{request}: {answer}");
+    }
+    let tls = connect(&world, HOST, b"http/1.0").await.expect("an old protocol is one");
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"http/1.0"[..]));
+}
+
+/// What an application answers with so many fields of so many octets.
+async fn answers(world: &World, name: &str, fields: usize, octets: usize) -> String {
+    raw(
+        world,
+        name,
+        &format!("GET /headers/{fields}/{octets} HTTP/1.1\r\nHost: {name}.adit.localhost\r\nConnection: close\r\n\r\n"),
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answers_head_passes_up_to_64_kib_and_200_fields_and_is_refused_at_once_beyond() {
+    let (world, _agent) = bank().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _other = world.agent("shop").await;
+    let begun = std::time::Instant::now();
+    for (name, fields, octets, passes) in [
+        ("bank", 190, 10, true),
+        ("bank", 1, 65_000, true),
+        ("bank", 210, 10, false),
+        ("bank", 1, 66_000, false),
+        ("shop", 190, 10, true),
+        ("shop", 1, 63_000, true),
+        ("shop", 210, 10, false),
+        ("shop", 1, 65_000, false),
+        ("shop", 1, 66_000, false),
+    ] {
+        let answer = answers(&world, name, fields, octets).await;
+        let (wanted, told) = if passes { (200, "") } else { (502, "response-headers-too-large") };
+        let is_so = answer.starts_with(&format!("HTTP/1.1 {wanted} ")) && answer.contains(told);
+        assert!(is_so, "{name} {fields} {octets}: {}", &answer[..answer.len().min(200)]);
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "at once");
+}

@@ -57,7 +57,8 @@ pub(crate) async fn connect_h2(world: &World, name: &str) -> SendRequest<Bytes> 
 pub(crate) async fn get(world: &World, name: &str, path: &str) -> Response<Incoming> {
     let host = format!("{name}.{ZONE}");
     let tls = connect(world, &host, b"http/1.1").await.expect("TLS");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.expect("HTTP");
+    let handshake = hyper::client::conn::http1::Builder::new().max_headers(1000).handshake(TokioIo::new(tls));
+    let (mut sender, connection) = handshake.await.expect("HTTP");
     tokio::spawn(connection);
     let request = Request::get(path).header("host", host).body(Empty::<Bytes>::new()).expect("a request");
     sender.send_request(request).await.expect("an answer")

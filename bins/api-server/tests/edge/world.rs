@@ -202,6 +202,17 @@ fn application() -> Router {
     async fn octets(Path(count): Path<usize>) -> Bytes {
         filler(count)
     }
+    async fn headers(Path((fields, octets)): Path<(usize, usize)>) -> Response {
+        let builder = Response::builder();
+        let builder = (0..fields).fold(builder, |builder, n| builder.header(format!("x-{n}"), "v".repeat(octets)));
+        builder.body(Body::empty()).expect("a response")
+    }
+    // axum has no route for `*`.
+    async fn asterisk(request: Request) -> Response {
+        let status = if request.uri().path() == "*" { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND };
+        let target = request.uri().path().to_owned();
+        Response::builder().status(status).header("x-target", target).body(Body::empty()).expect("a response")
+    }
     // Answers while the request is still coming.
     async fn early() -> StatusCode {
         StatusCode::PAYLOAD_TOO_LARGE
@@ -238,6 +249,8 @@ fn application() -> Router {
         .route("/", get(echo))
         .route("/octets/{count}", any(octets))
         .route("/early", any(early))
+        .route("/headers/{fields}/{octets}", any(headers))
+        .fallback(asterisk)
         .route("/mirror", any(mirror))
         .route("/ws", get(websocket))
 }

@@ -1,0 +1,348 @@
+//! HTTP with the visitors of a passthrough tunnel. They are strangers: whatever they
+//! hold of this process has a limit and a time.
+
+use std::collections::BTreeMap;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS};
+
+/// How long a visitor may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For the head of a request, and between two over HTTP/1.1.
+    pub(crate) head: Duration,
+    /// Without a request over HTTP/2.
+    pub(crate) idle: Duration,
+    /// To take the next piece of an answer.
+    pub(crate) stall: Duration,
+    /// To take the last answers, when the connection is to end.
+    pub(crate) leave: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let second = Duration::from_secs;
+        Self { head: second(30), idle: second(120), stall: second(60), leave: second(10) }
+    }
+}
+
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 100;
+/// What a visitor may send ahead on one HTTP/2 stream, and on all.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What is read ahead of HTTP/1.1, and kept of an answer that is not taken yet.
+const MAX_BUFFER: usize = 128 * 1024;
+/// Between two PINGs, and to their acknowledgement.
+const PING: Duration = Duration::from_secs(30);
+
+/// Speaks HTTP/1 or HTTP/2 with whoever is at the other end of `io`, and hands each
+/// request to `serve`; when `stopped` is done, what is in progress is finished.
+pub(crate) async fn serve_http<IO, S, F>(
+    io: IO,
+    is_http2: bool,
+    patience: Patience,
+    stopped: impl Future<Output = ()>,
+    serve: S,
+) -> Result<(), hyper::Error>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<AgentBody>> + Send + 'static,
+{
+    let pace = Arc::new(Pace::new());
+    let paced = Arc::clone(&pace);
+    let service = service_fn(move |request| {
+        let exchange = Pace::begin(&paced);
+        let response = serve(request);
+        async move { Ok::<_, std::convert::Infallible>(response.await.map(|body| Paced { body, exchange })) }
+    });
+    let leave = async {
+        tokio::select! {
+            () = stopped => {}
+            () = pace.idle(patience.idle) => {}
+        }
+    };
+    let stalled = pace.stalled(patience.stall);
+    macro_rules! run {
+        ($connection:expr) => {{
+            let mut connection = pin!($connection);
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                () = stalled => return Ok(()),
+                () = leave => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            timeout(patience.leave, connection).await.unwrap_or(Ok(()))
+        }};
+    }
+    if is_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADERS as u32 + MAX_FIELDS as u32 * 32)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
+        run!(builder.serve_connection(TokioIo::new(io), service))
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(patience.head)
+            .max_headers(MAX_FIELDS)
+            .max_header_size(MAX_HEADERS)
+            .max_buf_size(MAX_BUFFER);
+        run!(builder.serve_connection(TokioIo::new(io), service).with_upgrades())
+    }
+}
+
+/// How the exchanges of one connection go on.
+struct Pace(Mutex<State>);
+
+struct State {
+    /// Since when the visitor is waited for; none while the application is.
+    exchanges: BTreeMap<u64, Option<Instant>>,
+    last: u64,
+    /// When there was an exchange last.
+    moved: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self(Mutex::new(State { exchanges: BTreeMap::new(), last: 0, moved: Instant::now() }))
+    }
+
+    fn begin(this: &Arc<Self>) -> Exchange {
+        let mut state = this.state();
+        state.last += 1;
+        let number = state.last;
+        state.exchanges.insert(number, None);
+        Exchange { pace: Arc::clone(this), number }
+    }
+
+    /// Returns when there has been no exchange for so long.
+    async fn idle(&self, time: Duration) {
+        loop {
+            let due = {
+                let state = self.state();
+                if state.exchanges.is_empty() { state.moved + time } else { Instant::now() + time }
+            };
+            if due <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(due).await;
+        }
+    }
+
+    /// Returns when the visitor has taken nothing of an answer for so long.
+    async fn stalled(&self, time: Duration) {
+        loop {
+            sleep(time / 4).await;
+            let since = self.state().exchanges.values().flatten().min().copied();
+            if since.is_some_and(|since| since.elapsed() >= time) {
+                return;
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// From a request to the end of its answer.
+struct Exchange {
+    pace: Arc<Pace>,
+    number: u64,
+}
+
+impl Exchange {
+    fn waits_for_visitor(&self, waits: bool) {
+        self.pace.state().exchanges.insert(self.number, waits.then(Instant::now));
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let mut state = self.pace.state();
+        state.exchanges.remove(&self.number);
+        state.moved = Instant::now();
+    }
+}
+
+/// An answer's body. Whoever sends it asks for the next piece when there is room for
+/// it: until then the visitor is waited for.
+struct Paced {
+    body: AgentBody,
+    exchange: Exchange,
+}
+
+impl Body for Paced {
+    type Data = Bytes;
+    type Error = <AgentBody as Body>::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.exchange.waits_for_visitor(false);
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.exchange.waits_for_visitor(true);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Empty};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::upstream::full;
+
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_millis(400),
+        idle: Duration::from_millis(400),
+        stall: Duration::from_millis(400),
+        leave: Duration::from_millis(200),
+    };
+
+    /// Answers `/` with two octets, `/endless` with more than anybody takes, `/slow` late.
+    fn start(is_http2: bool) -> (DuplexStream, JoinHandle<Result<(), hyper::Error>>) {
+        start_until(is_http2, std::future::pending())
+    }
+
+    fn start_until(
+        is_http2: bool,
+        stopped: impl Future<Output = ()> + Send + 'static,
+    ) -> (DuplexStream, JoinHandle<Result<(), hyper::Error>>) {
+        let (near, far) = tokio::io::duplex(128 * 1024);
+        let serve = |request: Request<Incoming>| async move {
+            match request.uri().path() {
+                "/endless" => Response::new(Endless.boxed_unsync()),
+                "/slow" => {
+                    sleep(PATIENCE.stall * 3).await;
+                    Response::new(full(Bytes::from_static(b"late")))
+                }
+                _ => Response::new(full(Bytes::from_static(b"ok"))),
+            }
+        };
+        (near, tokio::spawn(serve_http(far, is_http2, PATIENCE, stopped, serve)))
+    }
+
+    struct Endless;
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = <AgentBody as Body>::Error;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 16 * 1024])))))
+        }
+    }
+
+    async fn ends(served: JoinHandle<Result<(), hyper::Error>>) {
+        let _ = timeout(Duration::from_secs(5), served).await.expect("it ends in time").expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_does_not_come_ends_the_connection_and_so_does_silence() {
+        for sent in [&b""[..], b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let (mut visitor, served) = start(false);
+            visitor.write_all(sent).await.expect("sent");
+            ends(served).await;
+        }
+        let (visitor, served) = start(true);
+        let (sender, connection) = h2::client::handshake(visitor).await.expect("h2");
+        tokio::spawn(connection);
+        ends(served).await;
+        drop(sender);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_ends_the_connection_and_a_late_one_does_not() {
+        let (mut visitor, served) = start(false);
+        visitor.write_all(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+        ends(served).await;
+
+        let (visitor, served) = start(true);
+        let (mut sender, connection) = h2::client::handshake(visitor).await.expect("h2");
+        tokio::spawn(connection);
+        let request = Request::get("https://a/endless").body(()).expect("a request");
+        let (response, _) = sender.send_request(request, true).expect("sent");
+        let held = response.await.expect("a head");
+        ends(served).await;
+        drop(held);
+
+        let (visitor, _served) = start(true);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(visitor)).await.expect("h2");
+        tokio::spawn(connection);
+        let request = Request::get("https://a/slow").body(Empty::<Bytes>::new()).expect("a request");
+        let answer = sender.send_request(request).await.expect("an answer").into_body().collect().await;
+        assert_eq!(answer.expect("a body").to_bytes(), "late");
+    }
+
+    #[tokio::test]
+    async fn two_hundred_fields_and_64_kib_pass_and_no_more() {
+        for (fields, octets, status) in
+            [(199, 10, "200 OK"), (200, 10, "431 "), (1, 64_000, "200 OK"), (1, 65_600, "431 ")]
+        {
+            let (mut visitor, _served) = start(false);
+            let fields: String = (0..fields).map(|n| format!("x-{n}: {}\r\n", "v".repeat(octets))).collect();
+            let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            let mut answer = [0; 64];
+            let talk = async {
+                visitor.write_all(request.as_bytes()).await.expect("sent");
+                visitor.read(&mut answer).await.expect("an answer")
+            };
+            let read = timeout(Duration::from_secs(5), talk).await.expect("in time");
+            let answer = String::from_utf8_lossy(&answer[..read]);
+            assert!(answer.contains(status), "{status}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_idle_connections_at_once() {
+        for is_http2 in [false, true] {
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let (visitor, served) = start_until(is_http2, async move { drop(stopped.await) });
+            let connection = async {
+                if is_http2 {
+                    let (sender, connection) = h2::client::handshake(visitor).await.expect("h2");
+                    let connection = tokio::spawn(connection);
+                    sleep(PATIENCE.idle / 4).await;
+                    stop.send(()).expect("it waits");
+                    ends(served).await;
+                    drop((sender, connection));
+                } else {
+                    stop.send(()).expect("it waits");
+                    ends(served).await;
+                    drop(visitor);
+                }
+            };
+            timeout(PATIENCE.idle, connection).await.expect("before it would idle out");
+        }
+    }
+}
