@@ -17,7 +17,7 @@ use h2::{Ping, PingPong, RecvStream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tunnel_model::{
     ApiKeySecret, Caller, EndReason, ExchangeKind, KeyId, LiveRefusal, SecretHash, SessionId, Status, Tunnel, TunnelId,
@@ -59,7 +59,7 @@ where
         return;
     };
     let (signals, received) = mpsc::channel(SIGNALS);
-    let (admissions, admitted) = mpsc::channel(1);
+    let (admission, admitted) = oneshot::channel();
     let agent = Agent {
         ip,
         place,
@@ -67,9 +67,8 @@ where
         shared,
         control,
         signals,
-        admissions,
+        admission: Some(admission),
         membership: None,
-        hellos: 0,
         strays: 0,
     };
     agent.run(connection, received, admitted).await;
@@ -103,9 +102,9 @@ struct Agent {
     shared: Arc<Shared>,
     control: Arc<Control>,
     signals: mpsc::Sender<Signal>,
-    admissions: mpsc::Sender<Membership>,
+    /// Gone with the first hello: a connection has one.
+    admission: Option<oneshot::Sender<Membership>>,
     membership: Option<Membership>,
-    hellos: u32,
     strays: u32,
 }
 
@@ -123,7 +122,7 @@ impl Agent {
         mut self,
         mut connection: Connection<Splice<IO>, Bytes>,
         mut signals: mpsc::Receiver<Signal>,
-        mut admitted: mpsc::Receiver<Membership>,
+        mut admitted: oneshot::Receiver<Membership>,
     ) where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -142,7 +141,8 @@ impl Agent {
             tokio::select! {
                 biased;
                 // Before streams: an agent parks its intakes as soon as it has the answer.
-                Some(membership) = admitted.recv(), if self.membership.is_none() => self.membership = Some(membership),
+                // Without a membership it is never ready: then the hello was refused.
+                Ok(membership) = &mut admitted, if !admitted.is_terminated() => self.membership = Some(membership),
                 // Before streams too: an agent that floods us can still be told to go.
                 Some(signal) = signals.recv() => plan.follow(signal),
                 () = plan.due(), if plan.is_pending() => match plan.step() {
@@ -151,9 +151,8 @@ impl Agent {
                 },
                 accepted = connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
-                        while self.membership.is_none() {
-                            let Ok(membership) = admitted.try_recv() else { break };
-                            self.membership = Some(membership);
+                        if self.membership.is_none() {
+                            self.membership = admitted.try_recv().ok();
                         }
                         self.handle(request, respond);
                         if self.strays > MAX_STRAYS {
@@ -267,14 +266,13 @@ impl Agent {
     }
 
     fn hello(&mut self, hello: Hello, mut respond: SendResponse<Bytes>) {
-        self.hellos += 1;
-        if self.membership.is_some() || self.hellos > 1 {
+        let Some(admission) = self.admission.take() else {
             self.strays += 1;
             answer(&mut respond, StatusCode::CONFLICT);
             return;
-        }
+        };
         let (shared, session, ip) = (Arc::clone(&self.shared), self.session, self.ip);
-        let (signals, admissions, place) = (self.signals.clone(), self.admissions.clone(), self.place.clone());
+        let (signals, place) = (self.signals.clone(), self.place.clone());
         let link = Arc::new(Link {
             ip,
             windows: self.control.windows(),
@@ -287,7 +285,7 @@ impl Agent {
                 Ok((membership, body)) => {
                     tracing::info!(%tunnel, %ip, "an agent is connected");
                     let entry = Arc::clone(&membership.entry);
-                    if admissions.send(membership).await.is_err() {
+                    if admission.send(membership).is_err() {
                         shared.tunnels.close_session(&entry, session);
                         return;
                     }
