@@ -35,26 +35,9 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let control = Arc::new(Control::default());
-    let splice = Splice::new(io, Arc::clone(&control));
-    let handshake = Builder::new()
-        .enable_connect_protocol()
-        .max_concurrent_streams(MAX_STREAMS)
-        // Whoever has not said hello is a stranger: the windows grow afterwards.
-        .initial_window_size(STRANGERS_WINDOW)
-        .initial_connection_window_size(STRANGERS_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_header_list_size(MAX_HEADER_LIST)
-        // An agent whose application cancels a request resets its streams in
-        // bursts; the defaults of h2 would take that for an attack.
-        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-        .max_concurrent_reset_streams(MAX_STREAMS as usize)
-        .max_local_error_reset_streams(None)
-        // A thousand WebSockets may each have small frames on their way.
-        .data_frame_budget(DATA_FRAME_BUDGET)
-        .max_send_buffer_size(SEND_BUFFER)
-        .handshake(splice);
-    let handshake = tokio::time::timeout(shared.settings.hello_time, handshake).await;
-    let Ok(Ok(connection)) = handshake else {
+    // Boxed, and gone when it is done: an agent that idles keeps no room for it.
+    let begun = Box::pin(begin(io, Arc::clone(&control), shared.settings.hello_time)).await;
+    let Some(connection) = begun else {
         tracing::debug!(%ip, "an agent's connection ended before HTTP/2 began");
         return;
     };
@@ -72,6 +55,31 @@ where
         strays: 0,
     };
     agent.run(connection, received, admitted).await;
+}
+
+/// HTTP/2 up to its preface.
+async fn begin<IO>(io: IO, control: Arc<Control>, time: Duration) -> Option<Box<Connection<Splice<IO>, Bytes>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = Builder::new()
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        // Whoever has not said hello is a stranger: the windows grow afterwards.
+        .initial_window_size(STRANGERS_WINDOW)
+        .initial_connection_window_size(STRANGERS_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        // An agent whose application cancels a request resets its streams in
+        // bursts; the defaults of h2 would take that for an attack.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(None)
+        // A thousand WebSockets may each have small frames on their way.
+        .data_frame_budget(DATA_FRAME_BUDGET)
+        .max_send_buffer_size(SEND_BUFFER)
+        .handshake(Splice::new(io, control));
+    tokio::time::timeout(time, handshake).await.ok()?.ok().map(Box::new)
 }
 
 /// Octets that may be sent before the hello is answered: what HTTP/2 begins with.
@@ -120,7 +128,7 @@ struct Membership {
 impl Agent {
     async fn run<IO>(
         mut self,
-        mut connection: Connection<Splice<IO>, Bytes>,
+        mut connection: Box<Connection<Splice<IO>, Bytes>>,
         mut signals: mpsc::Receiver<Signal>,
         mut admitted: oneshot::Receiver<Membership>,
     ) where

@@ -64,7 +64,7 @@ pub(crate) async fn serve(socket: Socket, shared: Arc<Shared>) {
                 Box::pin(agent::serve(tls, ip, place, Arc::clone(shared))).await;
             } else if let Some(rest) = shared.rest.get() {
                 match place.change(Kind::Client, ip) {
-                    Ok(()) => rest(Arrival { io: Box::new(tls), ip, place }).await,
+                    Ok(()) => rest(Arrival { io: tls, ip, place }).await,
                     Err(full) => shared.refused(ip, full),
                 }
             }
@@ -179,7 +179,7 @@ async fn terminate(
     name: &str,
     config: &Arc<ServerConfig>,
     shared: &Shared,
-) -> Option<TlsStream<Replay>> {
+) -> Option<Box<TlsStream<Replay>>> {
     let limit = shared.settings.hello_time;
     let prepared = async {
         shared.certificates.prepare(name).await;
@@ -187,7 +187,8 @@ async fn terminate(
         accept_tls(replay, Arc::clone(config), limit).await
     };
     match timeout(limit + LINGER, prepared).await {
-        Ok(Ok(tls)) => Some(tls),
+        // Boxed, so that whoever hands it on has no room for it.
+        Ok(Ok(tls)) => Some(Box::new(tls)),
         Ok(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "no TLS");
             None
