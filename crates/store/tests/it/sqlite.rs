@@ -75,6 +75,26 @@ async fn a_database_of_version_1_is_brought_up_to_date() {
     assert_eq!(version, Ok(SCHEMA_VERSION));
 }
 
+#[tokio::test]
+async fn a_database_of_version_2_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().expect("a directory");
+    connect(directory.path())
+        .execute_batch(&format!(
+            "{} {} PRAGMA application_id = 0x41444954; PRAGMA user_version = 2;
+             INSERT INTO client_certificates VALUES ('0A', x'{}', 7); INSERT INTO grace VALUES (1, '0A', '0B', 7);",
+            include_str!("../../src/schema.sql"),
+            include_str!("../../src/schema-2.sql"),
+            "01".repeat(32),
+        ))
+        .expect("as version 2 left it");
+    let store = open(directory.path());
+    let kept = store.client_certificates().await.expect("an answer");
+    assert_eq!(kept.iter().map(|certificate| certificate.serial.as_str()).collect::<Vec<_>>(), ["0A"]);
+    assert_eq!(store.edge_certificates("a.example.test").await.expect("an answer"), []);
+    store.check().await.expect("in order");
+    done(&store, create_identity(1, "my-agent")).await;
+}
+
 #[test]
 fn a_database_of_another_program_is_refused() {
     for statements in [
