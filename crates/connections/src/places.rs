@@ -379,6 +379,19 @@ mod tests {
         assert_eq!((places.counts().total(), places.counts().of(Kind::WebSocket)), (3, 2));
     }
 
+    #[test]
+    fn what_is_held_of_an_address_is_bounded_over_all_its_connections() {
+        let places = Places::new(Limits { octets_per_address: 100, ..Limits::new(8) });
+        let place = |address| places.take(Kind::Visitor, Some(ip(address))).expect("a place");
+        let (one, another, elsewhere) = (place("192.0.2.7"), place("192.0.2.7"), place("192.0.2.8"));
+        let [mut first, mut second, mut third] = [&one, &another, &elsewhere].map(|place| place.lease(Vec::new()));
+        assert!(first.grow(80));
+        assert!(!second.grow(30), "of the same address");
+        assert!(third.grow(30), "of another one");
+        drop(first);
+        assert!(second.grow(30));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_last_clone_and_the_last_octet_free_a_place() {
         let places = places(1);

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use edge::Counts;
 use http::{Method, Request, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tunnel_model::TlsMode;
 
 use crate::visitor::{body_of, connect, connect_h2, get as ask, raw};
@@ -39,6 +41,22 @@ fn application() -> Router {
         .route("/too-many", get(move || async move { fields(220) }))
         .route("/none", get(|| async { StatusCode::NO_CONTENT }))
         .route("/slow", get(|| tokio::time::sleep(Duration::from_secs(20))))
+}
+
+/// A visitor's WebSocket, after the 101.
+async fn websocket(world: &World) -> TlsStream<TcpStream> {
+    let mut tls = connect(world, HOST, b"http/1.1").await.expect("TLS");
+    let handshake = format!(
+        "GET /ws HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    tls.write_all(handshake.as_bytes()).await.expect("sent");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tls.read_u8().await.expect("an answer"));
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    tls
 }
 
 async fn shop() -> (World, crate::world::Running) {
@@ -158,15 +176,7 @@ async fn a_websocket_keeps_its_place_and_its_connection_is_not_idle() {
     world.tunnel("shop", TlsMode::Edge).await;
     let _agent = world.agent("shop").await;
     // Over HTTP/1.1 the place is the WebSocket's after the 101.
-    let mut tls = connect(&world, HOST, b"http/1.1").await.expect("TLS");
-    let handshake = format!(
-        "GET /ws HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    tls.write_all(handshake.as_bytes()).await.expect("sent");
-    let mut head = [0; 12];
-    tls.read_exact(&mut head).await.expect("an answer");
-    assert_eq!(&head, b"HTTP/1.1 101");
+    let tls = websocket(&world).await;
     let of = |counts: Counts| (counts.of(edge::Kind::WebSocket), counts.of(edge::Kind::Visitor));
     assert_eq!(of(world.edge.stats().connections), (1, 0));
     // Over HTTP/2 it is one stream of a connection that goes on.
@@ -220,4 +230,56 @@ async fn a_revoked_key_ends_its_requests_at_once() {
     let ended = agent.ended().await;
     assert!(matches!(ended, Err(agent::Error::Denied { .. })), "{ended:?}");
     drop(body_of(response).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_of_ours_ends_the_connection_when_it_is_answered() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let mut tls = websocket(&world).await;
+    // A reserved bit is a violation: the edge says so and waits for our Close.
+    tls.write_all(&[0xc1, 0x80, 0, 0, 0, 0]).await.expect("sent");
+    let mut close = [0; 4];
+    tls.read_exact(&mut close).await.expect("a Close");
+    assert_eq!((close[0], u16::from_be_bytes([close[2], close[3]])), (0x88, 1002));
+    // 1009 for a message that is too large leaves the connection readable.
+    let mut tls = websocket(&world).await;
+    let large = [&[0x82, 0xff][..], &(2_090_000_u64).to_be_bytes(), &[0; 4], &vec![7; 2_090_000]].concat();
+    tls.write_all(&large).await.expect("sent");
+    let mut close = [0; 4];
+    tls.read_exact(&mut close).await.expect("a Close");
+    assert_eq!((close[0], u16::from_be_bytes([close[2], close[3]])), (0x88, 1009));
+    tls.read_exact(&mut vec![0; usize::from(close[1]) - 2]).await.expect("its reason");
+    let begun = std::time::Instant::now();
+    tls.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf1]).await.expect("sent");
+    tls.read_to_end(&mut Vec::new()).await.expect("the end");
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bodies_of_one_tunnel_leave_room_for_another() {
+    let world = World::start_with(|settings| settings.visitor.buffered = 80_000_000).await;
+    for name in ["shop", "bank"] {
+        world.tunnel(name, TlsMode::Edge).await;
+    }
+    let _agents = (world.agent("shop").await, world.agent("bank").await);
+    // Two bodies that do not end, of which one tunnel may have half of what there is.
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut tls = connect(&world, HOST, b"http/1.1").await.expect("TLS");
+        let head = format!("POST /mirror HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 30000001\r\n\r\n");
+        tls.write_all(head.as_bytes()).await.expect("sent");
+        // The second one is refused on the way.
+        let _ = tls.write_all(&vec![7; 30_000_000]).await;
+        slow.push(tls);
+    }
+    let mut status = [0; 12];
+    slow[1].read_exact(&mut status).await.expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 503");
+    let mut sender = connect_h2(&world, "bank").await;
+    let request = Request::post("https://bank.adit.localhost/mirror").body(()).expect("a request");
+    let (response, mut stream) = sender.send_request(request, false).expect("sent");
+    stream.send_data(Bytes::from(vec![7; 20_000_000]), true).expect("sent");
+    assert_eq!(response.await.expect("an answer").status(), StatusCode::OK);
 }
