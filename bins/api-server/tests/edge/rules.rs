@@ -283,3 +283,24 @@ async fn the_bodies_of_one_tunnel_leave_room_for_another() {
     stream.send_data(Bytes::from(vec![7; 20_000_000]), true).expect("sent");
     assert_eq!(response.await.expect("an answer").status(), StatusCode::OK);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_follows_its_tunnel_to_a_new_name() {
+    for mode in [TlsMode::Passthrough, TlsMode::Edge] {
+        let world = World::start().await;
+        world.identity("shop", mode).await;
+        let _agent = world.agent("shop").await;
+        assert_eq!(ask(&world, "shop", "/echo").await.status(), StatusCode::OK);
+        world.rename("shop", "store").await;
+        let error = connect(&world, HOST, b"http/1.1").await.expect_err("the old name is nobody's");
+        assert!(error.to_string().contains("UnrecognisedName"), "{error}");
+        let begun = std::time::Instant::now();
+        // In passthrough mode there is nobody until the agent has a certificate for the new name.
+        while connect(&world, "store.adit.localhost", b"http/1.1").await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the agent does not follow");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let body = body_of(ask(&world, "store", "/echo").await).await;
+        assert!(body.contains("x-forwarded-host: store.adit.localhost"), "{body}");
+    }
+}
