@@ -38,5 +38,8 @@ pub const SUPERSEDED: u32 = 0x1201;
 pub const SUPERSEDED_DEBUG_DATA: &str = r#"{"reason":"superseded"}"#;
 /// The debug data of the GOAWAY of a planned restart.
 pub const DRAIN_DEBUG_DATA: &str = r#"{"reason":"drain"}"#;
+/// `inkbox-reason` of intakes that end, with a 200 and no request, because the tunnel has
+/// another name: the agent looks it up again.
+pub const TUNNEL_CHANGED: &str = "tunnel-changed";
 /// `inkbox-reason` of intakes that a takeover ends.
 pub const INTAKE_SUPERSEDED: &str = "intake-superseded";

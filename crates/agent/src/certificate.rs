@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
@@ -32,12 +32,14 @@ struct Held {
     certified: Arc<CertifiedKey>,
     not_before: SystemTime,
     not_after: SystemTime,
+    /// When it was signed by the clock that nobody sets, if this process asked for it.
+    signed: Option<Instant>,
 }
 
 const KEY: &str = "key.pem";
 const CHAIN: &str = "cert.pem";
 /// Between two attempts at a renewal that fails.
-const RETRY: Duration = Duration::from_secs(60);
+pub(crate) const RETRY: Duration = Duration::from_secs(60);
 
 impl Certificate {
     /// The certificate in `directory` if it is for the tunnel and good for a
@@ -77,6 +79,7 @@ impl Certificate {
     /// Waits until two thirds of the certificate's life are over and replaces
     /// it, again and again. Connections that are open keep what they have.
     pub(crate) async fn keep_fresh(&self, rest: &Rest, tunnel: impl Fn() -> Arc<Tunnel>, tell: impl Fn(crate::Event)) {
+        let mut has_told = false;
         loop {
             let wait = self.current.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
             // A clock that was set, or a machine that slept, is noticed within the hour.
@@ -84,11 +87,22 @@ impl Certificate {
                 tokio::time::sleep(wait.min(Duration::from_secs(3600))).await;
                 continue;
             }
+            if self.current.is_just_signed() {
+                if !has_told {
+                    tell(crate::Event::RenewalFailed {
+                        error: clock_error(SystemTime::now(), self.current.not_after()),
+                    });
+                }
+                has_told = true;
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+                continue;
+            }
+            has_told = false;
             match self.renew(rest, &tunnel()).await {
                 Ok(()) => tell(crate::Event::CertificateRenewed { not_after: self.current.not_after() }),
                 Err(error) => {
                     tell(crate::Event::RenewalFailed { error: error.chain() });
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep(RETRY.max(error.retry_after().unwrap_or_default())).await;
                 }
             }
         }
@@ -109,7 +123,7 @@ impl Certificate {
         // The key first: a chain without its key is of no use, and is replaced at the next start.
         self.write(KEY, key.serialize_pem().as_bytes())?;
         self.write(CHAIN, chain.as_bytes())?;
-        self.current.set(held);
+        self.current.set(Held { signed: Some(Instant::now()), ..held });
         Ok(())
     }
 
@@ -144,6 +158,12 @@ impl Held {
         let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
         self.not_before + lifetime / 3 * 2
     }
+
+    /// Was it signed so short a time ago that it cannot be due, whatever the clock says?
+    fn is_just_signed(&self, now: Instant) -> bool {
+        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.signed.is_some_and(|signed| now.duration_since(signed) < lifetime / 3)
+    }
 }
 
 impl Current {
@@ -154,6 +174,11 @@ impl Current {
     fn renew_at(&self) -> SystemTime {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map_or(SystemTime::UNIX_EPOCH, Held::renew_at)
+    }
+
+    fn is_just_signed(&self) -> bool {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().is_some_and(|held| held.is_just_signed(Instant::now()))
     }
 
     fn not_after(&self) -> SystemTime {
@@ -167,6 +192,16 @@ impl ResolvesServerCert for Current {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map(|held| Arc::clone(&held.certified))
     }
+}
+
+/// What to say when a certificate is due that was signed a moment ago.
+fn clock_error(now: SystemTime, not_after: SystemTime) -> String {
+    let days = now.duration_since(not_after).map(|time| time.as_secs() / 86_400);
+    let days = days.map_or_else(|_| String::new(), |days| format!(", and has passed its end {days} days ago"));
+    format!(
+        "this machine's clock is wrong, or the server's: by it a certificate that was signed just now is due to be \
+         renewed{days}; set the clock"
+    )
 }
 
 /// Chain and key as they are presented, if they belong together and to `host`.
@@ -188,13 +223,41 @@ fn held(chain: &str, key: &str, host: &str) -> Result<Held, Error> {
         certified: Arc::new(certified),
         not_before: validity.not_before.to_system_time(),
         not_after: validity.not_after.to_system_time(),
+        signed: None,
     })
 }
 
 /// Where the state of a tunnel is, unless somebody says otherwise
 /// (`$XDG_STATE_HOME`, else `~/.local/state`).
-pub(crate) fn default_directory(name: &str) -> PathBuf {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
-    state.unwrap_or_else(|| home().join(".local/state")).join("adit").join(Path::new(name))
+pub(crate) fn default_directory(name: &str) -> Option<PathBuf> {
+    let directory = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = directory("XDG_STATE_HOME").or_else(|| Some(directory("HOME")?.join(".local/state")));
+    Some(state?.join("adit").join(Path::new(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn a_certificate_that_was_just_signed_is_not_due_whatever_the_clock_says() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec!["bank.example".to_owned()]).expect("a name");
+        // The server's time, 70 days behind this machine's.
+        let now = SystemTime::now();
+        (params.not_before, params.not_after) = ((now - 70 * DAY).into(), (now + 20 * DAY).into());
+        let chain = params.self_signed(&key).expect("a certificate").pem();
+        let stored = held(&chain, &key.serialize_pem(), "bank.example").expect("it fits");
+        assert!(stored.renew_at() < now);
+        let signed = Instant::now();
+        assert!(!stored.is_just_signed(signed), "it was found, not signed");
+        let held = Held { signed: Some(signed), ..stored };
+        assert!(held.is_just_signed(signed) && held.is_just_signed(signed + 29 * DAY));
+        assert!(!held.is_just_signed(signed + 31 * DAY));
+        let told = clock_error(now, held.not_after);
+        assert!(told.contains("clock is wrong") && !told.contains("passed"), "{told}");
+        assert!(clock_error(now + 23 * DAY, held.not_after).contains("passed its end 3 days ago"));
+    }
 }

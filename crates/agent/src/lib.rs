@@ -18,7 +18,9 @@
 
 mod bridge;
 mod certificate;
+mod dial;
 mod exchange;
+mod outbound;
 mod passthrough;
 mod rest;
 mod server;
@@ -34,17 +36,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep};
 
 pub use agent_proto::Credential;
+pub use dial::Proxies;
 pub use rest::{Rest, Tunnel};
 pub use tls::Trust;
 pub use upstream::{AgentBody, Upstream};
 
 use crate::certificate::Certificate;
+use crate::dial::Address;
 use crate::session::{End, Session};
-use crate::tls::Address;
 
 /// Serves one tunnel.
 #[derive(Debug)]
@@ -141,19 +144,29 @@ pub enum Error {
     /// A value that fits no header field or URI.
     #[error("a value does not fit HTTP")]
     Http(#[from] http::Error),
+    /// Half an answer, or more of it than anybody needs.
+    #[error("the answer broke off, or is larger than 16 MiB")]
+    Cut,
     /// HTTP/1.1 broke.
     #[error("HTTP failed")]
     Hyper(#[from] hyper::Error),
+    /// There is no place for key and certificate.
+    #[error("neither HOME nor XDG_STATE_HOME is set: say where to keep the tunnel's key (--state-dir)")]
+    NoHome,
     /// No tunnel of this name is there for this key.
     #[error("there is no tunnel {0:?} that this key may see: create it first")]
     NoTunnel(String),
-    /// The server says no.
+    /// The server, or a proxy before it, says no.
     #[error("the server answered {status}: {detail}")]
     Refused {
         /// Its status.
         status: StatusCode,
         /// Its words.
         detail: String,
+        /// Is it a problem document of an Adit server?
+        is_ours: bool,
+        /// When to ask again.
+        retry_after: Option<Duration>,
     },
     /// The server's URL cannot be used.
     #[error("{0}")]
@@ -202,11 +215,31 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Denied { .. } | Self::NoTunnel(_) | Self::Superseded | Self::Server(_) | Self::Trust(_) => true,
-            Self::Upstream(_) | Self::State { .. } | Self::Http(_) => true,
-            // Too many requests pass, and so does a server that fails.
-            Self::Refused { status, .. } => status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS,
+            Self::Upstream(_) | Self::State { .. } | Self::Http(_) | Self::NoHome => true,
+            // What else a server says passes, and so does whatever a proxy says.
+            Self::Refused { status, is_ours, .. } => {
+                *is_ours && matches!(*status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            }
             _ => false,
         }
+    }
+
+    /// How long to wait at least before the next attempt.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => retry_after.map(|time| time.min(LONGEST_DELAY)),
+            _ => None,
+        }
+    }
+
+    /// Does an Adit server say that there is no such thing?
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, is_ours: true, .. })
+    }
+
+    /// Would a tunnel have to be looked at again?
+    fn is_not_active(&self) -> bool {
+        matches!(self, Self::Denied { reason, .. } if reason == NOT_ACTIVE)
     }
 }
 
@@ -223,6 +256,8 @@ pub(crate) struct Shared {
     visitors: Arc<Semaphore>,
     certificate: Option<Certificate>,
     pool_size: Option<u8>,
+    /// Told when the tunnel is to be looked up again.
+    changed: Notify,
     stop: watch::Sender<bool>,
     in_flight: AtomicUsize,
     observer: Box<dyn Fn(Event) + Send + Sync>,
@@ -235,6 +270,39 @@ impl Shared {
 
     fn tunnel(&self) -> Arc<Tunnel> {
         Arc::clone(&self.tunnel.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks the tunnel up again whenever somebody says that it has changed.
+    async fn follow(&self) {
+        loop {
+            self.changed.notified().await;
+            while let Err(error) = self.look_again().await {
+                self.tell(Event::RenewalFailed { error: error.chain() });
+                if error.is_final() {
+                    // The edge says the same, to the session.
+                    break;
+                }
+                sleep(certificate::RETRY.max(error.retry_after().unwrap_or_default())).await;
+            }
+        }
+    }
+
+    /// Looks the tunnel up again. A new name has a new certificate signed.
+    async fn look_again(&self) -> Result<(), Error> {
+        let before = self.tunnel();
+        let tunnel = Arc::new(self.rest.tunnel_of(before.id).await?);
+        if tunnel.status == "delete_pending" {
+            return Err(Error::Denied { status: StatusCode::FORBIDDEN, reason: NOT_ACTIVE.to_owned() });
+        }
+        let is_renamed = tunnel.public_host != before.public_host;
+        if let Some(certificate) = self.certificate.as_ref().filter(|_| is_renamed || tunnel.status != "active") {
+            certificate.renew(&self.rest, &tunnel).await?;
+        }
+        *self.tunnel.write().unwrap_or_else(PoisonError::into_inner) = tunnel;
+        if is_renamed {
+            self.tell_connected();
+        }
+        Ok(())
     }
 
     fn tell_connected(&self) {
@@ -292,6 +360,10 @@ const MAX_VISITORS: usize = 4096;
 /// The first delay before another attempt, and the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LAST_DELAY: Duration = Duration::from_secs(30);
+/// The longest that a server can ask for.
+const LONGEST_DELAY: Duration = Duration::from_secs(3600);
+/// What the edge calls a tunnel that is deleted, or has no certificate for its name.
+const NOT_ACTIVE: &str = "tunnel-not-active";
 /// The same while the edge restarts.
 const HANDOFF_DELAY: Duration = Duration::from_millis(100);
 /// How long what is in progress may take after the signal to stop.
@@ -380,12 +452,18 @@ impl Agent {
 
     async fn serve(&self, shared: Arc<Shared>) -> Result<(), Error> {
         let sessions = serve(Arc::clone(&shared));
-        match &shared.certificate {
-            Some(certificate) => tokio::select! {
-                ended = sessions => ended,
-                () = certificate.keep_fresh(&shared.rest, || shared.tunnel(), |event| shared.tell(event)) => Ok(()),
-            },
-            None => sessions.await,
+        let fresh = async {
+            match &shared.certificate {
+                Some(certificate) => {
+                    certificate.keep_fresh(&shared.rest, || shared.tunnel(), |event| shared.tell(event)).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = sessions => ended,
+            () = fresh => Ok(()),
+            () = shared.follow() => Ok(()),
         }
     }
 
@@ -405,6 +483,7 @@ impl Agent {
                         upstream: self.upstream.clone(),
                         certificate,
                         pool_size: self.pool_size,
+                        changed: Notify::new(),
                         stop: watch::Sender::new(false),
                         in_flight: AtomicUsize::new(0),
                         observer,
@@ -413,8 +492,9 @@ impl Agent {
                 Err(error) if error.is_final() => return Err(error),
                 Err(error) => error,
             };
-            observer(Event::Reconnecting { delay, error: error.chain() });
-            sleep(delay).await;
+            let wait = delay.max(error.retry_after().unwrap_or_default());
+            observer(Event::Reconnecting { delay: wait, error: error.chain() });
+            sleep(wait).await;
             delay = (delay * 2).min(LAST_DELAY);
         }
     }
@@ -422,8 +502,12 @@ impl Agent {
     async fn look_up(&self) -> Result<(Tunnel, Option<Certificate>), Error> {
         let tunnel = self.rest.tunnel(&self.name).await?;
         let certificate = match tunnel.tls_mode.as_str() {
+            "passthrough" if tunnel.status == "delete_pending" => {
+                return Err(Error::Denied { status: StatusCode::FORBIDDEN, reason: NOT_ACTIVE.to_owned() });
+            }
             "passthrough" => {
-                let directory = self.state.clone().unwrap_or_else(|| certificate::default_directory(&self.name));
+                let directory = self.state.clone().or_else(|| certificate::default_directory(&self.name));
+                let directory = directory.ok_or(Error::NoHome)?;
                 Some(Certificate::open(directory, &self.rest, &tunnel).await?)
             }
             _ => None,
@@ -436,7 +520,7 @@ impl Agent {
 fn edge_address(rest: &Rest, tunnel: &Tunnel) -> (String, u16) {
     // A server that runs with its defaults on this machine.
     const LOCAL_PORT: u16 = 4443;
-    let port = if tls::is_localhost(&tunnel.zone) { LOCAL_PORT } else { 443 };
+    let port = if dial::is_localhost(&tunnel.zone) { LOCAL_PORT } else { 443 };
     rest.edge_address().unwrap_or_else(|| (tunnel.zone.clone(), port))
 }
 
@@ -447,17 +531,27 @@ async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
     let trust = shared.rest.trust().cloned().map_or_else(Trust::of_system, Ok)?;
     let (newest, watched) = watch::channel(None);
     let (mut delay, mut is_handoff) = (FIRST_DELAY, false);
+    let (mut has_served, mut has_looked) = (false, false);
     loop {
         if !is_handoff {
             shared.tell(Event::Connecting);
         }
         let begun = async {
-            let tls = trust.connect(&zone, Address(&host, port), b"h2").await?;
+            let address = Address { host: &host, port, proxies: shared.rest.through() };
+            let tls = trust.connect(&zone, address, b"h2").await?;
             Session::begin(&shared, tls, watched.clone()).await
         };
-        let begun = tokio::time::timeout(LAST_DELAY, begun).await.unwrap_or(Err(Error::Slow("the session")));
+        let begun = tokio::select! {
+            begun = tokio::time::timeout(LAST_DELAY, begun) => begun.unwrap_or(Err(Error::Slow("the session"))),
+            () = shared.stopped() => return Ok(()),
+        };
         let error = match begun {
             Ok(session) => {
+                // While nobody was connected the tunnel may have got another name.
+                if has_served {
+                    shared.changed.notify_one();
+                }
+                (has_served, has_looked) = (true, false);
                 newest.send_replace(Some(session.send_request()));
                 shared.tell_connected();
                 let since = Instant::now();
@@ -476,6 +570,14 @@ async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
                     End::Lost(error) => {
                         error.map_or_else(|| "the edge closed the connection".to_owned(), |e| chain(&*e))
                     }
+                }
+            }
+            Err(error) if error.is_not_active() && !has_looked => {
+                has_looked = true;
+                match shared.look_again().await {
+                    Ok(()) => continue,
+                    Err(error) if error.is_final() => return Err(error),
+                    Err(error) => error.chain(),
                 }
             }
             Err(error) if error.is_final() => return Err(error),

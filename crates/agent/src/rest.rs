@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agent_proto::Credential;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -17,7 +17,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::tls::{Address, Trust};
+use crate::dial::{Address, Proxies, bare, is_localhost};
+use crate::tls::Trust;
 
 /// A client of the control plane.
 #[derive(Clone)]
@@ -25,6 +26,7 @@ pub struct Rest {
     server: Uri,
     credential: Credential,
     trust: Option<Trust>,
+    proxies: Proxies,
 }
 
 /// One tunnel, as the control plane shows it.
@@ -61,14 +63,20 @@ impl Rest {
     /// network.
     pub fn new(server: Uri, credential: Credential, trust: Option<Trust>) -> Result<Self, Error> {
         let host = server.host().unwrap_or_default();
-        let is_loopback = crate::tls::is_localhost(host) || host == "[::1]" || host.starts_with("127.");
+        let is_loopback = is_localhost(host) || host == "[::1]" || host.starts_with("127.");
         match server.scheme_str() {
             Some("https") if trust.is_some() && !host.is_empty() => {}
             Some("http") if is_loopback => {}
             Some("http") => return Err(Error::Server("plain HTTP would show the key to the network: use https")),
             _ => return Err(Error::Server("the server is an http or https URL such as https://tunnels.example")),
         }
-        Ok(Self { server, credential, trust })
+        Ok(Self { server, credential, trust, proxies: Proxies::none() })
+    }
+
+    /// Dials through these, and so does an agent that has it.
+    #[must_use]
+    pub fn proxies(self, proxies: Proxies) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Where the data plane is, if the server's URL tells: over TLS both are at
@@ -76,18 +84,22 @@ impl Rest {
     pub(crate) fn edge_address(&self) -> Option<(String, u16)> {
         let is_https = self.server.scheme_str() == Some("https");
         let host = self.server.host().filter(|_| is_https)?;
-        Some((host.to_owned(), self.server.port_u16().unwrap_or(443)))
+        Some((bare(host).to_owned(), self.server.port_u16().unwrap_or(443)))
     }
 
     pub(crate) fn credential(&self) -> &Credential {
         &self.credential
     }
 
+    pub(crate) fn through(&self) -> &Proxies {
+        &self.proxies
+    }
+
     pub(crate) fn trust(&self) -> Option<&Trust> {
         self.trust.as_ref()
     }
 
-    /// The tunnel of a name.
+    /// The tunnel of a name, or with this id.
     ///
     /// # Errors
     ///
@@ -97,10 +109,28 @@ impl Rest {
         struct List {
             tunnels: Vec<Tunnel>,
         }
-        let list = self.call(Method::GET, "/api/v1/tunnels", None).await?;
+        if let Ok(id) = Uuid::try_parse(name) {
+            match self.tunnel_of(id).await {
+                // A name may look like an id.
+                Err(error) if error.is_not_found() => {}
+                found => return found,
+            }
+        }
+        let none = || Error::NoTunnel(name.to_owned());
+        // Nothing else is a name, and nothing of this means something in a query.
+        if name.is_empty() || !name.bytes().all(|octet| matches!(octet, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+            return Err(none());
+        }
+        let list = self.call(Method::GET, &format!("/api/v1/tunnels?tunnel_name={name}"), None).await?;
         let list: List = serde_json::from_value(list).map_err(Error::Answer)?;
-        let found = list.tunnels.into_iter().find(|tunnel| tunnel.tunnel_name == name || tunnel.id.to_string() == name);
-        found.ok_or_else(|| Error::NoTunnel(name.to_owned()))
+        // Servers that do not know the filter answer with every tunnel.
+        list.tunnels.into_iter().find(|tunnel| tunnel.tunnel_name == name).ok_or_else(none)
+    }
+
+    /// The tunnel with this id.
+    pub(crate) async fn tunnel_of(&self, id: Uuid) -> Result<Tunnel, Error> {
+        let tunnel = self.call(Method::GET, &format!("/api/v1/tunnels/{id}"), None).await?;
+        serde_json::from_value(tunnel).map_err(Error::Answer)
     }
 
     /// Has a certificate signed; answers leaf and chain as PEM.
@@ -131,10 +161,10 @@ impl Rest {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, Error> {
-        let host = self.server.host().unwrap_or_default();
+        let host = bare(self.server.host().unwrap_or_default());
         let is_https = self.server.scheme_str() == Some("https");
         let port = self.server.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-        let address = Address(host, port);
+        let address = Address { host, port, proxies: &self.proxies };
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         let mut request = Request::new(Full::new(Bytes::from(body)));
         *request.method_mut() = method;
@@ -174,21 +204,147 @@ where
     });
     let response = sender.send_request(request).await?;
     let status = response.status();
+    let retry_after = retry_after(response.headers());
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    let body = body.map_err(|_| Error::Server("the answer broke off, or is larger than 16 MiB"))?.to_bytes();
+    let body = body.map_err(|_| Error::Cut)?.to_bytes();
     if !status.is_success() {
-        return Err(Error::Refused { status, detail: detail(status, &body) });
+        let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let is_ours = problem["type"].as_str().is_some_and(|kind| kind.starts_with("urn:adit:problem:"));
+        return Err(Error::Refused { status, detail: detail(status, &problem), is_ours, retry_after });
     }
     if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body).map_err(Error::Answer) }
 }
 
+/// When to ask again, if it is said in seconds (RFC 9110 section 10.2.3).
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 /// The server's own words, where it has some (RFC 9457).
-fn detail(status: StatusCode, body: &[u8]) -> String {
-    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+fn detail(status: StatusCode, problem: &Value) -> String {
     let detail = match &problem["detail"] {
         Value::String(detail) => Some(detail.clone()),
         Value::Object(detail) => detail.get("message").and_then(Value::as_str).map(str::to_owned),
         _ => None,
     };
     detail.unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A server that answers each path as `answer` says: a status line's rest, fields, a body.
+    async fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (Rest, Asked) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        let asked = Asked::default();
+        let noted = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = vec![0; 16 * 1024];
+                let octets = stream.read(&mut request).await.expect("a request");
+                let request = String::from_utf8_lossy(&request[..octets]).into_owned();
+                let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+                let answer = format!("HTTP/1.1 {}", answer(&path));
+                noted.lock().expect("no panic").push(path);
+                stream.write_all(answer.as_bytes()).await.expect("sent");
+            }
+        });
+        (Rest::new(url, Credential::ApiKey("key".to_owned()), None).expect("a client"), asked)
+    }
+
+    fn json(status: &str, body: &Value) -> String {
+        format!("{status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.to_string().len())
+    }
+
+    fn tunnel(id: u128, name: &str) -> Value {
+        json!({
+            "id": Uuid::from_u128(id), "tunnel_name": name, "public_host": format!("{name}.example"),
+            "zone": "example", "tls_mode": "edge", "status": "active",
+        })
+    }
+
+    const NONE: &str = "urn:adit:problem:no-such-tunnel";
+
+    #[tokio::test]
+    async fn a_tunnel_is_looked_up_and_not_picked_from_a_list() {
+        let (rest, asked) = server(|path| match path {
+            "/api/v1/tunnels/00000000-0000-0000-0000-000000000001" => json("200 OK", &tunnel(1, "shop")),
+            "/api/v1/tunnels?tunnel_name=shop" => json("200 OK", &json!({ "tunnels": [tunnel(1, "shop")] })),
+            path if path.contains('?') => json("200 OK", &json!({ "tunnels": [] })),
+            _ => json("404 Not Found", &json!({ "type": NONE, "detail": "no such tunnel" })),
+        })
+        .await;
+        let id = Uuid::from_u128(1).to_string();
+        for name in ["shop", &id] {
+            assert_eq!(rest.tunnel(name).await.expect(name).tunnel_name, "shop");
+        }
+        let other = Uuid::from_u128(2).to_string();
+        for name in ["nobody", &other, "Not_A_Name", "a&limit=1", ""] {
+            let error = rest.tunnel(name).await.expect_err(name);
+            assert!(matches!(error, Error::NoTunnel(_)) && error.is_final(), "{name}: {error:?}");
+        }
+        assert!(!asked.lock().expect("no panic").contains(&"/api/v1/tunnels".to_owned()), "nobody lists them");
+    }
+
+    #[tokio::test]
+    async fn servers_that_do_not_know_the_filter_are_understood() {
+        let list = json!({ "tunnels": [tunnel(1, "bank"), tunnel(2, "shop")] });
+        let (rest, _) = server(move |_| json("200 OK", &list)).await;
+        assert_eq!(rest.tunnel("shop").await.expect("it is in the list").id, Uuid::from_u128(2));
+        assert!(matches!(rest.tunnel("nobody").await, Err(Error::NoTunnel(_))));
+    }
+
+    #[tokio::test]
+    async fn only_an_adit_servers_401_and_403_are_final() {
+        let ours = |status: &str| json(status, &json!({ "type": "urn:adit:problem:x", "detail": "no" }));
+        let proxys = |status: &str| json(status, &json!({ "type": "about:blank", "detail": "no" }));
+        for (answer, is_final) in [
+            (ours("401 Unauthorized"), true),
+            (ours("403 Forbidden"), true),
+            (ours("409 Conflict"), false),
+            (ours("429 Too Many Requests"), false),
+            (ours("500 Internal Server Error"), false),
+            (proxys("401 Unauthorized"), false),
+            (proxys("403 Forbidden"), false),
+            (proxys("404 Not Found"), false),
+            (proxys("408 Request Timeout"), false),
+            ("404 Not Found\r\nContent-Length: 4\r\n\r\nnone".to_owned(), false),
+            ("425 Too Early\r\nContent-Length: 0\r\n\r\n".to_owned(), false),
+            ("200 OK\r\nContent-Length: 400\r\n\r\n{".to_owned(), false),
+            ("200 OK\r\nContent-Length: 9\r\n\r\n<welcome>".to_owned(), false),
+        ] {
+            let (rest, _) = server({
+                let answer = answer.clone();
+                move |_| answer.clone()
+            })
+            .await;
+            for name in ["shop", "00000000-0000-0000-0000-000000000001"] {
+                let error = rest.tunnel(name).await.expect_err("no tunnel");
+                assert_eq!(error.is_final(), is_final, "{name} {answer}: {error:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_says_when_to_ask_again() {
+        let (rest, _) = server(|path| {
+            let seconds = if path.contains("shop") { 7 } else { 9_999_999 };
+            format!("503 Busy\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        })
+        .await;
+        for (name, seconds) in [("shop", 7), ("bank", 3600)] {
+            let error = rest.tunnel(name).await.expect_err("it is busy");
+            assert_eq!(error.retry_after(), Some(Duration::from_secs(seconds)));
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agent_proto::limits::{
     INTAKE_SUPERSEDED, MAX_BODY, MAX_REPLY_FIELDS, MAX_REPLY_HEADERS, PING_INTERVAL, PING_TIMEOUT, SUPERSEDED,
+    TUNNEL_CHANGED,
 };
 use agent_proto::{
     BridgeId, BridgeKind, Credential, Envelope, EnvelopeKind, Hello, HelloAnswer, Intake, OwnerToken, Reply, ReplyHead,
@@ -115,10 +116,16 @@ impl Session {
                 let answer = match status {
                     StatusCode::OK => HelloAnswer::from_json(&body).map_err(|error| Error::Hello(error.into()))?,
                     StatusCode::CONFLICT if is_superseded(&body) => return Err(Error::Superseded),
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                        return Err(Error::Denied { status, reason: reason(&body) });
+                    _ => {
+                        // Without its word it is not the edge that says so.
+                        let is_final = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+                        return Err(match reason(&body) {
+                            Some(reason) if is_final => Error::Denied { status, reason },
+                            reason => Error::Hello(
+                                format!("the edge answered {status} {}", reason.unwrap_or_default()).into(),
+                            ),
+                        });
                     }
-                    _ => return Err(Error::Hello(format!("the edge answered {status} {}", reason(&body)).into())),
                 };
                 Ok(Self { streams, connection, pings, answer })
             }
@@ -162,6 +169,8 @@ impl Session {
         drop(ends);
         let end = tokio::select! {
             end = ended.recv() => end.unwrap_or(End::Lost(None)),
+            // The parked streams are reset with this.
+            () = shared.stopped() => return End::Stopped,
             () = beat(pings) => return End::Lost(Some("the edge does not answer PINGs".into())),
         };
         // The connection's end may be told before the reason that the intakes were given.
@@ -236,6 +245,7 @@ async fn serve_slot(
                     drop(in_flight);
                 });
             }
+            Err(_) if why == TUNNEL_CHANGED => shared.changed.notify_one(),
             // An idle poll ends with a 200 that names no request.
             Err(_) if !head.headers.contains_key("inkbox-request-id") => {}
             Err(error) => {
@@ -416,13 +426,13 @@ pub(crate) async fn collect(mut body: RecvStream, limit: usize) -> Result<Bytes,
     if is_too_large { Err(h2::Reason::REFUSED_STREAM.into()) } else { Ok(collected.freeze()) }
 }
 
-fn reason(body: &[u8]) -> String {
+fn reason(body: &[u8]) -> Option<String> {
     let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    body["reason"].as_str().unwrap_or("without a reason").chars().take(100).collect()
+    Some(body["reason"].as_str()?.chars().take(100).collect())
 }
 
 fn is_superseded(body: &[u8]) -> bool {
-    reason(body) == "hello-superseded"
+    reason(body).is_some_and(|reason| reason == "hello-superseded")
 }
 
 /// Returns when the edge has not answered a PING in time.

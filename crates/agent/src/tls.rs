@@ -1,7 +1,6 @@
 //! Whom the agent trusts, and how it dials.
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::Error;
+use crate::dial::Address;
 
 /// The certificates that a server's chain may end in.
 #[derive(Clone, Debug)]
@@ -86,24 +86,40 @@ impl Trust {
     }
 }
 
-/// A host and its port.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Address<'a>(pub(crate) &'a str, pub(crate) u16);
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use rustls::{NamedGroup, ServerConfig};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
 
-impl Address<'_> {
-    pub(crate) async fn connect(self) -> io::Result<TcpStream> {
-        let Self(host, port) = self;
-        let stream = if is_localhost(host) {
-            // RFC 6761 section 6.3: loopback, whether or not the resolver knows.
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?
-        } else {
-            TcpStream::connect((host, port)).await?
-        };
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    use super::*;
+    use crate::dial::Proxies;
+
+    #[tokio::test]
+    async fn what_is_said_today_is_not_read_by_the_quantum_computers_of_tomorrow() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["a.localhost".to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate").der().clone();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into());
+        let acceptor = TlsAcceptor::from(Arc::new(config.expect("a configuration")));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let served = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a client");
+            acceptor.accept(stream).await.expect("TLS")
+        });
+        let trust = Trust::only(vec![certificate]).expect("a root");
+        let address = Address { host: "a.localhost", port, proxies: &Proxies::none() };
+        let tls = trust.connect("a.localhost", address, b"h2").await.expect("TLS");
+        let group = tls.get_ref().1.negotiated_key_exchange_group().map(|group| group.name());
+        assert_eq!(group, Some(NamedGroup::X25519MLKEM768));
+        let (_, server) = served.await.map(|stream| stream.into_inner()).expect("no panic");
+        assert_eq!(server.handshake_kind(), Some(rustls::HandshakeKind::Full), "the first share is the right one");
     }
-}
-
-pub(crate) fn is_localhost(host: &str) -> bool {
-    host == "localhost" || host.ends_with(".localhost")
 }

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -22,7 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
 use crate::Error;
-use crate::tls::{Address, Trust};
+use crate::dial::{Address, Proxies, bare};
+use crate::outbound::{Outbound, Returned};
+use crate::tls::Trust;
 
 /// A body on its way to the application, or to a visitor.
 pub type AgentBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -86,7 +87,7 @@ impl Upstream {
             return Err(usage);
         }
         let (Some(host), Some(authority)) = (url.host(), url.authority()) else { return Err(usage) };
-        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let bare = bare(host).to_owned();
         let dial = match (url.scheme_str(), trust) {
             (Some("http"), _) => Dial::Tcp { host: bare, port: url.port_u16().unwrap_or(80) },
             (Some("https"), Some(trust)) => {
@@ -128,35 +129,32 @@ impl Upstream {
     /// request's `host` becomes the application's own.
     pub(crate) async fn send(&self, mut request: Request<AgentBody>) -> Result<Response<UpstreamBody>, Error> {
         request.headers_mut().insert(header::HOST, self.0.host.clone());
+        let mut idle = self.take_idle();
         loop {
-            let idle = self.take_idle();
             let is_reused = idle.is_some();
-            let mut connection = match idle {
+            let mut connection = match idle.take() {
                 Some(connection) => connection,
                 None => self.dial().await?,
             };
-            let again = again(&request).filter(|_| is_reused);
-            let is_sent = Arc::new(AtomicBool::new(false));
-            let outbound = request.map(|body| Outbound { body, _taken: Taken(Arc::clone(&is_sent)) });
-            match connection.sender.try_send_request(outbound).await {
+            let copy = Some(&request).filter(|request| is_reused && request.method().is_idempotent()).map(head_of);
+            let (head, body) = request.into_parts();
+            let (outbound, returned) = Outbound::new(body, copy.is_some());
+            let mut error = match connection.sender.try_send_request(Request::from_parts(head, outbound)).await {
                 Ok(response) => {
                     let (head, body) = response.into_parts();
                     let connection = Some(connection);
-                    let body = UpstreamBody { body, connection, is_sent, upstream: self.clone() };
+                    let body = UpstreamBody { body, connection, returned, upstream: self.clone() };
                     return Ok(Response::from_parts(head, body));
                 }
-                // The application closed an idle connection while we took it: either
-                // nothing was sent, or it may be sent again.
-                Err(mut error) => match error
-                    .take_message()
-                    .filter(|_| is_reused)
-                    .map(|unsent| unsent.map(|sent| sent.body))
-                    .or(again)
-                {
-                    Some(unsent) => request = unsent,
-                    None => return Err(error.into_error().into()),
-                },
-            }
+                Err(error) => error,
+            };
+            // The application closed an idle connection while we took it: if nothing was
+            // sent, or what was may be sent twice (RFC 9110 section 9.2.2), a new one has it.
+            let unsent = error.take_message().filter(|_| is_reused).map(|unsent| head_of(&unsent));
+            let Some(head) = unsent.or(copy) else { return Err(error.into_error().into()) };
+            drop(connection);
+            let Some(body) = returned.body().await else { return Err(error.into_error().into()) };
+            request = head.map(|()| body);
         }
     }
 
@@ -166,7 +164,7 @@ impl Upstream {
         let mut connection = self.dial().await?;
         // It lives on as what it becomes.
         connection.task = None;
-        let request = request.map(|body| Outbound { body, _taken: Taken(Arc::default()) });
+        let request = request.map(|body| Outbound::new(body, false).0);
         Ok(connection.sender.send_request(request).await?)
     }
 
@@ -189,8 +187,8 @@ impl Upstream {
 
     async fn dial(&self) -> Result<Connection, Error> {
         let io: Box<dyn Io> = match &self.0.dial {
-            Dial::Tcp { host, port } => Box::new(Address(host, *port).connect().await.map_err(Error::Connect)?),
-            Dial::Tls { host, port, trust } => Box::new(trust.connect(host, Address(host, *port), b"http/1.1").await?),
+            Dial::Tcp { host, port } => Box::new(direct(host, *port).connect().await.map_err(Error::Connect)?),
+            Dial::Tls { host, port, trust } => Box::new(trust.connect(host, direct(host, *port), b"http/1.1").await?),
             Dial::Service(serve) => {
                 let (near, far) = tokio::io::duplex(PIPE);
                 serve(far);
@@ -207,6 +205,12 @@ impl Upstream {
         });
         Ok(Connection { sender, task: Some(task.abort_handle()) })
     }
+}
+
+/// Applications are near: no proxy is between.
+fn direct(host: &str, port: u16) -> Address<'_> {
+    static NONE: Proxies = Proxies::none();
+    Address { host, port, proxies: &NONE }
 }
 
 /// A connection whose end is learnt by reading: an application that takes no more of a
@@ -243,54 +247,18 @@ impl AsyncWrite for AnswerFirst {
     }
 }
 
-/// The request once more, if it has no body and asks for nothing to be done
-/// (RFC 9110 section 9.2.2).
-fn again(request: &Request<AgentBody>) -> Option<Request<AgentBody>> {
-    if !request.method().is_safe() || !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(full(Bytes::new()));
+/// A request without its body.
+fn head_of<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+    copy
 }
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").field("host", &self.0.host).finish_non_exhaustive()
-    }
-}
-
-/// The body of a request, which tells when all of it was taken.
-struct Outbound {
-    body: AgentBody,
-    _taken: Taken,
-}
-
-/// Says so when it goes.
-struct Taken(Arc<AtomicBool>);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-impl Body for Outbound {
-    type Data = Bytes;
-    type Error = <AgentBody as Body>::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -300,13 +268,13 @@ impl Body for Outbound {
 pub(crate) struct UpstreamBody {
     body: Incoming,
     connection: Option<Connection>,
-    is_sent: Arc<AtomicBool>,
+    returned: Returned,
     upstream: Upstream,
 }
 
 impl UpstreamBody {
     fn finish(&mut self) {
-        if let Some(connection) = self.connection.take().filter(|_| self.is_sent.load(Ordering::Acquire)) {
+        if let Some(connection) = self.connection.take().filter(|_| self.returned.is_back()) {
             self.upstream.put_idle(connection);
         }
     }
@@ -352,4 +320,69 @@ pub(crate) fn full(body: Bytes) -> AgentBody {
 /// The application's side of an upgraded connection.
 pub(crate) async fn upgraded<T>(response: Response<T>) -> io::Result<TokioIo<hyper::upgrade::Upgraded>> {
     hyper::upgrade::on(response).await.map(TokioIo::new).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use http::Method;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An application that answers the first request of its first connection, and takes the
+    /// second without a word; later connections are served.
+    async fn forgetful() -> (Upstream, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        let served = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&served);
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut request = vec![0; 256 * 1024];
+                while stream.read(&mut request).await.is_ok_and(|octets| octets > 0) {
+                    // What follows in pieces belongs to it.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    if connection == 0 && count.load(Ordering::SeqCst) == 1 {
+                        break;
+                    }
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    stream.write_all(answer).await.expect("sent");
+                }
+            }
+        });
+        (Upstream::url(&url, None).expect("a URL"), served)
+    }
+
+    async fn ask(upstream: &Upstream, method: &Method, octets: usize) -> Result<(), Error> {
+        let mut request = Request::new(full(Bytes::from(vec![7; octets])));
+        *request.method_mut() = method.clone();
+        let body = upstream.send(request).await?.into_body().collect().await.expect("a body");
+        assert_eq!(body.to_bytes(), "ok");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_may_be_done_twice_is_sent_again_when_a_reused_connection_dies() {
+        for (method, octets, is_again) in [
+            (Method::GET, 0, true),
+            (Method::PUT, 0, true),
+            (Method::DELETE, 1000, true),
+            (Method::PUT, 64 * 1024, true),
+            (Method::PUT, 64 * 1024 + 1, false),
+            (Method::POST, 0, false),
+            (Method::PATCH, 10, false),
+        ] {
+            let (upstream, served) = forgetful().await;
+            ask(&upstream, &Method::GET, 0).await.expect("the first is answered");
+            let outcome = ask(&upstream, &method, octets).await;
+            assert_eq!(outcome.is_ok(), is_again, "{method} {octets}: {outcome:?}");
+            assert_eq!(served.load(Ordering::SeqCst), if is_again { 2 } else { 1 }, "{method} {octets}");
+        }
+    }
 }
