@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use api::{App, Metrics, TrafficStats};
@@ -15,6 +16,7 @@ use panel::Panel;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::panel::Served;
 use crate::settings::Settings;
@@ -90,7 +92,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
 }
 
 /// Deletes for good what nobody restored in time.
-async fn sweep(app: Arc<App>, interval: std::time::Duration, mut stopped: watch::Receiver<bool>) {
+async fn sweep(app: Arc<App>, interval: Duration, mut stopped: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return,
@@ -108,7 +110,7 @@ async fn sweep(app: Arc<App>, interval: std::time::Duration, mut stopped: watch:
 
 /// A list that is old says that it may be believed no longer.
 async fn keep_crl(panel: Arc<Panel>, mut stopped: watch::Receiver<bool>) {
-    const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     loop {
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return,
@@ -121,17 +123,27 @@ async fn keep_crl(panel: Arc<Panel>, mut stopped: watch::Receiver<bool>) {
 fn side_routes(app: Arc<App>, panel: Option<Arc<Panel>>, edge: Edge, metrics: Arc<Metrics>) -> Router {
     const TEXT: [(header::HeaderName, &str); 1] =
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    /// How long a disk may hang before whoever asks hears of it.
+    const PATIENCE: Duration = Duration::from_secs(5);
     let ready = move || async move {
         let mut failures = Vec::new();
-        if let Err(error) = app.check().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "not ready");
-            failures.push(error.in_short());
+        match timeout(PATIENCE, app.check()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "not ready");
+                failures.push(error.in_short());
+            }
+            Err(_) => failures.push("the database does not answer"),
         }
-        if let Some(panel) = panel
-            && let Err(error) = panel.check().await
-        {
-            tracing::error!(error = &error as &dyn std::error::Error, "not ready");
-            failures.push("the panel's directory cannot be read or written");
+        if let Some(panel) = panel {
+            match timeout(PATIENCE, panel.check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "not ready");
+                    failures.push("the panel's directory cannot be read or written");
+                }
+                Err(_) => failures.push("the panel's directory does not answer"),
+            }
         }
         match failures.as_slice() {
             [] => (StatusCode::OK, "ready\n".to_owned()),
