@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use pki_core::{Authority, DnsName, SerialNumber, Time};
@@ -69,15 +69,17 @@ impl DataPlane for NoDataPlane {
 }
 
 /// Tells the log whose agent is without a certificate now, though it is connected:
-/// most agents sign when they start and never again.
-struct Renames(Arc<dyn DataPlane>);
+/// most agents sign when they start and never again. A data plane may hold the
+/// store, which holds this.
+struct Renames(Weak<dyn DataPlane>);
 
 impl Observer for Renames {
     fn committed(&self, events: &[Event]) {
+        let Some(data_plane) = self.0.upgrade() else { return };
         for event in events {
             if let Event::TunnelRenamed(tunnel) = event
                 && tunnel.tls_mode == TlsMode::Passthrough
-                && self.0.is_connected(tunnel.id)
+                && data_plane.is_connected(tunnel.id)
             {
                 tracing::warn!(
                     tunnel = %tunnel.id, name = %tunnel.name,
@@ -183,7 +185,7 @@ impl App {
     /// Asks `data_plane` who is connected.
     #[must_use]
     pub fn with_data_plane(self, data_plane: Arc<dyn DataPlane>) -> Self {
-        self.store.observe(Arc::new(Renames(Arc::clone(&data_plane))));
+        self.store.observe(Arc::new(Renames(Arc::downgrade(&data_plane))));
         Self { data_plane, ..self }
     }
 

@@ -124,6 +124,28 @@ async fn leave_after<F: Future>(polls: usize, leaves: Leaves, future: F) -> Opti
     .await
 }
 
+/// A data plane that looks into the store.
+struct Traffic(#[expect(dead_code, reason = "it is held")] Arc<dyn Store>);
+
+impl api::DataPlane for Traffic {
+    fn is_connected(&self, _: tunnel_model::TunnelId) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn the_store_goes_with_those_who_use_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).expect("a store"));
+    let app = app(Arc::clone(&store), Arc::new(api::SystemClock), Rules::new())
+        .with_data_plane(Arc::new(Traffic(Arc::clone(&store))));
+    let app = Arc::new(app);
+    drop(api::router(Arc::clone(&app), Arc::default(), &api::Limits::default()));
+    drop((app, store));
+    // Nothing is written any more: another one may have the directory.
+    SqliteStore::open(directory.path()).expect("the lock is free");
+}
+
 #[tokio::test]
 async fn what_a_caller_who_left_has_changed_is_noticed_and_nothing_else() {
     let mut committed = 0;

@@ -79,14 +79,7 @@ impl World {
 
     pub(crate) async fn with(store: Arc<dyn Store>, rules: Rules) -> Self {
         let clock = Arc::new(FakeClock(AtomicI64::new(NOW)));
-        let app = App::new(
-            Arc::clone(&store),
-            Arc::clone(&clock) as _,
-            Arc::new(SystemRandom),
-            authority(),
-            rules,
-            ZONE.parse().expect("a zone"),
-        );
+        let app = app(Arc::clone(&store), Arc::clone(&clock) as _, rules);
         let connected = Arc::new(AtomicBool::new(false));
         let app = Arc::new(app.with_data_plane(Arc::new(Agents(Arc::clone(&connected)))));
         let limits = Limits {
@@ -158,6 +151,11 @@ impl World {
     pub(crate) async fn sign(&self, key: &str, tunnel: &str, csr: &str) -> Answer {
         self.call(key, "POST", &format!("/api/v1/tunnels/{tunnel}/sign-csr"), json!({"csr_pem": csr})).await
     }
+}
+
+/// A control plane without a data plane.
+pub(crate) fn app(store: Arc<dyn Store>, clock: Arc<dyn Clock>, rules: Rules) -> App {
+    App::new(store, clock, Arc::new(SystemRandom), authority(), rules, ZONE.parse().expect("a zone"))
 }
 
 impl Answer {
