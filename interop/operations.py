@@ -18,6 +18,7 @@ import sqlite3
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 
 from cryptography import x509
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import expect
+from scripted_agent import get, new_tunnel, visit
 from server import ZONE, Server, StartError, arguments
 
 WITHIN = 10.0
@@ -41,6 +43,7 @@ def main():
             ("a certificate that cannot be used is told by its cause", lambda: causes(options.server)),
             ("damage to the database is found at the start", lambda: damaged(options.server)),
             ("an unusable panel directory is told", lambda: unusable(options.server)),
+            ("a second signal stops at once", lambda: told_twice(options.server)),
             ("the log has colours where they are wanted", lambda: colours(options.server)),
         ]
     )
@@ -220,6 +223,23 @@ def unusable(binary):
             )
             mend()
             expect.status("it is ready again", server.ready(), 200)
+
+
+def told_twice(binary):
+    """What is in flight is waited for, unless somebody asks again."""
+    with Server(binary, grace_period="30s") as server:
+        tunnel = new_tunnel(server, "patient")
+        taken = threading.Event()
+        tunnel.agent(lambda _agent, _envelope: taken.set())
+        visitor = visit(server, tunnel.host)
+        visitor.send(get(tunnel.host))
+        expect.that("the request is in flight", taken.wait(5.0))
+        process = server._process
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1.0)
+        expect.that("it is waited for", server.running)
+        process.send_signal(signal.SIGINT)
+        expect.equal("the exit status at the second signal", process.wait(2.0), 1)
 
 
 def colours(binary):

@@ -82,6 +82,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
         let name = stop_signal().await?;
         tracing::info!(signal = name, "stopping: finishing what is in flight");
         stop.send_replace(true);
+        tokio::spawn(quit_at_a_second_signal());
         anyhow::Ok(())
     };
     let ((), (), signals, (), ()) = tokio::join!(api, side, signals, edge, panel);
@@ -181,6 +182,14 @@ fn inherited() -> anyhow::Result<Option<TcpListener>> {
 
 async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} ({setting})"))
+}
+
+/// Whoever asks twice does not want to wait. Nothing that was answered is lost by it.
+async fn quit_at_a_second_signal() {
+    if let Ok(name) = stop_signal().await {
+        tracing::warn!(signal = name, "told to stop again: what is in flight is cut off");
+        std::process::exit(1);
+    }
 }
 
 async fn stop_signal() -> anyhow::Result<&'static str> {

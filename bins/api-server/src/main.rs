@@ -31,7 +31,9 @@ use settings::{Options, Settings};
                   api-server openapi > openapi.json           the API's description\n  \
                   api-server reset-admin --data-dir /var/lib/adit\n                                              \
                   a new bundle for an admin who lost the key\n\n\
-                  Exit status: 0 stopped as told, 1 could not start or failed, 2 wrong flags."
+                  Signals: SIGTERM and SIGINT finish what is in flight and stop, at the second one at once; SIGHUP reads \
+                  certificates and the log's filter again.\n\n\
+                  Exit status: 0 stopped as told, 1 could not start, failed, or was told twice, 2 wrong flags."
 )]
 struct Cli {
     #[command(subcommand)]
