@@ -50,7 +50,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
         }
     };
     if is_full {
-        tracing::warn!("too many visitors at once");
+        shared.tell_full();
         return;
     }
     let bridge = BridgeIo { bridge, decoder: OuterDecoder::new(), read: Bytes::new(), is_done: false };
