@@ -279,13 +279,18 @@ impl Shared {
     async fn follow(&self) {
         loop {
             self.changed.notified().await;
+            let mut delay = FIRST_DELAY;
             while let Err(error) = self.look_again().await {
-                self.tell(Event::RenewalFailed { error: error.chain() });
+                // After a restart the API may come later than the edge: that is nothing to
+                // be told. What is final the edge says, too, to the session.
+                if error.is_final() || delay >= LAST_DELAY {
+                    self.tell(Event::RenewalFailed { error: error.chain() });
+                }
                 if error.is_final() {
-                    // The edge says the same, to the session.
                     break;
                 }
-                sleep(certificate::RETRY.max(error.retry_after().unwrap_or_default())).await;
+                sleep(jitter(delay).max(error.retry_after().unwrap_or_default())).await;
+                delay = (delay * 2).min(certificate::RETRY);
             }
         }
     }
