@@ -102,6 +102,8 @@ def main():
             ("passthrough: the server restarts", partial(server_restarts, new_scene, app, "passthrough")),
             ("the server is killed", partial(server_killed, new_scene, app)),
             ("JSON lines", partial(json_lines, scene, app)),
+            ("nobody reads what is told", partial(unread, scene, app)),
+            ("proxies", partial(through_proxies, scene, app)),
             ("wrong flags", partial(wrong_flags, scene)),
             ("the commands of `tunnels`", partial(commands, scene)),
             ("REST at the edge", partial(rest_at_the_edge, scene, app)),
@@ -550,6 +552,10 @@ def through_last_answers(scene):
             page = scene.curl("through", f"/large/{size}", *options)
             came = page.status, page.body == filler(size)
             expect.equal(f"{options}: {size} octets come though the connection ends with them", came, (200, True))
+        up = scene.file(size)
+        for version in VERSIONS:
+            page = scene.curl("through", "/early", version, "--data-binary", f"@{up}", "--header", "expect:")
+            expect.equal(f"{version}: who sends {size} octets in vain is told so", page.status, 413)
         request = f"GET /large/{size} HTTP/1.0\r\nHost: {scene.host('through')}\r\n\r\n"
         page = scene.raw("through", request.encode())
         expect.equal(f"Python: {size} octets come", (page.status, page.body == filler(size)), (200, True))
@@ -748,13 +754,112 @@ def outcome(future):
 
 def signals(scene, app):
     scene.create("signals")
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         with scene.agent("signals", app, create=False) as agent:
             agent.signal(number)
             agent.ends(0, number.name)
         until("REST tells that it left", 5, lambda: not scene.tunnel("signals")["currently_connected"])
         page = scene.fetch("signals")
         expect.equal("nobody serves", (page.status, page.first("inkbox-reason")), (503, "agent-offline"))
+
+
+    with scene.agent("signals", app, create=False) as agent, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(scene.fetch, "signals", path="/slow/8")
+        time.sleep(0.5)
+        agent.signal(signal.SIGINT)
+        time.sleep(0.5)
+        expect.that("what is in progress is waited for", agent.running)
+        begun = time.monotonic()
+        agent.signal(signal.SIGINT)
+        until("unless the signal comes twice", 2, lambda: not agent.running)
+        expect.equal("which the exit status tells", agent.status, 130)
+        expect.that("and at once", time.monotonic() - begun < 2)
+        expect.that("the request is lost", outcome(slow)[0] != 200)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        # Whoever connects waits for a handshake that does not come.
+        with scene.start("signals", app, "--edge", f"127.0.0.1:{port}", at=["--server", scene.server.url]) as agent:
+            agent.reaches("connecting", 5)
+            time.sleep(0.3)
+            agent.signal(signal.SIGINT)
+            until("a signal is heard while the edge is dialled", 1, lambda: not agent.running)
+            expect.equal("which is no failure", agent.status, 0)
+
+
+def unread(scene, app):
+    scene.create("unread")
+    words = ["connect", "unread", "--forward-to", app.url, "--server", scene.server.url]
+    words += ["--edge", f"127.0.0.1:{scene.port}", "--ca", scene.root]
+    for flags in (["--json"], []):
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = scene.environment(scene.server.key)
+        with subprocess.Popen([scene.binary, *words, *flags], env=environment, cwd=scene.place, **pipe) as process:
+            until("it is connected", 10, lambda: scene.tunnel("unread")["currently_connected"])
+            time.sleep(0.2)
+            connection = scene.connection("unread")
+            statuses = set()
+            with contextlib.closing(connection):
+                for _ in range(3000):
+                    connection.request("GET", "/label")
+                    answer = connection.getresponse()
+                    answer.read()
+                    statuses.add(answer.status)
+            expect.equal(f"{flags}: an agent whose words nobody reads serves on", statuses, {200})
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=10)
+            expect.equal(f"{flags}: and ends when it is told", process.returncode, 0)
+            lines = (out or err).decode().splitlines()
+            expect.that(f"{flags}: what did not fit is counted", any("not" in each and "shown" in each for each in lines))
+        until("it has left", 5, lambda: not scene.tunnel("unread")["currently_connected"])
+
+
+class Proxy:
+    """An HTTP proxy that joins whoever asks with one port of this machine."""
+
+    def __init__(self, port):
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://user:pass%20word@127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            near, _ = self._listener.accept()
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += near.recv(1)
+            self.asked.append(head.decode())
+            target = head.split()[1].rpartition(b":")[2]
+            far = socket.create_connection(("127.0.0.1", int(target)))
+            near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _copy(source, target):
+        with contextlib.suppress(OSError):
+            while octets := source.recv(65536):
+                target.sendall(octets)
+            target.shutdown(socket.SHUT_WR)
+
+
+def through_proxies(scene, app):
+    proxy = Proxy(scene.port)
+    with scene.agent("proxied", app, "--proxy", proxy.url):
+        expect.equal("an agent serves through a proxy", scene.fetch("proxied").status, 200)
+    ports = [each.split()[1].rpartition(":")[2] for each in proxy.asked]
+    expect.that("edge and API were dialled through it", str(scene.port) in ports and len(set(ports)) == 2, ports)
+    expect.that("with user and password", all("Basic dXNlcjpwYXNzIHdvcmQ=" in each for each in proxy.asked))
+    proxy.asked.clear()
+    os.environ["HTTPS_PROXY"] = proxy.url
+    try:
+        with scene.agent("proxied", app, create=False):
+            expect.equal("this machine is dialled directly", (scene.fetch("proxied").status, proxy.asked), (200, []))
+    finally:
+        del os.environ["HTTPS_PROXY"]
+    done = scene.run("tunnels", "list", "--proxy", "https://127.0.0.1:1")
+    expect.that("a proxy of another kind is an error", done.returncode == 1 and "socks5" in done.stderr, done.stderr)
 
 
 def json_lines(scene, app):
@@ -772,11 +877,22 @@ def json_lines(scene, app):
         served = agent.event("served")
         told = served["method"], served["path"], served["status"]
         expect.equal("it tells of each request", told, ("GET", "/", 404))
+        scene.fetch("lines", path="/label?code=OAUTHCODE")
+        until("of the next one, too", 5, lambda: agent.names.count("served") == 2)
+        expect.equal("but not of its query", agent.events[-1]["path"], "/label")
         expect.that("and how long it took", 0 < served["micros"] < 5_000_000, served)
     with scene.agent("lines", app, "--quiet", create=False) as agent:
         scene.fetch("lines")
         time.sleep(0.2)
         expect.equal("unless it is to be quiet", agent.names, ["connecting", "connected"])
+    with scene.agent("lines", app, "--queries", create=False) as agent:
+        scene.fetch("lines", path="/label?code=OAUTHCODE")
+        agent.reaches("served", 5)
+        expect.equal("unless it is asked to", agent.event("served")["path"], "/label?code=OAUTHCODE")
+    done = scene.run("connect", "nobody", "--forward-to", app.url, "--json")
+    told = json.loads(done.stdout)
+    expect.equal("an error is a line, too", (done.returncode, told["event"]), (1, "error"))
+    expect.that("with its words", "nobody" in told["error"], told)
     wrong = {line for each in scene.agents for line in each.other_lines}
     expect.equal(f"each line of {len(scene.agents)} agents is an object with an event", wrong, set())
     words = {each.words for each in scene.agents if each.status == 0}
@@ -792,7 +908,9 @@ def wrong_flags(scene):
         (["connect", "plain"], 2, "--forward-to"),
         (["connect", "plain", "--forward-to", "http://127.0.0.1:1/path"], 1, "without a path"),
         (["connect", "plain", "--forward-to", "ftp://127.0.0.1:1"], 1, "forward to a URL"),
-        (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "here"], 1, "HOST:PORT"),
+        (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "here"], 2, "HOST:PORT"),
+        (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "https://h:1"], 2, "without a scheme"),
+        (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "::1:1"], 2, "[::1]:4443"),
         (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--pool-size", "33"], 2, "1..=32"),
         (["tunnels", "list", "--ca", "no-such-file"], 1, "no-such-file"),
         (["tunnels", "list", "--server", "http://tunnels.example"], 1, "use https"),
@@ -805,6 +923,15 @@ def wrong_flags(scene):
     done = scene.run("tunnels", "list", key=None)
     expect.equal("no key: the exit status", done.returncode, 1)
     expect.that("no key: which to set is said", "ADIT_API_KEY" in done.stderr, done)
+    words = ["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--connect-secret", "secret"]
+    done = scene.run(*words, key=None)
+    expect.that("a secret alone: why it is not enough is said", "opens the edge only" in done.stderr, done)
+    environment = scene.environment(scene.server.key)
+    del environment["HOME"]
+    environment.pop("XDG_STATE_HOME", None)
+    command = [scene.binary, "connect", "through", "--forward-to", "http://127.0.0.1:1", "--server", scene.server.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=15)
+    expect.that("no HOME: what to say instead is said", done.returncode == 1 and "--state-dir" in done.stderr, done)
 
 
 def commands(scene):

@@ -71,6 +71,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(self._view(self._body()), ("Content-Type", "application/json"))
             case ["echo"]:
                 self._answer(self._body())
+            case ["early"]:
+                # Nothing more is read, and what is there resets the connection.
+                self.close_connection = True
+                self._answer(b"too much", status=413)
             case ["label"]:
                 self._answer(self.server.label)
             case ["nothing"]:

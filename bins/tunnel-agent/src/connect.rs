@@ -1,6 +1,7 @@
 //! `connect`: the agent, with a line for each thing that happens.
 
-use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::io::{IsTerminal as _, stderr};
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,10 @@ use anyhow::Context as _;
 use clap::Args;
 use http::Uri;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::output::{Output, Stream};
 
 #[derive(Args)]
 pub(crate) struct Connect {
@@ -21,8 +25,8 @@ pub(crate) struct Connect {
     forward_to: Uri,
 
     /// Where the edge is, if it is not at the zone's port 443 [default: from --server]
-    #[arg(long, value_name = "HOST:PORT", env = "ADIT_EDGE")]
-    edge: Option<String>,
+    #[arg(long, value_name = "HOST:PORT", env = "ADIT_EDGE", value_parser = host_and_port)]
+    edge: Option<(String, u16)>,
 
     /// Where key and certificate of a passthrough tunnel are kept [default: ~/.local/state/adit/NAME]
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR")]
@@ -39,6 +43,10 @@ pub(crate) struct Connect {
     /// Tell of the connection, not of every request
     #[arg(long, short)]
     quiet: bool,
+
+    /// Tell the queries of requests, too: they may hold secrets of visitors
+    #[arg(long)]
+    queries: bool,
 
     /// The tunnel's connect secret: what the edge is shown instead of the API key
     #[arg(
@@ -60,7 +68,7 @@ impl Connect {
         self.threads.into()
     }
 
-    pub(crate) async fn run(self, rest: Rest, json: bool) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, rest: Rest, json: bool, output: Output) -> anyhow::Result<()> {
         let trust = match (&self.forward_ca, self.forward_to.scheme_str()) {
             (Some(path), _) => Some(Trust::from_file(path)?),
             (None, Some("https")) => Some(Trust::of_system()?),
@@ -68,9 +76,8 @@ impl Connect {
         };
         let upstream = Upstream::url(&self.forward_to, trust.as_ref())?;
         let mut agent = Agent::new(rest, &self.name, upstream).pool_size(self.pool_size);
-        if let Some(edge) = &self.edge {
-            let (host, port) = edge.rsplit_once(':').context("--edge is HOST:PORT")?;
-            agent = agent.edge(host, port.parse().context("--edge is HOST:PORT")?);
+        if let Some((host, port)) = self.edge {
+            agent = agent.edge(host, port);
         }
         if let Some(directory) = self.state_dir {
             agent = agent.state_directory(directory);
@@ -78,17 +85,76 @@ impl Connect {
         if let Some(secret) = self.connect_secret {
             agent = agent.credential(Credential::TunnelSecret(secret));
         }
-        let teller = Teller::new(json, self.quiet, &self.forward_to);
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+        let teller = Teller::new(json, self.quiet, self.queries, &self.forward_to, output);
+        let mut signals = Signals::new()?;
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(async move {
+            signals.next().await;
+            // The agent may have ended by itself.
+            let _ = stop.send(());
+            signals.next().await;
+            // Whoever asks twice does not want to wait.
+            std::process::exit(INTERRUPTED);
+        });
+        Ok(agent.run_until(move |event| teller.tell(&event), async { drop(stopped.await) }).await?)
+    }
+
+    /// Does the edge take something else than the API key?
+    pub(crate) fn has_secret(&self) -> bool {
+        self.connect_secret.is_some()
+    }
+}
+
+/// What shells say of a process that was interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// The signals that end the agent.
+struct Signals {
+    hangup: Option<Signal>,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let wait = |kind| signal(kind).context("cannot wait for signals");
+        // Under nohup a closed terminal is no reason to end.
+        let hangup = if ignores_hangup() { None } else { Some(wait(SignalKind::hangup())?) };
+        Ok(Self { hangup, interrupt: wait(SignalKind::interrupt())?, terminate: wait(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => drop(hangup.recv().await),
+                None => std::future::pending().await,
             }
         };
-        Ok(agent.run_until(move |event| teller.tell(&event), stop).await?)
+        tokio::select! {
+            () = hangup => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
+}
+
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // SIGHUP is the first bit.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), String> {
+    let usage = || "it is HOST:PORT, without a scheme: tunnels.example:443, or [::1]:4443".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(usage)?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match bare {
+        Some(ip) => ip.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains(['/', ':', '[', ']', '@']),
+    };
+    let port = port.parse().map_err(|_| usage())?;
+    if is_host { Ok((bare.unwrap_or(host).to_owned(), port)) } else { Err(usage()) }
 }
 
 /// Says what happens: JSON lines on stdout, or words on stderr; on a terminal
@@ -96,15 +162,20 @@ impl Connect {
 struct Teller {
     json: bool,
     quiet: bool,
+    queries: bool,
     is_terminal: bool,
     forward_to: String,
     served: AtomicU64,
+    output: Output,
 }
 
 impl Teller {
-    fn new(json: bool, quiet: bool, forward_to: &Uri) -> Self {
-        let is_terminal = !json && stderr().is_terminal();
-        Self { json, quiet, is_terminal, forward_to: forward_to.to_string(), served: AtomicU64::new(0) }
+    fn new(json: bool, quiet: bool, queries: bool, forward_to: &Uri, output: Output) -> Self {
+        // A dumb terminal cannot go back in its line.
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_terminal = !json && !is_dumb && stderr().is_terminal();
+        let forward_to = forward_to.to_string();
+        Self { json, quiet, queries, is_terminal, forward_to, served: AtomicU64::new(0), output }
     }
 
     fn tell(&self, event: &Event) {
@@ -115,9 +186,8 @@ impl Teller {
             }
         }
         let value = self.value(event);
-        // Whoever listens may have gone; the tunnel goes on.
         if self.json {
-            let _ = writeln!(stdout().lock(), "{value}");
+            self.output.say(Stream::Stdout, format!("{value}\n").into_bytes());
             return;
         }
         let mut words = value["event"].as_str().unwrap_or_default().to_owned();
@@ -127,10 +197,11 @@ impl Teller {
         }
         if self.is_terminal {
             let served = self.served.load(Ordering::Relaxed);
-            let _ = write!(stderr().lock(), "\r\x1b[K{words}\n[{served} served, Ctrl-C stops]");
+            words = format!("\r\x1b[K{words}\n[{served} served, Ctrl-C stops]");
         } else {
-            let _ = writeln!(stderr().lock(), "{words}");
+            words.push('\n');
         }
+        self.output.say(Stream::Stderr, words.into_bytes());
     }
 
     fn value(&self, event: &Event) -> Value {
@@ -149,11 +220,49 @@ impl Teller {
                 json!({ "event": "reconnecting", "delay_ms": delay.as_millis() as u64, "error": error })
             }
             Event::RenewalFailed { error } => json!({ "event": "renewal-failed", "error": error }),
-            Event::Served { method, path, status, micros } => json!({
-                "event": "served", "method": method.as_str(), "path": path, "status": status.as_u16(), "micros": micros,
-            }),
+            Event::Served { method, path, status, micros } => {
+                let path = if self.queries { path.as_str() } else { path.split('?').next().unwrap_or_default() };
+                json!({
+                    "event": "served", "method": method.as_str(), "path": path, "status": status.as_u16(),
+                    "micros": micros,
+                })
+            }
             Event::UpstreamFailed { error } => json!({ "event": "upstream-failed", "error": error }),
             other => json!({ "event": format!("{other:?}") }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edge_is_a_host_and_a_port() {
+        for (text, host, port) in
+            [("a.example:443", "a.example", 443), ("[::1]:1", "::1", 1), ("127.0.0.1:2", "127.0.0.1", 2)]
+        {
+            assert_eq!(host_and_port(text), Ok((host.to_owned(), port)));
+        }
+        for wrong in
+            ["here", "https://a.example:443", "::1:443", "[a]:1", "a.example:", "a.example:70000", ":1", "u@a:1"]
+        {
+            assert!(host_and_port(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn queries_are_told_to_who_asks_for_them() {
+        let output = Output::start(|_| (Stream::Stderr, Vec::new()));
+        let event = Event::Served {
+            method: http::Method::GET,
+            path: "/callback?code=OAUTHCODE".to_owned(),
+            status: http::StatusCode::OK,
+            micros: 1,
+        };
+        for (queries, path) in [(false, "/callback"), (true, "/callback?code=OAUTHCODE")] {
+            let teller = Teller::new(true, false, queries, &Uri::from_static("http://127.0.0.1:1"), output.clone());
+            assert_eq!(teller.value(&event)["path"], path);
         }
     }
 }

@@ -1,16 +1,20 @@
 //! A shell over the agent library: flags, printed output, exit statuses.
 
 mod connect;
+mod output;
 mod tunnels;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::{Credential, Rest, Trust};
+use agent::{Credential, Proxies, Rest, Trust};
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use http::Uri;
+use serde_json::json;
+
+use crate::output::{Line, Output, Stream};
 
 /// Put a local application behind a public name.
 #[derive(Parser)]
@@ -71,6 +75,11 @@ struct Server {
     #[arg(long, global = true, value_name = "FILE", env = "ADIT_CA")]
     ca: Option<PathBuf>,
 
+    /// Proxy for the server and its edge: http://[USER:PASSWORD@]HOST:PORT or socks5://..
+    /// [default: HTTPS_PROXY or ALL_PROXY, but for NO_PROXY and this machine]
+    #[arg(long, global = true, value_name = "URL", hide_env_values = true, env = "ADIT_PROXY")]
+    proxy: Option<String>,
+
     /// JSON for programs instead of text for people
     #[arg(long, global = true)]
     json: bool,
@@ -82,7 +91,12 @@ const LOCAL_ROOT: &str = "adit-data/ca/root.crt";
 
 impl Server {
     fn rest(&self) -> anyhow::Result<Rest> {
-        Ok(Rest::new(self.server.clone(), Credential::ApiKey(self.key()?), Some(self.trust()?))?)
+        let proxies = match &self.proxy {
+            Some(url) => Proxies::always(url).context("cannot use --proxy")?,
+            None => Proxies::from_environment().context("cannot use the proxy of the environment")?,
+        };
+        let rest = Rest::new(self.server.clone(), Credential::ApiKey(self.key()?), Some(self.trust()?))?;
+        Ok(rest.proxies(proxies))
     }
 
     fn key(&self) -> anyhow::Result<String> {
@@ -112,10 +126,22 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let is_agent = matches!(cli.command, Command::Connect(_));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    match run(cli) {
+    let json = cli.server.json;
+    let output = Output::start(move |missed| not_shown(missed, json));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(output.clone());
+    log.with_ansi(has_colours()).init();
+    let done = run(cli, &output);
+    output.finish();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // Its events are lines of JSON, and this is the last one.
+            if json && is_agent {
+                let causes: Vec<_> = error.chain().skip(1).map(ToString::to_string).collect();
+                let line = json!({ "event": "error", "error": error.to_string(), "causes": causes });
+                // Whoever reads may have gone; the exit status says it, too.
+                let _ = print(&format!("{line}\n"));
+            }
             eprintln!("tunnel-agent: error: {error}");
             for cause in error.chain().skip(1) {
                 eprintln!("  caused by: {cause}");
@@ -130,7 +156,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+/// <https://no-color.org>, and terminals that have none.
+fn has_colours() -> bool {
+    let is_set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    is_set("NO_COLOR").is_none() && is_set("TERM").is_some_and(|term| term != "dumb") && io::stderr().is_terminal()
+}
+
+/// The line for those that did not fit.
+fn not_shown(lines: u64, json: bool) -> Line {
+    match json {
+        true => (Stream::Stdout, format!("{}\n", json!({ "event": "not-shown", "events": lines })).into_bytes()),
+        false => (Stream::Stderr, format!("{lines} events not shown\n").into_bytes()),
+    }
+}
+
+fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
     if let Command::Completions { shell } = cli.command {
         clap_complete::generate(shell, &mut Cli::command(), "tunnel-agent", &mut io::stdout());
         return Ok(());
@@ -145,14 +185,22 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build().context("cannot start threads")?;
-    runtime.block_on(async {
-        let rest = cli.server.rest()?;
+    let done = runtime.block_on(async {
+        let rest = cli.server.rest().map_err(|error| match &cli.command {
+            Command::Connect(connect) if connect.has_secret() => error.context(
+                "the connect secret opens the edge only: which tunnel it is, and where, the API tells to an API key",
+            ),
+            _ => error,
+        })?;
         match cli.command {
-            Command::Connect(connect) => connect.run(rest, cli.server.json).await,
+            Command::Connect(connect) => connect.run(rest, cli.server.json, output.clone()).await,
             Command::Tunnels(tunnels) => print(&tunnels.run(&rest, cli.server.json).await?),
             Command::Completions { .. } => Ok(()),
         }
-    })
+    });
+    // A look-up of a name that hangs is waited for by nobody.
+    runtime.shutdown_background();
+    done
 }
 
 /// Whoever reads may have seen enough (`| head`): that is no error.

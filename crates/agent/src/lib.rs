@@ -32,7 +32,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
@@ -88,7 +88,8 @@ pub enum Event {
         /// What happened.
         error: String,
     },
-    /// A certificate could not be renewed; it is tried again in a minute.
+    /// A certificate could not be renewed, or a tunnel not be looked up again; it is tried
+    /// again in a minute. Or the clock is wrong, and renewing would not help.
     RenewalFailed {
         /// What happened.
         error: String,
@@ -254,6 +255,8 @@ pub(crate) struct Shared {
     upstream: Upstream,
     /// Places for visitors of a passthrough tunnel.
     visitors: Arc<Semaphore>,
+    /// When it was last told that there are none.
+    full: Mutex<Option<Instant>>,
     certificate: Option<Certificate>,
     pool_size: Option<u8>,
     /// Told when the tunnel is to be looked up again.
@@ -276,13 +279,18 @@ impl Shared {
     async fn follow(&self) {
         loop {
             self.changed.notified().await;
+            let mut delay = FIRST_DELAY;
             while let Err(error) = self.look_again().await {
-                self.tell(Event::RenewalFailed { error: error.chain() });
+                // After a restart the API may come later than the edge: that is nothing to
+                // be told. What is final the edge says, too, to the session.
+                if error.is_final() || delay >= LAST_DELAY {
+                    self.tell(Event::RenewalFailed { error: error.chain() });
+                }
                 if error.is_final() {
-                    // The edge says the same, to the session.
                     break;
                 }
-                sleep(certificate::RETRY.max(error.retry_after().unwrap_or_default())).await;
+                sleep(jitter(delay).max(error.retry_after().unwrap_or_default())).await;
+                delay = (delay * 2).min(certificate::RETRY);
             }
         }
     }
@@ -303,6 +311,16 @@ impl Shared {
             self.tell_connected();
         }
         Ok(())
+    }
+
+    /// There is no place for a visitor: says so, once in a while.
+    fn tell_full(&self) {
+        const PAUSE: Duration = Duration::from_secs(10);
+        let mut told = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= PAUSE) {
+            *told = Some(Instant::now());
+            tracing::warn!("{MAX_VISITORS} visitors are connected: more are turned away");
+        }
     }
 
     fn tell_connected(&self) {
@@ -479,6 +497,7 @@ impl Agent {
                         edge: self.edge.clone().unwrap_or_else(|| edge_address(&self.rest, &tunnel)),
                         tunnel: RwLock::new(Arc::new(tunnel)),
                         visitors: Arc::new(Semaphore::new(MAX_VISITORS)),
+                        full: Mutex::default(),
                         credential: self.credential.clone().unwrap_or_else(|| self.rest.credential().clone()),
                         upstream: self.upstream.clone(),
                         certificate,
@@ -626,5 +645,85 @@ pub(crate) fn mask() -> [u8; 4] {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("tunnel", &self.tunnel).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rest::tests::{json, server, tunnel};
+
+    fn shared(rest: Rest, named: &str, told: &Arc<Mutex<Vec<String>>>) -> Arc<Shared> {
+        let told = Arc::clone(told);
+        let upstream = Upstream::url(&http::Uri::from_static("http://127.0.0.1:1"), None).expect("a URL");
+        Arc::new(Shared {
+            credential: rest.credential().clone(),
+            rest,
+            tunnel: RwLock::new(Arc::new(serde_json::from_value(tunnel(1, named)).expect("a tunnel"))),
+            edge: ("127.0.0.1".to_owned(), 4443),
+            upstream,
+            visitors: Arc::new(Semaphore::new(1)),
+            full: Mutex::default(),
+            certificate: None,
+            pool_size: None,
+            changed: Notify::new(),
+            stop: watch::Sender::new(false),
+            in_flight: AtomicUsize::new(0),
+            observer: Box::new(move |event| told.lock().expect("no panic").push(format!("{event:?}"))),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_renamed_tunnel_is_looked_up_by_its_id_and_told_of() {
+        let (rest, asked) = server(|_| json("200 OK", &tunnel(1, "new-name"))).await;
+        let told = Arc::default();
+        let shared = shared(rest, "old-name", &told);
+        let following = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.follow().await }
+        });
+        shared.changed.notify_one();
+        while shared.tunnel().tunnel_name == "old-name" {
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(shared.public_authority(), "new-name.example:4443");
+        let told = told.lock().expect("no panic").join("\n");
+        assert!(told.contains("Connected") && told.contains("https://new-name.example:4443/"), "{told}");
+        let id = uuid::Uuid::from_u128(1);
+        assert_eq!(*asked.lock().expect("no panic"), [format!("/api/v1/tunnels/{id}")]);
+        following.abort();
+    }
+
+    #[tokio::test]
+    async fn a_deleted_tunnel_is_final_when_it_is_looked_at_again() {
+        let (rest, _) = server(|_| {
+            let mut tunnel = tunnel(1, "shop");
+            tunnel["status"] = "delete_pending".into();
+            json("200 OK", &tunnel)
+        })
+        .await;
+        let error = shared(rest, "shop", &Arc::default()).look_again().await.expect_err("it is deleted");
+        assert!(error.is_final() && error.is_not_active(), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_heard_while_the_edge_is_dialled() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (rest, _) = server(|_| json("200 OK", &serde_json::json!({ "tunnels": [tunnel(1, "shop")] }))).await;
+        let upstream = Upstream::url(&http::Uri::from_static("http://127.0.0.1:1"), None).expect("a URL");
+        let port = silent.local_addr().expect("bound").port();
+        let (dialling, dialled) = tokio::sync::oneshot::channel();
+        let dialling = Mutex::new(Some(dialling));
+        let observer = move |event| {
+            if let Event::Connecting = event
+                && let Some(dialling) = dialling.lock().expect("no panic").take()
+            {
+                let _ = dialling.send(());
+            }
+        };
+        let stop = async { drop(dialled.await) };
+        let agent = Agent::new(rest, "shop", upstream).edge("127.0.0.1", port);
+        let ended = tokio::time::timeout(Duration::from_secs(2), agent.run_until(observer, stop)).await;
+        ended.expect("at once").expect("it was asked to");
     }
 }

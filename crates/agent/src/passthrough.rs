@@ -17,8 +17,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -49,7 +50,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
         }
     };
     if is_full {
-        tracing::warn!("too many visitors at once");
+        shared.tell_full();
         return;
     }
     let bridge = BridgeIo { bridge, decoder: OuterDecoder::new(), read: Bytes::new(), is_done: false };
@@ -97,7 +98,7 @@ async fn exchange(
     let protocol = protocol.filter(|_| request.version() == Version::HTTP_11);
     let upgrade = protocol.map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (head, body) = request.into_parts();
-    let mut onward = Request::new(body.map_err(Into::into).boxed_unsync());
+    let mut onward = Request::new(Upload(Some(body)).map_err(Into::into).boxed_unsync());
     *onward.method_mut() = head.method;
     *onward.uri_mut() = uri;
     *onward.headers_mut() = end_to_end(&head.headers);
@@ -117,6 +118,44 @@ async fn exchange(
         *response.headers_mut() = head.headers;
         response
     })
+}
+
+/// A visitor's request body. If the application answers without reading all of it, the
+/// rest is read and forgotten for a moment: over HTTP/2 a stream whose request nobody
+/// holds is reset before its answer is sent, and over HTTP/1.1 the connection is.
+struct Upload(Option<Incoming>);
+
+/// How long a visitor may go on sending what is not wanted.
+const LINGER: Duration = Duration::from_secs(2);
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.0.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let unread = self.0.take().filter(|body| !body.is_end_stream());
+        // Without a runtime there is no visitor either.
+        if let (Some(mut body), Ok(runtime)) = (unread, Handle::try_current()) {
+            runtime.spawn(async move {
+                let drained = async { while let Some(Ok(_)) = body.frame().await {} };
+                let _ = timeout(LINGER, drained).await;
+            });
+        }
+    }
 }
 
 /// Is the request for this host, and one that is passed on? Answers what the visitor

@@ -232,7 +232,7 @@ fn detail(status: StatusCode, problem: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -240,10 +240,10 @@ mod tests {
 
     use super::*;
 
-    type Asked = Arc<Mutex<Vec<String>>>;
+    pub(crate) type Asked = Arc<Mutex<Vec<String>>>;
 
     /// A server that answers each path as `answer` says: a status line's rest, fields, a body.
-    async fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (Rest, Asked) {
+    pub(crate) async fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (Rest, Asked) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
         let asked = Asked::default();
@@ -259,14 +259,17 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.expect("sent");
             }
         });
-        (Rest::new(url, Credential::ApiKey("key".to_owned()), None).expect("a client"), asked)
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let root = rcgen::CertificateParams::default().self_signed(&key).expect("a root").der().clone();
+        let trust = Trust::only(vec![root]).expect("a root");
+        (Rest::new(url, Credential::ApiKey("key".to_owned()), Some(trust)).expect("a client"), asked)
     }
 
-    fn json(status: &str, body: &Value) -> String {
+    pub(crate) fn json(status: &str, body: &Value) -> String {
         format!("{status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.to_string().len())
     }
 
-    fn tunnel(id: u128, name: &str) -> Value {
+    pub(crate) fn tunnel(id: u128, name: &str) -> Value {
         json!({
             "id": Uuid::from_u128(id), "tunnel_name": name, "public_host": format!("{name}.example"),
             "zone": "example", "tls_mode": "edge", "status": "active",

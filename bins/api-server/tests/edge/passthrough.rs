@@ -6,7 +6,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tunnel_model::TlsMode;
 
-use crate::visitor::{connect, raw};
+use crate::visitor::{connect, connect_h2, raw};
 use crate::world::{Running, World, filler};
 
 async fn bank() -> (World, Running) {
@@ -55,6 +55,17 @@ async fn an_answer_before_the_end_of_an_upload_is_read() {
             format!("POST /early HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
         let answer = raw(&world, "bank", &(head + &"x".repeat(size))).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{size}: {answer:?}");
+
+        let mut sender = connect_h2(&world, "bank").await;
+        let request = Request::post(format!("https://{HOST}/early")).body(()).expect("a request");
+        let (response, mut stream) = sender.send_request(request, false).expect("sent");
+        stream.send_data(vec![7; size].into(), true).expect("sent");
+        let response = response.await.expect("not reset");
+        assert_eq!(response.status(), 413, "{size}");
+        let mut body = response.into_body();
+        while let Some(piece) = body.data().await {
+            piece.expect("the answer is whole");
+        }
     }
 }
 
