@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import gzip
 import http.client
+import http.server
 import json
 import os
 import pathlib
@@ -78,6 +79,8 @@ def main():
             ("many requests at once", partial(many_at_once, scene)),
             ("odd applications", partial(odd_applications, scene)),
             ("an application that is not there", partial(not_there, scene)),
+            ("an application that drops SYNs", partial(drops_syns, scene)),
+            ("an application on the other loopback", partial(other_loopback, scene)),
             ("WebSocket messages", partial(websocket_messages, scene, "plain")),
             ("WebSocket closes", partial(websocket_closes, scene, app, "plain")),
             ("WebSockets that are refused", partial(websocket_refused, scene, "plain")),
@@ -311,6 +314,60 @@ def not_there(scene):
             expect.that(f"{tls_mode}: the agent says so", "upstream-failed" in agent.names, agent.names)
             with Application(port=port):
                 expect.equal(f"{tls_mode}: with the app there is an answer", scene.fetch(name).status, 200)
+
+
+class Elsewhere:
+    """What agents are told to forward to."""
+
+    def __init__(self, url):
+        self.url = url
+
+
+def drops_syns(scene):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        # Linux drops what comes when nobody accepts and the queue is full.
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(address)
+        time.sleep(0.2)
+        for tls_mode in ("edge", "passthrough"):
+            with scene.agent(f"syns-{tls_mode}", Elsewhere(f"http://127.0.0.1:{address[1]}"), tls_mode=tls_mode):
+                page, took = timed(scene.curl, f"syns-{tls_mode}", "/")
+                expect.equal(f"{tls_mode}: an app that nobody reaches is an error", page.status, 502)
+                expect.that(f"{tls_mode}: within 10 s", 5 < took < 10, took)
+
+
+def other_loopback(scene):
+    class Six(Answering):
+        address_family = socket.AF_INET6
+
+    with contextlib.closing(Six(("::1", 0), Ok)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        for number, host in enumerate(("localhost", "[::1]")):
+            name = f"loopback-{number}"
+            with scene.agent(name, Elsewhere(f"http://{host}:{server.server_port}")):
+                page = scene.fetch(name)
+                expect.equal(f"{host}: an app on ::1 is reached", (page.status, page.body), (200, b"six"))
+        server.shutdown()
+
+
+class Answering(http.server.ThreadingHTTPServer):
+    def close(self):
+        self.server_close()
+
+
+class Ok(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"six")
+
+    def log_message(self, *_words):
+        pass
 
 
 def stalls(new_scene, app):

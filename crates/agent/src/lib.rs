@@ -423,7 +423,8 @@ impl Agent {
     }
 
     /// Serves until another agent takes the tunnel over or the edge refuses
-    /// this one for good; what passes is tried again.
+    /// this one for good; what passes is tried again. The observer is called where visitors
+    /// are served: it must not wait.
     ///
     /// # Errors
     ///

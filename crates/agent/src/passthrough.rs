@@ -27,7 +27,7 @@ use crate::bridge::Bridge;
 use crate::exchange::{put_forwarded, upstream_failure};
 use crate::server::{Patience, serve_http};
 use crate::session::Streams;
-use crate::upstream::{AgentBody, full, upgraded};
+use crate::upstream::{AgentBody, MAX_FIELDS, full, upgraded};
 use crate::{InFlight, Shared, mask};
 
 /// How long the bridge and the visitor's handshake may take, each.
@@ -163,6 +163,10 @@ impl Drop for Upload {
 fn check<B>(request: &Request<B>, public_host: &str) -> Result<String, StatusCode> {
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    // HTTP/2 counts octets alone.
+    if request.headers().len() > MAX_FIELDS {
+        return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next();

@@ -14,6 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS};
@@ -40,6 +41,8 @@ impl Default for Patience {
 
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 100;
+/// Requests that a visitor may give up within a second (CVE-2023-44487).
+const MAX_RESETS: u32 = 100;
 /// What a visitor may send ahead on one HTTP/2 stream, and on all.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -82,6 +85,7 @@ where
             tokio::select! {
                 ended = connection.as_mut() => return ended,
                 () = stalled => return Ok(()),
+                () = pace.lost.notified() => return Ok(()),
                 () = leave => {}
             }
             connection.as_mut().graceful_shutdown();
@@ -112,7 +116,11 @@ where
 }
 
 /// How the exchanges of one connection go on.
-struct Pace(Mutex<State>);
+struct Pace {
+    state: Mutex<State>,
+    /// Told when the visitor does nothing but ask and give up.
+    lost: Notify,
+}
 
 struct State {
     /// Since when the visitor is waited for; none while the application is.
@@ -120,11 +128,15 @@ struct State {
     last: u64,
     /// When there was an exchange last.
     moved: Instant,
+    /// Exchanges that the visitor has given up, and since when they are counted.
+    resets: (u32, Instant),
 }
 
 impl Pace {
     fn new() -> Self {
-        Self(Mutex::new(State { exchanges: BTreeMap::new(), last: 0, moved: Instant::now() }))
+        let now = Instant::now();
+        let state = State { exchanges: BTreeMap::new(), last: 0, moved: now, resets: (0, now) };
+        Self { state: Mutex::new(state), lost: Notify::new() }
     }
 
     fn begin(this: &Arc<Self>) -> Exchange {
@@ -132,7 +144,7 @@ impl Pace {
         state.last += 1;
         let number = state.last;
         state.exchanges.insert(number, None);
-        Exchange { pace: Arc::clone(this), number }
+        Exchange { pace: Arc::clone(this), number, is_done: false }
     }
 
     /// Returns when there has been no exchange for so long.
@@ -161,7 +173,7 @@ impl Pace {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,6 +181,8 @@ impl Pace {
 struct Exchange {
     pace: Arc<Pace>,
     number: u64,
+    /// Is there nothing more of the answer?
+    is_done: bool,
 }
 
 impl Exchange {
@@ -182,6 +196,16 @@ impl Drop for Exchange {
         let mut state = self.pace.state();
         state.exchanges.remove(&self.number);
         state.moved = Instant::now();
+        if self.is_done {
+            return;
+        }
+        if state.resets.1.elapsed() >= Duration::from_secs(1) {
+            state.resets = (0, state.moved);
+        }
+        state.resets.0 += 1;
+        if state.resets.0 > MAX_RESETS {
+            self.pace.lost.notify_one();
+        }
     }
 }
 
@@ -200,6 +224,8 @@ impl Body for Paced {
         self.exchange.waits_for_visitor(false);
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.exchange.waits_for_visitor(true);
+        // An answer that breaks off is not given up by the visitor.
+        self.exchange.is_done = !matches!(frame, Some(Ok(_)));
         Poll::Ready(frame)
     }
 
@@ -209,6 +235,12 @@ impl Body for Paced {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Paced {
+    fn drop(&mut self) {
+        self.exchange.is_done |= self.body.is_end_stream();
     }
 }
 
@@ -302,6 +334,23 @@ mod tests {
         let request = Request::get("https://a/slow").body(Empty::<Bytes>::new()).expect("a request");
         let answer = sender.send_request(request).await.expect("an answer").into_body().collect().await;
         assert_eq!(answer.expect("a body").to_bytes(), "late");
+    }
+
+    #[tokio::test]
+    async fn who_asks_and_gives_up_again_and_again_is_let_go() {
+        let (visitor, served) = start(true);
+        let (sender, connection) = h2::client::handshake(visitor).await.expect("h2");
+        tokio::spawn(connection);
+        let begun = Instant::now();
+        for _ in 0..=MAX_RESETS {
+            let Ok(mut ready) = sender.clone().ready().await else { break };
+            let request = Request::get("https://a/slow").body(()).expect("a request");
+            let Ok((response, _)) = ready.send_request(request, true) else { break };
+            // It is on its way before it is given up.
+            let _ = timeout(Duration::from_millis(1), response).await;
+        }
+        ends(served).await;
+        assert!(begun.elapsed() < PATIENCE.stall * 3, "before the first answer is due");
     }
 
     #[tokio::test]
