@@ -375,8 +375,12 @@ async fn exchange(
     let shared = &visit.shared;
     let (head, ()) = request.into_parts();
     let entry = find(visit).await?;
-    let lease = visit.place.lease(vec![Arc::clone(&shared.bodies), Arc::clone(&entry.bodies)]);
-    let body = collect(body, &head.headers, lease, shared.settings.visitor.body).await?;
+    let body = if body.is_end_stream() {
+        Bytes::new()
+    } else {
+        let lease = visit.place.lease(vec![Arc::clone(&shared.bodies), Arc::clone(&entry.bodies)]);
+        collect(body, &head.headers, lease, shared.settings.visitor.body).await?
+    };
     let (exchange, request_id, _) = shared.tunnels.next_exchange();
     let mut headers = request_headers(&head.headers, body.len() as u64);
     limit_encodings(&mut headers);
@@ -473,9 +477,6 @@ fn start(
 /// It is leased until its last octet is sent to the agent: without a bound for all
 /// together, a few thousand uploads would take all memory.
 async fn collect(body: &mut Incoming, headers: &HeaderMap, mut lease: Lease, time: Duration) -> Result<Bytes, Problem> {
-    if body.is_end_stream() {
-        return Ok(Bytes::new());
-    }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_BODY as u64) {
         return Err(Problem::BodyTooLarge);
