@@ -240,6 +240,12 @@ pub(crate) mod tests {
 
     use super::*;
 
+    impl Rest {
+        pub(crate) fn trusting(self, trust: Trust) -> Self {
+            Self { trust: Some(trust), ..self }
+        }
+    }
+
     pub(crate) type Asked = Arc<Mutex<Vec<String>>>;
 
     /// A server that answers each path as `answer` says: a status line's rest, fields, a body.

@@ -453,3 +453,170 @@ async fn beat(pings: Option<PingPong>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use h2::server::SendResponse;
+    use http::{HeaderMap, HeaderValue, Response, Uri};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::rest::tests::{json, server, tunnel};
+    use crate::{Agent, Event, Trust, Upstream};
+
+    const ID: &str = "00000000-0000-0000-0000-000000000009";
+
+    /// An edge that answers each stream with what `script` says of its path, and how often
+    /// it has come before: a status, fields and a body, or nothing.
+    async fn edge<S>(script: S) -> (u16, Trust, mpsc::UnboundedReceiver<HeaderMap>)
+    where
+        S: Fn(&str, usize) -> Option<(u16, Vec<(&'static str, &'static [u8])>, &'static str)> + Send + 'static,
+    {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["example".to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate").der().clone();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_no_client_auth();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let mut config = config.with_single_cert(vec![certificate.clone()], key).expect("a configuration");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let (replies, replied) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let (mut parked, mut hellos) = (Vec::<SendResponse<Bytes>>::new(), 0);
+            loop {
+                let (stream, _) = listener.accept().await.expect("an agent");
+                let Ok(tls) = acceptor.accept(stream).await else { continue };
+                let Ok(mut connection) = h2::server::handshake(tls).await else { continue };
+                let mut intakes = 0;
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let path = request.uri().path().to_owned();
+                    let before = match path.as_str() {
+                        "/_system/hello" => &mut hellos,
+                        _ => &mut intakes,
+                    };
+                    let answer = script(&path, *before);
+                    *before += 1;
+                    if path.contains("/response/") {
+                        replies.send(request.headers().clone()).expect("the test listens");
+                    }
+                    let Some((status, fields, body)) = answer else {
+                        parked.push(respond);
+                        continue;
+                    };
+                    let mut response = Response::builder().status(status).body(()).expect("a response");
+                    for (name, value) in fields {
+                        response.headers_mut().insert(name, HeaderValue::from_bytes(value).expect("a value"));
+                    }
+                    let mut send = respond.send_response(response, false).expect("sent");
+                    send.send_data(Bytes::from_static(body.as_bytes()), true).expect("sent");
+                }
+            }
+        });
+        (port, Trust::only(vec![certificate]).expect("a root"), replied)
+    }
+
+    const LET_IN: &str = r#"{"owner_token":"token","default_pool_size":1}"#;
+
+    /// An agent of the tunnel `shop` at this port, and what it tells.
+    async fn agent(port: u16, trust: Trust) -> (impl Future<Output = Result<(), Error>>, Arc<Mutex<Vec<String>>>) {
+        let (rest, _) = server(|path| match path.contains('?') {
+            true => json("200 OK", &serde_json::json!({ "tunnels": [tunnel(1, "shop")] })),
+            // Looked at again, it has another name.
+            false => json("200 OK", &tunnel(1, "renamed")),
+        })
+        .await;
+        let upstream = Upstream::url(&Uri::from_static("http://127.0.0.1:1"), None).expect("a URL");
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let telling = Arc::clone(&told);
+        let agent = Agent::new(rest.trusting(trust), "shop", upstream).edge("127.0.0.1", port);
+        (agent.run(move |event: Event| telling.lock().expect("no panic").push(format!("{event:?}"))), told)
+    }
+
+    async fn tells(told: &Mutex<Vec<String>>, words: &str) {
+        let tells = async {
+            while !told.lock().expect("no panic").iter().any(|event| event.contains(words)) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), tells).await.expect(words);
+    }
+
+    #[tokio::test]
+    async fn an_envelope_that_cannot_be_read_is_a_400_and_not_another_request() {
+        let (port, trust, mut replied) = edge(|path, before| match (path, before) {
+            ("/_system/hello", _) => Some((200, vec![], LET_IN)),
+            ("/_system/intake", 0) => {
+                let id = ("inkbox-request-id", ID.as_bytes());
+                Some((200, vec![id, ("inkbox-method", b"DELETE"), ("inkbox-path", b"/items?name=jos\xe9")], ""))
+            }
+            ("/_system/intake", _) => None,
+            _ => Some((200, vec![], "")),
+        })
+        .await;
+        let (running, _) = agent(port, trust).await;
+        let running = tokio::spawn(running);
+        let reply = timeout(Duration::from_secs(5), replied.recv()).await.expect("in time").expect("a reply");
+        assert_eq!(reply["inkbox-status"], "400");
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn an_intake_that_ends_because_the_tunnel_has_changed_has_it_looked_up() {
+        let (port, trust, _replied) = edge(|path, before| match (path, before) {
+            ("/_system/hello", _) => Some((200, vec![], LET_IN)),
+            ("/_system/intake", 0) => Some((200, vec![("inkbox-reason", b"tunnel-changed")], "")),
+            _ => None,
+        })
+        .await;
+        let (running, told) = agent(port, trust).await;
+        let running = tokio::spawn(running);
+        tells(&told, &format!("https://renamed.example:{port}/")).await;
+        let told = told.lock().expect("no panic");
+        assert_eq!(told.iter().filter(|event| event.starts_with("Connecting")).count(), 1, "the session stays");
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn only_the_edges_own_words_end_an_agent() {
+        let (port, trust, _replied) = edge(|_, before| match before {
+            0 => Some((401, vec![], "<html>who are you?</html>")),
+            1 => Some((404, vec![], "")),
+            2 => Some((502, vec![], r#"{"reason":"internal"}"#)),
+            _ => Some((403, vec![], r#"{"reason":"forbidden"}"#)),
+        })
+        .await;
+        let (running, told) = agent(port, trust).await;
+        let ended = timeout(Duration::from_secs(10), running).await.expect("in time");
+        assert!(matches!(&ended, Err(Error::Denied { reason, .. }) if reason == "forbidden"), "{ended:?}");
+        let told = told.lock().expect("no panic");
+        assert_eq!(told.iter().filter(|event| event.starts_with("Reconnecting")).count(), 3, "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_that_is_not_active_is_looked_at_again_before_the_agent_gives_up() {
+        let denied = r#"{"reason":"tunnel-not-active"}"#;
+        let (port, trust, _replied) = edge(move |path, before| match (path, before) {
+            ("/_system/hello", 0) => Some((403, vec![], denied)),
+            ("/_system/hello", _) => Some((200, vec![], LET_IN)),
+            _ => None,
+        })
+        .await;
+        let (running, told) = agent(port, trust).await;
+        let running = tokio::spawn(running);
+        tells(&told, "Connected").await;
+        running.abort();
+        let (port, trust, _replied) = edge(move |_, _| Some((403, vec![], denied))).await;
+        let (running, _) = agent(port, trust).await;
+        let ended = timeout(Duration::from_secs(5), running).await.expect("in time");
+        assert!(ended.is_err_and(|error| error.is_final() && error.is_not_active()));
+    }
+}
