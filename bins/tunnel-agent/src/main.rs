@@ -75,7 +75,7 @@ struct Server {
     #[arg(long, global = true, value_name = "FILE", env = "ADIT_CA")]
     ca: Option<PathBuf>,
 
-    /// Proxy for the server and its edge: http://[USER:PASSWORD@]HOST:PORT or socks5://..
+    /// Proxy for the server and its edge: http://HOST:PORT or socks5://HOST:PORT, with USER:PASSWORD@ before the host where it wants that
     /// [default: HTTPS_PROXY or ALL_PROXY, but for NO_PROXY and this machine]
     #[arg(long, global = true, value_name = "URL", hide_env_values = true, env = "ADIT_PROXY")]
     proxy: Option<String>,
