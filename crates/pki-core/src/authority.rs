@@ -171,8 +171,7 @@ impl Issuer {
             subject,
             spki,
         };
-        let authority_key = self.key_identifier().map_or_else(Vec::new, <[u8]>::to_vec);
-        assemble(&fields, &authority_key, 0, Some(zone))
+        assemble(&fields, self.key_identifier(), 0, Some(zone))
     }
 }
 
@@ -183,7 +182,7 @@ fn assemble(
     zone: Option<&DnsName>,
 ) -> Result<ToBeSigned, IssueError> {
     let tbs = fields.write(|extensions| {
-        write_authority_key_identifier(extensions, Some(authority_key));
+        write_authority_key_identifier(extensions, authority_key);
         write_subject_key_identifier(extensions, fields.spki);
         write_extension(extensions, oid::BASIC_CONSTRAINTS, true, |value| {
             value.nested(der::SEQUENCE, |constraints| {

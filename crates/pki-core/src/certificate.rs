@@ -1,6 +1,5 @@
 //! Certificates as they were sent: a view of the DER, nothing re-encoded.
 
-use crate::algorithm::SignatureAlgorithm;
 use crate::der::{self, DerError, Reader, Tlv};
 use crate::extension::{self, Extension};
 use crate::name::attributes;
@@ -143,10 +142,6 @@ impl<'a> Certificate<'a> {
     /// Are subject and issuer the same name?
     pub fn is_self_issued(&self) -> bool {
         self.tbs.subject == self.tbs.issuer
-    }
-
-    pub(crate) fn signature_algorithm(&self) -> Option<SignatureAlgorithm> {
-        SignatureAlgorithm::read(&self.signature_algorithm).ok()
     }
 }
 

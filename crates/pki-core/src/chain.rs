@@ -1,15 +1,19 @@
-//! Chain verification: from a leaf through its intermediates to an anchor
-//! (RFC 5280 section 6), for chains that come in order.
+//! Chain verification: from a leaf over intermediates to an anchor (RFC 5280
+//! section 6).
 //!
-//! Not checked: revocation, certificate policies, transparency. A chain in
-//! the wrong order is refused, not sorted.
+//! The intermediates may come in any order and with company: every path is
+//! tried until one holds, within a [`Budget`]. Not checked: revocation,
+//! certificate policies, transparency. Why this is not a library's:
+//! docs/decisions/0017-own-chain-verification.md.
 
+use crate::algorithm::{AlgorithmError, SignatureAlgorithm};
 use crate::certificate::{Certificate, CertificateError};
 use crate::crypto::Verifier;
 use crate::dns_name::DnsName;
-use crate::extension::{BasicConstraints, GeneralName, KEY_CERT_SIGN, NameConstraints, is_within};
+use crate::extension::{self, BasicConstraints, GeneralName, KEY_CERT_SIGN};
 use crate::issue::Usage;
 use crate::key::{KeyError, PublicKey};
+use crate::name_constraints::Objection;
 use crate::oid::{self, ObjectIdentifier};
 use crate::time::Time;
 
@@ -24,10 +28,30 @@ pub struct Expectation<'a> {
     pub at: Time,
 }
 
-/// Which check failed. `depth` counts from the leaf, which is 0.
+/// Which check failed. `depth` counts from the leaf, which is 0; the anchor is
+/// one past the last certificate of the path.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
+    /// Signed in a way that is not accepted, whoever signed.
+    #[error("certificate {depth}: {error}")]
+    Algorithm {
+        /// Which certificate.
+        depth: usize,
+        /// What is wrong with it.
+        error: AlgorithmError,
+    },
+    /// An authority in the place of a server or a client.
+    #[error("certificate 0 is one of a certificate authority, and no server or client")]
+    Authority,
+    /// An extension that stands twice (RFC 5280 section 4.2).
+    #[error("certificate {depth} has the extension {extension} twice")]
+    DuplicateExtension {
+        /// Which certificate.
+        depth: usize,
+        /// The extension.
+        extension: ObjectIdentifier,
+    },
     /// The list of certificates is empty.
     #[error("there is no certificate to verify")]
     Empty,
@@ -72,7 +96,7 @@ pub enum ChainError {
         error: CertificateError,
     },
     /// A name outside of an authority's nameConstraints.
-    #[error("certificate {depth} has a name that the authority at {authority} may not sign")]
+    #[error("certificate {depth} has a name which the authority at {authority} may not sign")]
     NameConstraints {
         /// Which certificate has the name.
         depth: usize,
@@ -107,13 +131,29 @@ pub enum ChainError {
         /// Which certificate.
         depth: usize,
     },
-    /// More certificates than are walked.
+    /// A chain that only takes time.
+    #[error("the chain takes more work to verify than any that is meant well")]
+    TooCostly,
+    /// More certificates than are looked at, or than a path may have.
     #[error("the chain has {length} certificates, more than the {limit} that are walked")]
     TooLong {
         /// How many were given.
         length: usize,
         /// How many are walked.
         limit: usize,
+    },
+    /// An authority limits names of a kind that is not compared here, and the
+    /// certificate has one.
+    #[error(
+        "certificate {depth} has a name of the kind {kind}: the authority at {authority} limits those, and they are not compared here"
+    )]
+    UnknownConstraint {
+        /// Which certificate has the name.
+        depth: usize,
+        /// Whose constraints they are.
+        authority: usize,
+        /// The kind as RFC 5280 calls it.
+        kind: &'static str,
     },
     /// A critical extension that is not understood here.
     #[error("certificate {depth} has a critical extension {extension} that is not understood")]
@@ -123,10 +163,10 @@ pub enum ChainError {
         /// The extension.
         extension: ObjectIdentifier,
     },
-    /// No anchor has the last certificate's issuer as its subject.
+    /// Nobody at hand has the certificate's issuer as its subject.
     #[error("no trust anchor issued certificate {depth}: the issuer's certificate is missing or not trusted")]
     UnknownIssuer {
-        /// The last certificate.
+        /// The last certificate that was reached.
         depth: usize,
     },
     /// The extended key usage does not allow it.
@@ -149,53 +189,65 @@ pub enum ChainError {
     },
 }
 
-/// A chain is a leaf and a handful of intermediates; whoever sends more wants
-/// our time for signature checks.
-const MAX_CHAIN: usize = 8;
+/// The most certificates of one call, leaf and intermediates: a bundle of
+/// somebody's whole house, and no more.
+const MAX_CANDIDATES: usize = 64;
+
+/// The most certificates of one path, the anchor not counted.
+const MAX_PATH: usize = 8;
+
+/// What one call may cost. A few kilobytes of certificates that all could have
+/// signed each other, or of names and constraints, would take minutes
+/// otherwise (x509-limbo, `pathological`). The numbers are rustls-webpki's.
+#[derive(Debug)]
+struct Budget {
+    comparisons: usize,
+    signatures: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { comparisons: 250_000, signatures: 100 }
+    }
+}
+
+/// A Name without an attribute.
+const EMPTY_NAME: &[u8] = &[0x30, 0x00];
 
 /// Verifies a chain, leaf first, up to one of the anchors.
 ///
-/// The anchor itself may be left out or stand last. Of an anchor, name, key
-/// and nameConstraints count, and its validity.
+/// Behind the leaf come intermediates, in any order; superfluous ones do no
+/// harm. The anchor may be left out or be among them, and need not be
+/// self-signed. Of an anchor count name, key and validity, and what its
+/// extensions say about itself and those below it; an anchor that cannot be
+/// read or does not fit is passed over.
 ///
 /// # Errors
 ///
-/// The first [`ChainError`] from the leaf upwards.
+/// [`ChainError`]: of the path that came furthest, its first from the leaf upwards.
 pub fn verify_chain(
     chain: &[&[u8]],
     anchors: &[&[u8]],
     expectation: &Expectation<'_>,
     verifier: &dyn Verifier,
 ) -> Result<(), ChainError> {
-    if chain.len() > MAX_CHAIN {
-        return Err(ChainError::TooLong { length: chain.len(), limit: MAX_CHAIN });
+    if chain.len() > MAX_CANDIDATES {
+        return Err(ChainError::TooLong { length: chain.len(), limit: MAX_CANDIDATES });
     }
-    let mut path = Vec::with_capacity(chain.len() + 1);
+    let mut candidates = Vec::with_capacity(chain.len());
     for (depth, der) in chain.iter().enumerate() {
-        path.push(Certificate::from_der(der).map_err(|error| ChainError::Malformed { depth, error })?);
+        candidates.push(Certificate::from_der(der).map_err(|error| ChainError::Malformed { depth, error })?);
     }
-    let Some(last) = path.last() else { return Err(ChainError::Empty) };
-    if !anchors.contains(&last.der) {
-        let depth = path.len() - 1;
-        path.push(find_anchor(last, depth, anchors, verifier)?);
+    let Some((leaf, intermediates)) = candidates.split_first() else { return Err(ChainError::Empty) };
+    let anchors: Vec<_> = anchors.iter().filter_map(|anchor| Certificate::from_der(anchor).ok()).collect();
+    check_certificate(leaf, 0, expectation)?;
+    check_version(leaf, 0)?;
+    if expectation.usage.is_some() && basic_constraints(leaf, 0)?.ca {
+        return Err(ChainError::Authority);
     }
-    for (depth, certificate) in path.iter().enumerate() {
-        check_time(certificate, depth, expectation.at)?;
-        check_critical(certificate, depth)?;
-        if depth > 0 {
-            check_authority(certificate, depth, path.len() - 1)?;
-        }
-    }
-    for (depth, pair) in path.windows(2).enumerate() {
-        if pair[0].tbs.issuer != pair[1].tbs.subject {
-            return Err(ChainError::IssuerMismatch { depth });
-        }
-        if !is_signed_by(&pair[0], &pair[1], verifier) {
-            return Err(ChainError::Signature { depth });
-        }
-    }
-    check_name_constraints(&path)?;
-    check_leaf(&path, expectation)
+    let mut search = Search { anchors: &anchors, intermediates, expectation, verifier, budget: Budget::default() };
+    search.extend(&mut vec![leaf])?;
+    check_host(leaf, expectation)
 }
 
 /// Verifies a client certificate of version 1 that the anchor issued itself.
@@ -224,52 +276,140 @@ pub fn verify_version_1_leaf(leaf: &[u8], anchor: &[u8], at: Time, verifier: &dy
     if leaf.tbs.issuer != anchor.tbs.subject {
         return Err(ChainError::IssuerMismatch { depth: 0 });
     }
-    for (depth, certificate) in path.iter().enumerate() {
-        check_time(certificate, depth, at)?;
+    let expectation = Expectation { host: None, usage: Some(Usage::ClientAuth), at };
+    for (depth, certificate) in [leaf, anchor].into_iter().enumerate() {
         PublicKey::from_der(certificate.spki()).map_err(|error| ChainError::Key { depth, error })?;
+        check_certificate(certificate, depth, &expectation)?;
     }
-    check_critical(anchor, 1)?;
     // Unlike in `verify_chain`, an anchor of version 1 is not taken: it cannot say that it is an authority.
-    if anchor.version() == 1 {
-        return Err(ChainError::NotAnAuthority { depth: 1 });
-    }
-    check_authority(anchor, 1, 1)?;
-    if !is_signed_by(leaf, anchor, verifier) {
-        return Err(ChainError::Signature { depth: 0 });
-    }
-    check_name_constraints(&path)?;
-    check_leaf(&path, &Expectation { host: None, usage: Some(Usage::ClientAuth), at })
+    check_authority(anchor, 1, false, 0)?;
+    check_signature(leaf, anchor, 0, verifier)?;
+    check_name_constraints(&[leaf, anchor], &mut Budget::default().comparisons)
 }
 
-fn find_anchor<'a>(
-    last: &Certificate<'_>,
-    depth: usize,
-    anchors: &[&'a [u8]],
-    verifier: &dyn Verifier,
-) -> Result<Certificate<'a>, ChainError> {
-    let named = anchors
-        .iter()
-        .filter_map(|anchor| Certificate::from_der(anchor).ok())
-        .filter(|anchor| anchor.tbs.subject == last.tbs.issuer);
-    let mut found = ChainError::UnknownIssuer { depth };
-    for anchor in named {
-        if is_signed_by(last, &anchor, verifier) {
-            return Ok(anchor);
+/// The search for a path that holds, depth first.
+struct Search<'a> {
+    anchors: &'a [Certificate<'a>],
+    intermediates: &'a [Certificate<'a>],
+    expectation: &'a Expectation<'a>,
+    verifier: &'a dyn Verifier,
+    budget: Budget,
+}
+
+impl<'a> Search<'a> {
+    /// Continues a path that holds so far, up to an anchor.
+    fn extend(&mut self, path: &mut Vec<&'a Certificate<'a>>) -> Result<(), ChainError> {
+        let Some(last) = path.last().copied() else { return Err(ChainError::Empty) };
+        let mut failure = ChainError::UnknownIssuer { depth: path.len() - 1 };
+        // Anchors first: what a server sends above an anchor, a cross-signed copy of it or its
+        // predecessor, then does not matter.
+        let (anchors, intermediates) = (self.anchors, self.intermediates);
+        let candidates =
+            anchors.iter().map(|anchor| (anchor, true)).chain(intermediates.iter().map(|one| (one, false)));
+        for (issuer, is_anchor) in candidates.filter(|(issuer, _)| issuer.tbs.subject == last.tbs.issuer) {
+            // An authority twice in a path leads nowhere that it would not lead once.
+            let is_same =
+                |other: &&Certificate<'_>| other.tbs.subject == issuer.tbs.subject && other.tbs.spki == issuer.tbs.spki;
+            if !is_anchor && path.iter().any(is_same) {
+                continue;
+            }
+            path.push(issuer);
+            let result = self.check_issuer(path, is_anchor).and_then(|()| match is_anchor {
+                true => check_name_constraints(path, &mut self.budget.comparisons),
+                false => self.extend(path),
+            });
+            path.pop();
+            match result {
+                Ok(()) => return Ok(()),
+                Err(ChainError::TooCostly) => return Err(ChainError::TooCostly),
+                Err(error) if weight(&error) > weight(&failure) => failure = error,
+                Err(_) => {}
+            }
         }
-        found = ChainError::Signature { depth };
+        Err(failure)
     }
-    Err(found)
+
+    /// Everything that can be said of the last of a path as the issuer of the
+    /// one before it.
+    fn check_issuer(&mut self, path: &[&Certificate<'_>], is_anchor: bool) -> Result<(), ChainError> {
+        let [below @ .., issuer] = path else { return Err(ChainError::Empty) };
+        let (Some(certificate), depth) = (below.last(), below.len()) else { return Err(ChainError::Empty) };
+        if depth > MAX_PATH || (depth == MAX_PATH && !is_anchor) {
+            return Err(ChainError::TooLong { length: depth + 1, limit: MAX_PATH });
+        }
+        self.budget.signatures = self.budget.signatures.checked_sub(1).ok_or(ChainError::TooCostly)?;
+        check_signature(certificate, issuer, depth - 1, self.verifier)?;
+        check_certificate(issuer, depth, self.expectation)?;
+        // Who trusts a self-signed certificate itself trusts no authority.
+        if is_anchor && depth == 1 && issuer.der == certificate.der {
+            return Ok(());
+        }
+        if !is_anchor {
+            check_version(issuer, depth)?;
+        }
+        // RFC 5280 section 4.2.1.9: the leaf does not count, nor does who renewed its own key.
+        let authorities = below.iter().skip(1).filter(|certificate| !certificate.is_self_issued()).count();
+        check_authority(issuer, depth, is_anchor, authorities)
+    }
 }
 
-fn is_signed_by(certificate: &Certificate<'_>, issuer: &Certificate<'_>, verifier: &dyn Verifier) -> bool {
+/// Of the failures of several paths the one that says most is told: how the
+/// path to a known authority fails rather than that another leads nowhere.
+fn weight(error: &ChainError) -> (u8, usize) {
+    match error {
+        ChainError::UnknownIssuer { depth } => (0, *depth),
+        ChainError::Signature { depth } => (1, *depth),
+        _ => (2, 0),
+    }
+}
+
+fn check_signature(
+    certificate: &Certificate<'_>,
+    issuer: &Certificate<'_>,
+    depth: usize,
+    verifier: &dyn Verifier,
+) -> Result<(), ChainError> {
     // RFC 5280 section 4.1.1.2: the algorithm stands twice and must be the same.
     if certificate.signature_algorithm.whole != certificate.tbs.signature_algorithm.whole {
-        return false;
+        return Err(ChainError::Signature { depth });
     }
-    let (Some(algorithm), Ok(key)) = (certificate.signature_algorithm(), PublicKey::from_der(issuer.spki())) else {
-        return false;
+    let algorithm = SignatureAlgorithm::read(&certificate.signature_algorithm);
+    let algorithm = algorithm.map_err(|error| ChainError::Algorithm { depth, error })?;
+    let key_error = |error| ChainError::Key { depth: depth + 1, error };
+    let key = PublicKey::from_der(issuer.spki()).map_err(key_error)?;
+    // Not every backend refuses short keys.
+    key.check_size().map_err(key_error)?;
+    let verified = verifier.verify(&key, algorithm, certificate.tbs_der, certificate.signature);
+    verified.map_err(|_| ChainError::Signature { depth })
+}
+
+/// What must hold of every certificate of a path, whatever its place.
+fn check_certificate(
+    certificate: &Certificate<'_>,
+    depth: usize,
+    expectation: &Expectation<'_>,
+) -> Result<(), ChainError> {
+    check_time(certificate, depth, expectation.at)?;
+    check_extensions(certificate, depth)?;
+    let Some(usage) = expectation.usage else { return Ok(()) };
+    let wanted = match usage {
+        Usage::ClientAuth => oid::CLIENT_AUTH,
+        Usage::ServerAuth => oid::SERVER_AUTH,
     };
-    verifier.verify(&key, algorithm, certificate.tbs_der, certificate.signature).is_ok()
+    // An intermediate's extended key usage limits what is below it, as browsers hold it.
+    let purposes = certificate.tbs.extension(oid::EXTENDED_KEY_USAGE).map(|extension| extension.extended_key_usage());
+    match purposes {
+        None => Ok(()),
+        Some(Ok(purposes)) if purposes.contains(&wanted) => Ok(()),
+        Some(_) => Err(ChainError::Usage { depth, usage }),
+    }
+}
+
+fn check_version(certificate: &Certificate<'_>, depth: usize) -> Result<(), ChainError> {
+    match certificate.version() {
+        3 => Ok(()),
+        version => Err(ChainError::Version { depth, version, expected: 3 }),
+    }
 }
 
 fn check_time(certificate: &Certificate<'_>, depth: usize, at: Time) -> Result<(), ChainError> {
@@ -283,55 +423,71 @@ fn check_time(certificate: &Certificate<'_>, depth: usize, at: Time) -> Result<(
     Ok(())
 }
 
-fn check_critical(certificate: &Certificate<'_>, depth: usize) -> Result<(), ChainError> {
+/// Each once, those that decide something readable, and no critical one that
+/// is not understood.
+fn check_extensions(certificate: &Certificate<'_>, depth: usize) -> Result<(), ChainError> {
     const UNDERSTOOD: [&[u8]; 5] =
         [oid::BASIC_CONSTRAINTS, oid::EXTENDED_KEY_USAGE, oid::KEY_USAGE, oid::NAME_CONSTRAINTS, oid::SUBJECT_ALT_NAME];
-    let unknown =
-        certificate.tbs.extensions.iter().find(|extension| extension.critical && !UNDERSTOOD.contains(&extension.id));
-    match unknown {
-        Some(extension) => Err(ChainError::UnknownCritical { depth, extension: ObjectIdentifier::new(extension.id) }),
-        None => Ok(()),
+    let extensions = &certificate.tbs.extensions;
+    if let Some(id) = extension::repeated(extensions) {
+        return Err(ChainError::DuplicateExtension { depth, extension: ObjectIdentifier::new(id) });
     }
+    for extension in extensions {
+        if extension.critical && !UNDERSTOOD.contains(&extension.id) {
+            return Err(ChainError::UnknownCritical { depth, extension: ObjectIdentifier::new(extension.id) });
+        }
+        extension.check_content().map_err(|error| ChainError::Malformed { depth, error: error.into() })?;
+    }
+    Ok(())
 }
 
-fn check_authority(certificate: &Certificate<'_>, depth: usize, anchor: usize) -> Result<(), ChainError> {
-    let constraints = certificate
-        .tbs
-        .extension(oid::BASIC_CONSTRAINTS)
-        .map(|extension| extension.basic_constraints().unwrap_or_default());
+fn basic_constraints(certificate: &Certificate<'_>, depth: usize) -> Result<BasicConstraints, ChainError> {
+    let extension = certificate.tbs.extension(oid::BASIC_CONSTRAINTS);
+    let constraints = extension.map(|extension| extension.basic_constraints()).transpose();
+    constraints.map(Option::unwrap_or_default).map_err(|error| ChainError::Malformed { depth, error: error.into() })
+}
+
+/// May it sign certificates, with so many `authorities` between it and the leaf?
+fn check_authority(
+    certificate: &Certificate<'_>,
+    depth: usize,
+    is_anchor: bool,
+    authorities: usize,
+) -> Result<(), ChainError> {
     // A version 1 anchor has no extensions and is trusted by configuration.
-    let constraints = match constraints {
-        None if depth == anchor && certificate.tbs.version == 1 => BasicConstraints { ca: true, path_length: None },
-        constraints => constraints.unwrap_or_default(),
-    };
+    if is_anchor && certificate.version() == 1 {
+        return Ok(());
+    }
+    let constraints = basic_constraints(certificate, depth)?;
     let usage = certificate.tbs.extension(oid::KEY_USAGE).map(|extension| extension.key_usage());
     let may_sign = usage.is_none_or(|usage| usage.is_ok_and(|usage| usage & KEY_CERT_SIGN != 0));
-    if !constraints.ca || !may_sign {
+    // RFC 5280 section 4.1.2.6: an authority has a name.
+    if !constraints.ca || !may_sign || certificate.tbs.subject == EMPTY_NAME {
         return Err(ChainError::NotAnAuthority { depth });
     }
-    // The leaf does not count as an authority below.
-    let below = u64::try_from(depth - 1).unwrap_or(u64::MAX);
-    if constraints.path_length.is_some_and(|limit| below > limit) {
+    let authorities = u64::try_from(authorities).unwrap_or(u64::MAX);
+    if constraints.path_length.is_some_and(|limit| authorities > limit) {
         return Err(ChainError::PathLength { depth });
     }
     Ok(())
 }
 
-fn check_name_constraints(path: &[Certificate<'_>]) -> Result<(), ChainError> {
+fn check_name_constraints(path: &[&Certificate<'_>], budget: &mut usize) -> Result<(), ChainError> {
     for (authority, certificate) in path.iter().enumerate().skip(1) {
         let Some(extension) = certificate.tbs.extension(oid::NAME_CONSTRAINTS) else { continue };
-        let constraints = extension.name_constraints().unwrap_or_else(|_| NameConstraints {
-            // Unreadable constraints permit nothing.
-            permitted: vec![GeneralName::Other(0, &[])],
-            excluded: vec![GeneralName::Dns(&[])],
-        });
+        let malformed = |error| ChainError::Malformed { depth: authority, error: CertificateError::Der(error) };
+        let constraints = extension.name_constraints().map_err(malformed)?;
         for (depth, below) in path[..authority].iter().enumerate() {
             // RFC 5280 section 4.2.1.10: self-issued intermediates are exempt.
             if depth > 0 && below.is_self_issued() {
                 continue;
             }
-            if !names(below).iter().all(|name| is_permitted(name, &constraints)) {
-                return Err(ChainError::NameConstraints { depth, authority });
+            for name in names(below, depth)? {
+                constraints.check(&name, budget).map_err(|objection| match objection {
+                    Objection::Budget => ChainError::TooCostly,
+                    Objection::Kind(kind) => ChainError::UnknownConstraint { depth, authority, kind },
+                    Objection::Name => ChainError::NameConstraints { depth, authority },
+                })?;
             }
         }
     }
@@ -339,46 +495,19 @@ fn check_name_constraints(path: &[Certificate<'_>]) -> Result<(), ChainError> {
 }
 
 /// Every name that constraints may speak of.
-fn names<'a>(certificate: &Certificate<'a>) -> Vec<GeneralName<'a>> {
-    let alt_name = certificate.tbs.extension(oid::SUBJECT_ALT_NAME);
-    let mut names = match alt_name.map(|extension| extension.general_names()) {
-        None => Vec::new(),
-        Some(Ok(names)) => names,
-        Some(Err(_)) => vec![GeneralName::Other(0, &[])],
-    };
-    const EMPTY_NAME: &[u8] = &[0x30, 0x00];
+fn names<'a>(certificate: &Certificate<'a>, depth: usize) -> Result<Vec<GeneralName<'a>>, ChainError> {
+    let alt_name = certificate.tbs.extension(oid::SUBJECT_ALT_NAME).map(|extension| extension.general_names());
+    let names = alt_name.transpose().map_err(|error| ChainError::Malformed { depth, error: error.into() })?;
+    let mut names = names.unwrap_or_default();
     if certificate.tbs.subject != EMPTY_NAME {
         names.push(GeneralName::Directory(certificate.tbs.subject));
     }
-    names
+    Ok(names)
 }
 
-fn is_permitted(name: &GeneralName<'_>, constraints: &NameConstraints<'_>) -> bool {
-    let of_kind = |base: &&GeneralName<'_>| base.kind() == name.kind();
-    let mut permitted = constraints.permitted.iter().filter(of_kind).peekable();
-    let is_unlimited = permitted.peek().is_none();
-    let is_inside = is_unlimited || permitted.any(|base| is_within(name, base).unwrap_or(false));
-    // A kind of name that we cannot compare counts as excluded.
-    is_inside && !constraints.excluded.iter().filter(of_kind).any(|base| is_within(name, base).unwrap_or(true))
-}
-
-fn check_leaf(path: &[Certificate<'_>], expectation: &Expectation<'_>) -> Result<(), ChainError> {
-    if let Some(usage) = expectation.usage {
-        let wanted = match usage {
-            Usage::ClientAuth => oid::CLIENT_AUTH,
-            Usage::ServerAuth => oid::SERVER_AUTH,
-        };
-        // An intermediate's extended key usage limits what is below it, as browsers hold it.
-        for (depth, certificate) in path.iter().enumerate() {
-            let purposes = certificate.tbs.extension(oid::EXTENDED_KEY_USAGE).map(|ext| ext.extended_key_usage());
-            let allows = purposes.is_none_or(|purposes| purposes.is_ok_and(|purposes| purposes.contains(&wanted)));
-            if !allows {
-                return Err(ChainError::Usage { depth, usage });
-            }
-        }
-    }
-    let (Some(expected), Some(leaf)) = (expectation.host, path.first()) else { return Ok(()) };
-    let dns_names: Vec<_> = names(leaf)
+fn check_host(leaf: &Certificate<'_>, expectation: &Expectation<'_>) -> Result<(), ChainError> {
+    let Some(expected) = expectation.host else { return Ok(()) };
+    let dns_names: Vec<_> = names(leaf, 0)?
         .iter()
         .filter_map(|name| match name {
             GeneralName::Dns(name) => Some(String::from_utf8_lossy(name).into_owned()),
@@ -392,9 +521,11 @@ fn check_leaf(path: &[Certificate<'_>], expectation: &Expectation<'_>) -> Result
     }
 }
 
-/// RFC 9525 section 6.3: a wildcard is the whole left-most label.
+/// RFC 9525 section 6.3: a wildcard is the whole left-most label; and it is not
+/// one of a whole top-level domain.
 fn matches_host(pattern: &str, host: &DnsName) -> bool {
     match pattern.strip_prefix("*.") {
+        Some(rest) if !rest.contains('.') => false,
         Some(rest) => host.as_str().split_once('.').is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(rest)),
         None => pattern.eq_ignore_ascii_case(host.as_str()),
     }

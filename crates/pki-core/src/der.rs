@@ -188,6 +188,11 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
+    /// Where the next element stands in the document.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
+    }
+
     pub(crate) fn remaining(&self) -> usize {
         self.rest.len()
     }

@@ -1,6 +1,7 @@
 //! Extensions: read any, look into those of RFC 5280 that decide something.
 
 use crate::der::{self, DerError, Reader};
+use crate::name_constraints::{NameConstraints, is_base};
 use crate::oid;
 
 /// One extension (RFC 5280 section 4.2).
@@ -11,6 +12,13 @@ pub(crate) struct Extension<'a> {
     /// The content of extnValue.
     pub(crate) value: &'a [u8],
     offset: usize,
+}
+
+/// The identifier that stands twice, if one does (RFC 5280 section 4.2).
+pub(crate) fn repeated<'a>(extensions: &[Extension<'a>]) -> Option<&'a [u8]> {
+    let mut ids: Vec<_> = extensions.iter().map(|extension| extension.id).collect();
+    ids.sort_unstable();
+    ids.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 /// Every extension of a sequence; repetitions are the caller's to judge.
@@ -50,6 +58,14 @@ pub(crate) enum GeneralName<'a> {
 }
 
 impl GeneralName<'_> {
+    /// Are both of one kind?
+    pub(crate) fn is_of_kind(&self, other: &GeneralName<'_>) -> bool {
+        match (self, other) {
+            (Self::Other(one, _), GeneralName::Other(other, _)) => one == other,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+
     /// The name of the choice in RFC 5280.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -73,13 +89,6 @@ pub(crate) const DIGITAL_SIGNATURE: u16 = 0x8000;
 pub(crate) const KEY_ENCIPHERMENT: u16 = 0x2000;
 pub(crate) const KEY_CERT_SIGN: u16 = 0x0400;
 pub(crate) const CRL_SIGN: u16 = 0x0200;
-
-/// Names that certificates below may and may not carry.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct NameConstraints<'a> {
-    pub(crate) permitted: Vec<GeneralName<'a>>,
-    pub(crate) excluded: Vec<GeneralName<'a>>,
-}
 
 impl<'a> Extension<'a> {
     pub(crate) fn reader(&self) -> Reader<'a> {
@@ -176,14 +185,27 @@ impl<'a> Extension<'a> {
             let mut list = list.reader();
             while !list.is_empty() {
                 let mut subtree = list.element(der::SEQUENCE, "GeneralSubtree")?.reader();
-                bases.push(read_general_name(&mut subtree)?);
-                // RFC 5280 section 4.2.1.10: minimum is 0 (left out) and maximum absent.
-                subtree.end("GeneralSubtree without minimum and maximum")?;
+                let (offset, base) = (subtree.offset(), read_general_name(&mut subtree)?);
+                if !is_base(&base) {
+                    return Err(DerError { offset, expected: "a name in the form that a GeneralSubtree has" });
+                }
+                bases.push(base);
+                // RFC 5280 section 4.2.1.10: minimum is 0 and maximum absent. DER leaves the 0
+                // out; authorities of some age wrote it.
+                if let Some(minimum) = subtree.optional(der::context_primitive(0), "minimum")?
+                    && minimum.value != [0]
+                {
+                    return Err(minimum.error("GeneralSubtree with minimum 0"));
+                }
+                subtree.end("GeneralSubtree without maximum")?;
             }
             Ok(bases)
         };
         let constraints = NameConstraints { permitted: subtrees(0)?, excluded: subtrees(1)? };
         fields.end("the end of NameConstraints")?;
+        if constraints.permitted.is_empty() && constraints.excluded.is_empty() {
+            return Err(DerError { offset: self.offset, expected: "NameConstraints with a GeneralSubtree" });
+        }
         Ok(constraints)
     }
 
@@ -194,6 +216,7 @@ impl<'a> Extension<'a> {
             oid::BASIC_CONSTRAINTS => self.basic_constraints().map(drop),
             oid::EXTENDED_KEY_USAGE => self.extended_key_usage().map(drop),
             oid::KEY_USAGE => self.key_usage().map(drop),
+            oid::NAME_CONSTRAINTS => self.name_constraints().map(drop),
             oid::SUBJECT_ALT_NAME => self.general_names().map(drop),
             oid::SUBJECT_KEY_IDENTIFIER => self.subject_key_identifier().map(drop),
             _ => Ok(()),
@@ -207,28 +230,6 @@ impl<'a> Extension<'a> {
             all.push(list.element(der::OBJECT_IDENTIFIER, expected)?.object_identifier()?);
         }
         if all.is_empty() { Err(DerError { offset: self.offset, expected }) } else { Ok(all) }
-    }
-}
-
-/// Is a name inside a subtree? `None` for kinds that are not compared here.
-pub(crate) fn is_within(name: &GeneralName<'_>, base: &GeneralName<'_>) -> Option<bool> {
-    match (name, base) {
-        (GeneralName::Dns(name), GeneralName::Dns(base)) => {
-            let base = base.strip_prefix(b".").unwrap_or(base);
-            let Some(start) = name.len().checked_sub(base.len()) else { return Some(false) };
-            let (front, end) = name.split_at(start);
-            let is_whole_label = base.is_empty() || front.is_empty() || front.ends_with(b".");
-            Some(is_whole_label && end.eq_ignore_ascii_case(base))
-        }
-        (GeneralName::Ip(address), GeneralName::Ip(range)) => {
-            if range.len() != address.len() * 2 {
-                return Some(false);
-            }
-            let (network, mask) = range.split_at(address.len());
-            let mut octets = address.iter().zip(network).zip(mask);
-            Some(octets.all(|((address, network), mask)| address & mask == network & mask))
-        }
-        _ => None,
     }
 }
 

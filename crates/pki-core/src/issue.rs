@@ -15,13 +15,12 @@ use crate::crypto::Signer;
 use crate::csr::Approved;
 use crate::der::{self, Writer};
 use crate::dns_name::DnsName;
-use crate::extension::{
-    CRL_SIGN, DIGITAL_SIGNATURE, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT, NameConstraints, is_within,
-};
+use crate::extension::{CRL_SIGN, DIGITAL_SIGNATURE, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT};
 use crate::fingerprint::{Fingerprint, hex};
 use crate::key::PublicKey;
 use crate::lint::{Lint, lint};
 use crate::name::Subject;
+use crate::name_constraints::{NameConstraints, Subtree, is_within};
 use crate::oid;
 use crate::pem;
 use crate::time::Time;
@@ -179,7 +178,7 @@ impl std::fmt::Display for SerialNumber {
 pub struct Issuer {
     certificate: Vec<u8>,
     name: Vec<u8>,
-    key_identifier: Option<Vec<u8>>,
+    key_identifier: Vec<u8>,
     not_before: Time,
     not_after: Time,
     algorithm: SignatureAlgorithm,
@@ -227,10 +226,12 @@ impl Issuer {
         if !is_authority || !allows(KEY_CERT_SIGN) {
             return Err(IssuerError::NotAnAuthority);
         }
-        let key_identifier = tbs
-            .extension(oid::SUBJECT_KEY_IDENTIFIER)
-            .and_then(|extension| extension.subject_key_identifier().ok())
-            .map(<[u8]>::to_vec);
+        let key_identifier = match tbs.extension(oid::SUBJECT_KEY_IDENTIFIER) {
+            Some(extension) => extension.subject_key_identifier().map_err(CertificateError::from)?.to_vec(),
+            // Certificates of others leave it out. What is signed names the key all the same; nothing above
+            // disagrees, and readers that look for a matching identifier find none to match.
+            None => key_identifier(signer.spki()).to_vec(),
+        };
         let constraints = match tbs.extension(oid::NAME_CONSTRAINTS) {
             Some(extension) => extension.name_constraints().map_err(CertificateError::from)?,
             None => NameConstraints::default(),
@@ -267,8 +268,9 @@ impl Issuer {
         self.algorithm
     }
 
-    pub(crate) fn key_identifier(&self) -> Option<&[u8]> {
-        self.key_identifier.as_deref()
+    /// The certificate's subjectKeyIdentifier, or one of its key.
+    pub(crate) fn key_identifier(&self) -> &[u8] {
+        &self.key_identifier
     }
 
     pub(crate) fn name(&self) -> &[u8] {
@@ -278,10 +280,11 @@ impl Issuer {
     /// Do the issuer's nameConstraints allow certificates for this host?
     pub fn permits(&self, host: &DnsName) -> bool {
         let host = GeneralName::Dns(host.as_str().as_bytes());
-        let is_inside = |base: &Vec<u8>| is_within(&host, &GeneralName::Dns(base)) == Some(true);
+        let is_inside = |base: &Vec<u8>, subtree| is_within(&host, &GeneralName::Dns(base), subtree) == Some(true);
         // RFC 5280 section 4.2.1.10: without a permitted subtree of the kind, all of it is.
-        let is_permitted = self.permitted.is_empty() || self.permitted.iter().any(is_inside);
-        is_permitted && !self.excluded.iter().any(is_inside)
+        let is_permitted =
+            self.permitted.is_empty() || self.permitted.iter().any(|base| is_inside(base, Subtree::Permitted));
+        is_permitted && !self.excluded.iter().any(|base| is_inside(base, Subtree::Excluded))
     }
 }
 
@@ -374,7 +377,7 @@ impl Approved {
     }
 
     fn write_extensions(&self, issuer: &Issuer, profile: &Profile, extensions: &mut Writer) {
-        write_authority_key_identifier(extensions, issuer.key_identifier.as_deref());
+        write_authority_key_identifier(extensions, &issuer.key_identifier);
         write_subject_key_identifier(extensions, &self.spki);
         // CA:FALSE is the default, so the DER is an empty SEQUENCE.
         write_extension(extensions, oid::BASIC_CONSTRAINTS, true, |value| value.element(der::SEQUENCE, &[]));
@@ -588,8 +591,7 @@ pub(crate) fn write_subject_key_identifier(extensions: &mut Writer, spki: &[u8])
     });
 }
 
-pub(crate) fn write_authority_key_identifier(extensions: &mut Writer, key_identifier: Option<&[u8]>) {
-    let Some(key_identifier) = key_identifier else { return };
+pub(crate) fn write_authority_key_identifier(extensions: &mut Writer, key_identifier: &[u8]) {
     write_extension(extensions, oid::AUTHORITY_KEY_IDENTIFIER, false, |value| {
         value.nested(der::SEQUENCE, |fields| fields.element(der::context_primitive(0), key_identifier));
     });

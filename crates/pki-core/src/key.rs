@@ -97,6 +97,14 @@ impl<'a> PublicKey<'a> {
         }
     }
 
+    /// RSA keys of fewer bits can be factored, and of more take too long.
+    pub(crate) fn check_size(&self) -> Result<(), KeyError> {
+        match (self.kind, self.size()) {
+            (KeyKind::Rsa, bits) if !(2048..=8192).contains(&bits) => Err(KeyError::RsaModulusSize { bits }),
+            _ => Ok(()),
+        }
+    }
+
     #[cfg(feature = "rustcrypto")]
     pub(crate) fn rsa(&self) -> Option<RsaNumbers<'a>> {
         self.rsa

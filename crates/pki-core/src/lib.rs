@@ -63,6 +63,7 @@ mod issue;
 mod key;
 mod lint;
 mod name;
+mod name_constraints;
 mod oid;
 mod pem;
 mod time;

@@ -1,6 +1,6 @@
 //! Distinguished names: read the attributes, write a subject.
 
-use crate::der::{self, DerError, Reader, Writer};
+use crate::der::{self, DerError, Reader, Tlv, Writer};
 use crate::oid;
 
 /// One AttributeTypeAndValue (RFC 5280 section 4.1.2.4).
@@ -39,6 +39,35 @@ pub(crate) fn attributes(name: &[u8], offset: usize) -> Result<Vec<Attribute<'_>
     }
     Ok(attributes)
 }
+
+/// Are two RelativeDistinguishedNames the same? Strings are compared as RFC 5280
+/// section 7.1 says, without case and surplus blanks and whichever of the two
+/// string types in use they are in; everything else octet for octet.
+pub(crate) fn is_same_relative_name(one: &Tlv<'_>, other: &Tlv<'_>) -> bool {
+    if one.whole == other.whole {
+        return true;
+    }
+    let string = |set: &Tlv<'_>| {
+        let attribute = set.reader().element(der::SEQUENCE, "AttributeTypeAndValue").ok()?;
+        // Of several attributes the order is one of octets, which folding would change.
+        if attribute.whole.len() != set.value.len() {
+            return None;
+        }
+        let mut attribute = attribute.reader();
+        let kind = attribute.any("type of an attribute").ok()?.value;
+        let value = attribute.any("value of an attribute").ok()?;
+        let text = matches!(value.tag, der::UTF8_STRING | PRINTABLE_STRING).then(|| folded(value.value))?;
+        Some((kind.to_vec(), text))
+    };
+    string(one).is_some_and(|one| string(other) == Some(one))
+}
+
+fn folded(text: &[u8]) -> Vec<u8> {
+    let words = text.split(|octet| *octet == b' ').filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(&b' ').to_ascii_lowercase()
+}
+
+const PRINTABLE_STRING: u8 = 0x13;
 
 /// The subject that a certificate gets: nothing, a commonName, or a
 /// commonName and an organizationName, in that order and as UTF8Strings.

@@ -272,11 +272,14 @@ fn a_broken_chain_is_told_by_its_reason() {
     let last = forged.len() - 1;
     forged[last] ^= 1;
     assert_eq!(verify(&[&forged, issuing], root, &at(NOW)), Err(ChainError::Signature { depth: 0 }));
-    // A leaf in an authority's place.
-    let refused = verify(&[leaf.der(), leaf.der()], root, &at(NOW));
-    assert_eq!(refused, Err(ChainError::UnknownIssuer { depth: 1 }));
-    let refused = verify_chain(&[leaf.der(), leaf.der()], &[issuing], &at(NOW), &RustCrypto);
-    assert_eq!(refused, Err(ChainError::NotAnAuthority { depth: 1 }));
+    // Superfluous certificates do no harm, and their order does not matter.
+    assert_eq!(verify(&[leaf.der(), &stranger.root, issuing, leaf.der(), root], root, &at(NOW)), Ok(()));
+    // The intermediate itself may be trusted; the leaf in its place may not.
+    assert_eq!(verify(&[leaf.der()], issuing, &at(NOW)), Ok(()));
+    assert_eq!(verify(&[leaf.der()], leaf.der(), &at(NOW)), Err(ChainError::UnknownIssuer { depth: 0 }));
+    // An authority is no server, and may be verified for itself.
+    assert_eq!(verify(&[issuing], root, &at(NOW)), Err(ChainError::Authority));
+    assert_eq!(verify(&[issuing], root, &Expectation { host: None, usage: None, at: NOW }), Ok(()));
 }
 
 #[test]
@@ -349,4 +352,78 @@ fn certificates_of_version_1_by_openssl_verify() {
     assert_eq!(verify_version_1_leaf(&leaf, &anchor, at, &RustCrypto), Ok(()));
     let swapped = verify_version_1_leaf(&anchor, &leaf, at, &RustCrypto);
     assert_eq!(swapped, Err(ChainError::Version { depth: 0, version: 3, expected: 1 }));
+}
+
+/// Certificates of issuers that others made: OpenSSL's leading dot, constraints
+/// that nobody can read, no subjectKeyIdentifier.
+#[test]
+fn an_issuer_of_strangers_signs_by_its_certificate_or_not_at_all() {
+    use rcgen::{BasicConstraints, CertificateParams, GeneralSubtree, IsCa, KeyPair, NameConstraints};
+
+    let key = KeyPair::generate().expect("a key");
+    let signer = pki_core::crypto::rustcrypto::PrivateKey::from_pkcs8_der(&key.serialize_der()).expect("a key");
+    let issuer = |permitted: &str, edit: &dyn Fn(&mut CertificateParams)| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let permitted_subtrees = vec![GeneralSubtree::DnsName(permitted.to_owned())];
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: vec![] });
+        edit(&mut params);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        pki_core::Issuer::new(certificate.der(), &signer)
+    };
+    let host = |text: &str| text.parse::<DnsName>().expect("a host");
+    let dotted = issuer(".tunnel.example", &|_| ()).expect("an issuer");
+    assert!(dotted.permits(&host("my-agent.tunnel.example")));
+    assert!(!dotted.permits(&host("tunnel.example")));
+    let unreadable = issuer("*.tunnel.example", &|_| ()).expect_err("nobody knows what that permits");
+    assert!(unreadable.to_string().contains("GeneralSubtree"), "{unreadable}");
+}
+
+/// cert-manager/cert-manager#2906: the identifier is computed.
+#[test]
+fn an_issuer_without_a_subject_key_identifier_signs() {
+    let (certificate, signer) = root_without_identifier();
+    let summary = inspect_certificate(&certificate).expect("a certificate");
+    assert_eq!(summary.subject_key_identifier, None);
+    let issuer = pki_core::Issuer::new(&certificate, &signer).expect("an issuer");
+    let leaf = request(&rcgen::KeyPair::generate().expect("a key"), HOST)
+        .verify(&RustCrypto, &KeyPolicy::new())
+        .and_then(|csr| csr.approve_host(&host()))
+        .expect("a good request")
+        .to_be_signed(&issuer, &profile(Usage::ServerAuth), serial(6), NOW)
+        .expect("lint passes")
+        .sign(&signer)
+        .expect("the key signs");
+    let summary = inspect_certificate(leaf.der()).expect("a certificate");
+    assert!(summary.authority_key_identifier.is_some());
+    let expectation = Expectation { host: Some(&host()), usage: Some(Usage::ServerAuth), at: NOW };
+    assert_eq!(verify_chain(&[leaf.der()], &[&certificate], &expectation, &RustCrypto), Ok(()));
+}
+
+/// The subjectKeyIdentifier of a self-signed authority is renamed to an
+/// extension that nobody knows, and the whole signed again.
+fn root_without_identifier() -> (Vec<u8>, pki_core::crypto::rustcrypto::PrivateKey) {
+    use pki_core::crypto::Signer as _;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    let key = KeyPair::generate().expect("a key");
+    let signer = pki_core::crypto::rustcrypto::PrivateKey::from_pkcs8_der(&key.serialize_der()).expect("a key");
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let der = params.self_signed(&key).expect("a certificate").der().to_vec();
+    // 30 82 xx xx | 30 82 xx xx ... or with one length octet each.
+    let header = |der: &[u8]| if der[1] & 0x80 == 0 { 2 } else { 2 + usize::from(der[1] & 0x7f) };
+    let outer = header(&der);
+    let inner = &der[outer..];
+    let length = inner[2..header(inner)].iter().fold(0, |length, octet| length << 8 | usize::from(*octet));
+    let mut tbs = inner[..header(inner) + length].to_vec();
+    let at = tbs.windows(5).position(|window| window == b"\x06\x03\x55\x1d\x0e").expect("the identifier");
+    tbs[at + 4] = 0x7f;
+    let signature = signer.sign(&tbs).expect("the key signs");
+    let algorithm = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+    let bits = [&[0x03, u8::try_from(signature.len() + 1).expect("short"), 0][..], &signature].concat();
+    let body = [&tbs[..], algorithm, &bits].concat();
+    let length = u16::try_from(body.len()).expect("short").to_be_bytes();
+    ([&[0x30, 0x82][..], &length, &body].concat(), signer)
 }

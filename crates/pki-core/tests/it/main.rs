@@ -5,6 +5,8 @@ mod authority;
 mod corpus;
 mod crl;
 mod issuing;
+mod limbo;
+mod paths;
 #[cfg(feature = "pkcs12")]
 mod pkcs12;
 mod requests;
