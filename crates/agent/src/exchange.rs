@@ -104,14 +104,14 @@ fn request(
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().map_err(http::Error::from)?;
     *request.headers_mut() = headers;
-    put_forwarded(request.headers_mut(), &shared.public_authority(), visitor);
+    put_forwarded(request.headers_mut(), HeaderValue::try_from(shared.public_authority()).ok(), visitor);
     Ok(request)
 }
 
 /// Who asked, and for what: the application sees our connection only.
-pub(crate) fn put_forwarded(headers: &mut HeaderMap, authority: &str, visitor: Option<IpAddr>) {
+pub(crate) fn put_forwarded(headers: &mut HeaderMap, authority: Option<HeaderValue>, visitor: Option<IpAddr>) {
     headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
-    if let Ok(host) = HeaderValue::from_str(authority) {
+    if let Some(host) = authority {
         headers.insert("x-forwarded-host", host);
     }
     let Some(visitor) = visitor else { return };

@@ -378,12 +378,12 @@ const MAX_VISITORS: usize = 4096;
 /// The first delay before another attempt, and the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LAST_DELAY: Duration = Duration::from_secs(30);
+/// The same while the edge restarts.
+const HANDOFF_DELAY: Duration = Duration::from_millis(100);
 /// The longest that a server can ask for.
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 /// What the edge calls a tunnel that is deleted, or has no certificate for its name.
 const NOT_ACTIVE: &str = "tunnel-not-active";
-/// The same while the edge restarts.
-const HANDOFF_DELAY: Duration = Duration::from_millis(100);
 /// How long what is in progress may take after the signal to stop.
 const FINISH: Duration = Duration::from_secs(10);
 /// A session that served for so long begins with [`FIRST_DELAY`] again.

@@ -78,8 +78,10 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
 async fn forward(shared: &Arc<Shared>, request: Request<Incoming>, visitor: Option<IpAddr>) -> Response<AgentBody> {
     let begun = std::time::Instant::now();
     let (method, path) = (request.method().clone(), target(request.uri()).into_owned());
-    let response = match check(&request, &shared.tunnel().public_host) {
-        Ok(authority) => exchange(shared, request, &authority, visitor).await,
+    let tunnel = shared.tunnel();
+    let checked = check(&request, &tunnel.public_host).map(|authority| forwarded_host(&authority));
+    let response = match checked {
+        Ok(authority) => exchange(shared, request, authority, visitor).await,
         Err(status) => refusal(status),
     };
     let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -90,7 +92,7 @@ async fn forward(shared: &Arc<Shared>, request: Request<Incoming>, visitor: Opti
 async fn exchange(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
-    authority: &str,
+    authority: Option<HeaderValue>,
     visitor: Option<IpAddr>,
 ) -> Response<AgentBody> {
     let Ok(uri) = target(request.uri()).parse() else { return refusal(StatusCode::BAD_REQUEST) };
@@ -160,7 +162,7 @@ impl Drop for Upload {
 
 /// Is the request for this host, and one that is passed on? Answers what the visitor
 /// called, without the port 443.
-fn check<B>(request: &Request<B>, public_host: &str) -> Result<String, StatusCode> {
+fn check<'a, B>(request: &'a Request<B>, public_host: &'a str) -> Result<Cow<'a, str>, StatusCode> {
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
     }
@@ -173,6 +175,16 @@ fn check<B>(request: &Request<B>, public_host: &str) -> Result<String, StatusCod
     if hosts.next().is_some() {
         return Err(StatusCode::BAD_REQUEST);
     }
+    let said = host.and_then(|host| host.to_str().ok());
+    // What nearly everybody says.
+    let port = said.and_then(|said| said.strip_prefix(public_host)).filter(|_| request.uri().authority().is_none());
+    match port {
+        Some("" | ":443") => return Ok(Cow::Borrowed(public_host)),
+        Some(port) if port.strip_prefix(':').is_some_and(is_port) => {
+            return Ok(Cow::Borrowed(said.unwrap_or(public_host)));
+        }
+        _ => {}
+    }
     let host = host.map(|host| host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()));
     // RFC 9112 section 3.2.2, RFC 9113 section 8.3.1: the target's own authority counts.
     let authority = match (request.uri().authority(), host) {
@@ -180,10 +192,10 @@ fn check<B>(request: &Request<B>, public_host: &str) -> Result<String, StatusCod
         (Some(authority), _) => authority.clone(),
         (None, Some(Some(host))) => host,
         // Hosts came with HTTP/1.1, and the ClientHello has named ours.
-        (None, None) if request.version() <= Version::HTTP_10 => return Ok(public_host.to_owned()),
+        (None, None) if request.version() <= Version::HTTP_10 => return Ok(Cow::Borrowed(public_host)),
         (None, None) => return Err(StatusCode::BAD_REQUEST),
     };
-    if authority.as_str().contains('@') {
+    if authority.as_str().contains('@') || authority.port().is_some_and(|port| !is_port(port.as_str())) {
         return Err(StatusCode::BAD_REQUEST);
     }
     let called = authority.host().strip_suffix('.').unwrap_or(authority.host());
@@ -191,7 +203,16 @@ fn check<B>(request: &Request<B>, public_host: &str) -> Result<String, StatusCod
         return Err(StatusCode::MISDIRECTED_REQUEST);
     }
     let port = authority.port_u16().filter(|port| *port != 443);
-    Ok(port.map_or_else(|| public_host.to_owned(), |port| format!("{public_host}:{port}")))
+    Ok(port.map_or(Cow::Borrowed(public_host), |port| Cow::Owned(format!("{public_host}:{port}"))))
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|octet| octet.is_ascii_digit()) && port.parse::<u16>().is_ok()
+}
+
+/// What was checked fits a field.
+fn forwarded_host(authority: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(authority).ok()
 }
 
 /// Path and query, or `*`, as they are passed on.
@@ -378,6 +399,9 @@ mod tests {
             ("GET", "/", &["bank.example"][..], Version::HTTP_11, Ok("bank.example")),
             ("GET", "/", &["BANK.example.:443"], Version::HTTP_11, Ok("bank.example")),
             ("GET", "/", &["bank.example:4443"], Version::HTTP_11, Ok("bank.example:4443")),
+            ("GET", "/", &["bank.example:443"], Version::HTTP_11, Ok("bank.example")),
+            ("GET", "/", &["bank.example:+44"], Version::HTTP_11, Err(400)),
+            ("GET", "/", &["bank.example.org"], Version::HTTP_11, Err(421)),
             ("GET", "/", &[], Version::HTTP_10, Ok("bank.example")),
             ("GET", "/", &[], Version::HTTP_11, Err(400)),
             ("GET", "/", &["bank.example", "bank.example"], Version::HTTP_11, Err(400)),
@@ -391,7 +415,8 @@ mod tests {
             ("CONNECT", "bank.example:443", &["bank.example"], Version::HTTP_11, Err(405)),
             ("TRACE", "/", &["bank.example"], Version::HTTP_11, Err(405)),
         ] {
-            let checked = check(&request(method, target, hosts, version), "bank.example");
+            let request = request(method, target, hosts, version);
+            let checked = check(&request, "bank.example");
             let checked = checked.as_deref().map_err(|status| status.as_u16());
             assert_eq!(checked, outcome, "{method} {target} {hosts:?}");
         }

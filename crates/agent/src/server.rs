@@ -1,7 +1,6 @@
 //! HTTP with the visitors of a passthrough tunnel. They are strangers: whatever they
 //! hold of this process has a limit and a time.
 
-use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -72,21 +71,20 @@ where
         let response = serve(request);
         async move { Ok::<_, std::convert::Infallible>(response.await.map(|body| Paced { body, exchange })) }
     });
-    let leave = async {
-        tokio::select! {
-            () = stopped => {}
-            () = pace.idle(patience.idle) => {}
-        }
-    };
-    let stalled = pace.stalled(patience.stall);
+    let quiet = pace.quiet(patience);
     macro_rules! run {
         ($connection:expr) => {{
             let mut connection = pin!($connection);
             tokio::select! {
+                biased;
                 ended = connection.as_mut() => return ended,
-                () = stalled => return Ok(()),
+                quiet = quiet => {
+                    if let Quiet::Stalled = quiet {
+                        return Ok(());
+                    }
+                }
                 () = pace.lost.notified() => return Ok(()),
-                () = leave => {}
+                () = stopped => {}
             }
             connection.as_mut().graceful_shutdown();
             timeout(patience.leave, connection).await.unwrap_or(Ok(()))
@@ -123,19 +121,24 @@ struct Pace {
 }
 
 struct State {
-    /// Since when the visitor is waited for; none while the application is.
-    exchanges: BTreeMap<u64, Option<Instant>>,
+    /// Each with the tick since which the visitor is waited for; none while the
+    /// application is. A few, in no order.
+    exchanges: Vec<(u64, Option<u32>)>,
     last: u64,
+    /// Counted every now and then: a clock that costs nothing to read.
+    tick: u32,
     /// When there was an exchange last.
-    moved: Instant,
+    moved: u32,
     /// Exchanges that the visitor has given up, and since when they are counted.
     resets: (u32, Instant),
 }
 
+/// Ticks in the time that a visitor has.
+const TICKS: u32 = 4;
+
 impl Pace {
     fn new() -> Self {
-        let now = Instant::now();
-        let state = State { exchanges: BTreeMap::new(), last: 0, moved: now, resets: (0, now) };
+        let state = State { exchanges: Vec::new(), last: 0, tick: 0, moved: 0, resets: (0, Instant::now()) };
         Self { state: Mutex::new(state), lost: Notify::new() }
     }
 
@@ -143,31 +146,24 @@ impl Pace {
         let mut state = this.state();
         state.last += 1;
         let number = state.last;
-        state.exchanges.insert(number, None);
+        state.exchanges.push((number, None));
         Exchange { pace: Arc::clone(this), number, is_done: false }
     }
 
-    /// Returns when there has been no exchange for so long.
-    async fn idle(&self, time: Duration) {
+    /// Returns when there has been no exchange for so long, or when the visitor has taken
+    /// nothing of an answer for so long.
+    async fn quiet(&self, patience: Patience) -> Quiet {
+        let ticks = patience.idle.div_duration_f64(patience.stall).ceil() * f64::from(TICKS);
         loop {
-            let due = {
-                let state = self.state();
-                if state.exchanges.is_empty() { state.moved + time } else { Instant::now() + time }
-            };
-            if due <= Instant::now() {
-                return;
+            sleep(patience.stall / TICKS).await;
+            let mut state = self.state();
+            state.tick = state.tick.wrapping_add(1);
+            let since = |tick: u32| state.tick.wrapping_sub(tick);
+            if state.exchanges.iter().filter_map(|exchange| exchange.1).any(|tick| since(tick) > TICKS) {
+                return Quiet::Stalled;
             }
-            tokio::time::sleep_until(due).await;
-        }
-    }
-
-    /// Returns when the visitor has taken nothing of an answer for so long.
-    async fn stalled(&self, time: Duration) {
-        loop {
-            sleep(time / 4).await;
-            let since = self.state().exchanges.values().flatten().min().copied();
-            if since.is_some_and(|since| since.elapsed() >= time) {
-                return;
+            if state.exchanges.is_empty() && f64::from(since(state.moved)) > ticks {
+                return Quiet::Idle;
             }
         }
     }
@@ -175,6 +171,12 @@ impl Pace {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a visitor does not do.
+enum Quiet {
+    Idle,
+    Stalled,
 }
 
 /// From a request to the end of its answer.
@@ -187,20 +189,24 @@ struct Exchange {
 
 impl Exchange {
     fn waits_for_visitor(&self, waits: bool) {
-        self.pace.state().exchanges.insert(self.number, waits.then(Instant::now));
+        let mut state = self.pace.state();
+        let since = waits.then_some(state.tick);
+        if let Some(exchange) = state.exchanges.iter_mut().find(|exchange| exchange.0 == self.number) {
+            exchange.1 = since;
+        }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         let mut state = self.pace.state();
-        state.exchanges.remove(&self.number);
-        state.moved = Instant::now();
+        state.exchanges.retain(|exchange| exchange.0 != self.number);
+        state.moved = state.tick;
         if self.is_done {
             return;
         }
         if state.resets.1.elapsed() >= Duration::from_secs(1) {
-            state.resets = (0, state.moved);
+            state.resets = (0, Instant::now());
         }
         state.resets.0 += 1;
         if state.resets.0 > MAX_RESETS {
@@ -223,9 +229,11 @@ impl Body for Paced {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.exchange.waits_for_visitor(false);
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.exchange.waits_for_visitor(true);
         // An answer that breaks off is not given up by the visitor.
-        self.exchange.is_done = !matches!(frame, Some(Ok(_)));
+        self.exchange.is_done = !matches!(frame, Some(Ok(_))) || self.body.is_end_stream();
+        if !self.exchange.is_done {
+            self.exchange.waits_for_visitor(true);
+        }
         Poll::Ready(frame)
     }
 
