@@ -4,7 +4,7 @@
 //! the same way for both.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -227,14 +227,26 @@ impl AsyncRead for AnswerFirst {
 }
 
 impl AsyncWrite for AnswerFirst {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         if !self.is_deaf {
-            match ready!(Pin::new(&mut self.io).poll_write(cx, buf)) {
+            match ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs)) {
                 Err(_) => self.is_deaf = true,
                 written => return Poll::Ready(written),
             }
         }
-        Poll::Ready(Ok(buf.len()))
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
