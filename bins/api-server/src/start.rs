@@ -106,12 +106,13 @@ fn warn_of_end(issuer_not_after: Time, cert_days: u32) {
 fn passphrase() -> anyhow::Result<Option<Passphrase>> {
     match (secret_variable("ADIT_CA_PASSPHRASE")?, std::env::var_os("ADIT_CA_PASSPHRASE_FILE")) {
         (Some(_), Some(_)) => bail!("ADIT_CA_PASSPHRASE and ADIT_CA_PASSPHRASE_FILE are both set: set one"),
-        (Some(text), None) => Ok(Some(Passphrase::new(text))),
+        (Some(text), None) => Passphrase::new(text).map(Some).context("ADIT_CA_PASSPHRASE"),
         (None, Some(path)) => {
             let path = Path::new(&path);
             let text = fs::read_to_string(path)
                 .with_context(|| format!("ADIT_CA_PASSPHRASE_FILE: cannot read {}", path.display()))?;
-            Ok(Some(Passphrase::new(text.lines().next().unwrap_or_default().to_owned())))
+            let passphrase = Passphrase::from_file_text(&text);
+            passphrase.map(Some).with_context(|| format!("ADIT_CA_PASSPHRASE_FILE: {}", path.display()))
         }
         (None, None) => Ok(None),
     }

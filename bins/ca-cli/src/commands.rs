@@ -13,6 +13,7 @@ use pki_core::{
 use serde::Serialize;
 use serde_json::json;
 
+use crate::files::Output;
 use crate::{Fingerprint, Init, Inspect, NewCsr, Sign, Verify, files, text};
 
 pub(crate) fn init(init: &Init, json: bool) -> anyhow::Result<()> {
@@ -38,6 +39,7 @@ pub(crate) fn csr(csr: &NewCsr, json: bool) -> anyhow::Result<()> {
     }
     let key_path = csr.key.clone().unwrap_or_else(|| PathBuf::from(format!("{}.key", csr.host)));
     let out = csr.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.csr", csr.host)));
+    let output = Output::new(&out, &[&key_path], csr.force)?;
     let key = if key_path.exists() {
         eprintln!("using the key in {}", key_path.display());
         files::read_key_pair(&key_path)?
@@ -53,7 +55,7 @@ pub(crate) fn csr(csr: &NewCsr, json: bool) -> anyhow::Result<()> {
         params.distinguished_name.push(rcgen::DnType::CommonName, csr.host.as_str());
     }
     let request = params.serialize_request(&key).context("cannot make the request")?;
-    files::write(&out, request.pem().context("cannot make the request")?.as_bytes())?;
+    output.write(request.pem().context("cannot make the request")?.as_bytes())?;
     if out != Path::new("-") {
         eprintln!("made a request for {}: {}", csr.host, out.display());
         if json {
@@ -64,6 +66,10 @@ pub(crate) fn csr(csr: &NewCsr, json: bool) -> anyhow::Result<()> {
 }
 
 pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
+    let authority = [ca_dir::ROOT_CERTIFICATE, ca_dir::ROOT_KEY, ca_dir::ISSUING_CERTIFICATE, ca_dir::ISSUING_KEY];
+    let authority = authority.map(|file| sign.ca.join(file));
+    let inputs = [Some(&sign.csr), sign.passphrase_file.as_ref()].into_iter().flatten().chain(&authority);
+    let output = Output::new(&sign.out, &inputs.map(PathBuf::as_path).collect::<Vec<_>>(), sign.force)?;
     let passphrase = files::passphrase(sign.passphrase_file.as_deref())?;
     let read = || format!("cannot use the request {}", sign.csr.display());
     let request = Csr::from_file(&files::read(&sign.csr)?).with_context(read)?;
@@ -72,6 +78,7 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
         None => own_name(&request).with_context(read)?,
     };
     let ca = CaDir::open(&sign.ca, passphrase.as_ref())?;
+    ca.check_validity(now())?;
     let issuer = Issuer::new(&ca.issuing, &ca.key)?;
     let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, sign.days))?;
     let approved = request
@@ -82,7 +89,7 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
     let chain = if sign.no_chain { String::new() } else { certificate_to_pem(&ca.issuing) };
     let to_stdout = sign.out == Path::new("-");
     if !(json && to_stdout) {
-        files::write(&sign.out, format!("{}{chain}", leaf.to_pem()).as_bytes())?;
+        output.write(format!("{}{chain}", leaf.to_pem()).as_bytes())?;
     }
     eprintln!("signed {host} until {} (SHA-256 {})", leaf.not_after(), leaf.fingerprint());
     if json {

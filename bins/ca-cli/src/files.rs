@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use ca_dir::Passphrase;
 use zeroize::Zeroizing;
 
@@ -27,15 +28,61 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Requests and certificates are public and may be replaced.
-pub(crate) fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+/// A file that a command will write. Requests and certificates are public and
+/// may be replaced; what is an input, or holds a private key, may not.
+pub(crate) struct Output<'a>(&'a Path);
+
+impl<'a> Output<'a> {
+    /// Looks before anything is read, made or written; `force` looks away.
+    pub(crate) fn new(path: &'a Path, inputs: &[&Path], force: bool) -> anyhow::Result<Self> {
+        if !force && path != Path::new("-") {
+            let shown = path.display();
+            let is_same = |input: &&Path| *input == path || is_same_file(input, path).unwrap_or(false);
+            ensure!(
+                !inputs.iter().any(is_same),
+                "{shown} is an input of this command: name another file, or use --force"
+            );
+            ensure!(!holds_private_key(path), "{shown} holds a private key: name another file, or use --force");
+        }
+        Ok(Self(path))
+    }
+
+    pub(crate) fn write(&self, content: &[u8]) -> anyhow::Result<()> {
+        write(self.0, content)
+    }
+}
+
+/// By whatever names: links, and `./x` for `x`.
+fn is_same_file(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (fs::metadata(one)?, fs::metadata(other)?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+}
+
+fn holds_private_key(path: &Path) -> bool {
+    // What is not there, or cannot be read, is told when it is written.
+    let Ok(bytes) = read(path).map(Zeroizing::new) else { return false };
+    const WORDS: &[u8] = b"PRIVATE KEY-----";
+    // In DER, private keys of every form and PKCS #12 files begin with a version; requests,
+    // certificates and lists with a sequence.
+    let in_der = match bytes.as_slice() {
+        [0x30, 0x81, _, tag, ..] | [0x30, 0x82, _, _, tag, ..] | [0x30, 0..=0x7f, tag, ..] => *tag == 0x02,
+        _ => false,
+    };
+    in_der || bytes.windows(WORDS.len()).any(|window| window == WORDS)
+}
+
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let written = if path == Path::new("-") { to_stdout(content) } else { fs::write(path, content) };
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An answer on standard output.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    to_stdout(text.as_bytes()).context("cannot write to standard output")
+    print_bytes(text.as_bytes())
+}
+
+pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    to_stdout(bytes).context("cannot write to standard output")
 }
 
 /// Whoever reads may have seen enough (`| head`): that is no error.
@@ -48,17 +95,14 @@ fn to_stdout(content: &[u8]) -> io::Result<()> {
 }
 
 pub(crate) fn read_key_pair(path: &Path) -> anyhow::Result<rcgen::KeyPair> {
-    let pem = Zeroizing::new(fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
-    rcgen::KeyPair::from_pem(&pem)
-        .with_context(|| format!("{} is not an unencrypted private key in PKCS #8", path.display()))
+    let pem = Zeroizing::new(read(path)?);
+    let pkcs8 = pkcs8_from_pem(&pem, path)?;
+    rcgen::KeyPair::try_from(pkcs8.as_slice()).with_context(|| format!("cannot use the key {}", path.display()))
 }
 
-/// The DER of a `PRIVATE KEY` block.
+/// The DER of a private key that is not encrypted.
 pub(crate) fn pkcs8_from_pem(pem: &[u8], path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
-    let not_a_key = || format!("{} is not an unencrypted private key in PKCS #8", path.display());
-    let pem = std::str::from_utf8(pem).with_context(not_a_key)?;
-    let pair = rcgen::KeyPair::from_pem(pem).with_context(not_a_key)?;
-    Ok(Zeroizing::new(pair.serialize_der()))
+    Ok(ca_dir::pkcs8_from_text(pem, path, None)?)
 }
 
 /// The first line of a file.
@@ -66,5 +110,7 @@ pub(crate) fn passphrase(path: Option<&Path>) -> anyhow::Result<Option<Passphras
     let Some(path) = path else { return Ok(None) };
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read the passphrase file {}", path.display()))?;
-    Ok(Some(Passphrase::new(text.lines().next().unwrap_or_default().to_owned())))
+    let text = Zeroizing::new(text);
+    let passphrase = Passphrase::from_file_text(&text);
+    passphrase.map(Some).with_context(|| format!("cannot use the passphrase file {}", path.display()))
 }

@@ -8,7 +8,7 @@ mod panel;
 mod panel_client;
 mod text;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ca_dir::KeyAlgorithm;
@@ -19,7 +19,8 @@ use pki_core::{DnsName, Time, Usage};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "A file named - is standard input or output. A private key is never overwritten.\n\n\
+    after_help = "A file named - is standard input or output. A private key is never overwritten,\n\
+                  nor is an input: --force does.\n\n\
                   Examples:\n  \
                   ca-cli init ca --zone adit.localhost        an authority in the directory ca\n  \
                   ca-cli csr my-agent.adit.localhost          a key and a request in two files\n  \
@@ -83,6 +84,9 @@ struct NewCsr {
     /// Kind of a new key: p256, p384, ed25519, rsa2048, rsa3072, rsa4096
     #[arg(long, value_name = "KIND", default_value = "p256")]
     algorithm: KeyAlgorithm,
+    /// Write the request over a file with a private key or over an input
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Args)]
@@ -104,6 +108,9 @@ struct Sign {
     /// Leave the intermediate out
     #[arg(long)]
     no_chain: bool,
+    /// Write the certificate over a file with a private key or over an input
+    #[arg(long)]
+    force: bool,
     /// Decrypt the key with the first line of this file
     #[arg(long, value_name = "FILE", env = "ADIT_CA_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
@@ -164,7 +171,7 @@ fn main() -> ExitCode {
         Command::Completions(Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ca-cli", &mut script);
-            files::write(Path::new("-"), &script)
+            files::print(&String::from_utf8_lossy(&script))
         }
     };
     match result {

@@ -126,7 +126,7 @@ fn export(export: &Export, json: bool) -> anyhow::Result<()> {
     let given = password(export.password_file.as_deref())?;
     let made = if given.is_none() { Some(random_password()?) } else { None };
     let Some(password) = given.as_ref().or(made.as_ref()) else { bail!("no password") };
-    ensure!(!password.is_empty(), "the password is empty");
+    ensure!(!password.trim().is_empty(), "the password is empty: it needs a character other than a blank");
     let mut random = Zeroizing::new([0; 80]);
     getrandom::fill(&mut *random).context("the system gives no random numbers")?;
     let bundle = Bundle {
@@ -137,7 +137,7 @@ fn export(export: &Export, json: bool) -> anyhow::Result<()> {
     };
     let file = bundle.encrypt(password, export.encryption, &random).context("cannot make the PKCS #12 file")?;
     if out == Path::new("-") {
-        files::write(&out, &file)?;
+        files::print_bytes(&file)?;
     } else {
         ca_dir::write_new(&out, &file, 0o600)?;
         eprintln!("made {}: a key, its certificate and {} of authorities", out.display(), authorities.len());
@@ -275,6 +275,7 @@ pub(crate) fn password(path: Option<&Path>) -> anyhow::Result<Option<Zeroizing<S
             Err(error) => return Err(error).context(PASSWORD_VARIABLE),
         },
     };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(Some(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned())))
 }
 

@@ -69,7 +69,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
             return Some("move the old one away, or name another path");
         }
         if let Some(KeyFileError::PassphraseMissing { .. }) = cause.downcast_ref() {
-            return Some("use --passphrase-file");
+            return Some(
+                "use --passphrase-file where a command has it, or decrypt a copy: openssl pkey -in KEY -out COPY",
+            );
         }
         if let Some(ChainError::UnknownIssuer { .. }) = cause.downcast_ref() {
             return Some("give intermediates after the leaf or with --untrusted, and the root with --anchor");

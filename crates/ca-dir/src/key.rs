@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use pkcs8::der::Decode as _;
+use pkcs8::der::asn1::{AnyRef, OctetStringRef};
 use pkcs8::der::pem::PemLabel as _;
-use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, PrivateKeyInfoRef, SecretDocument};
+use pkcs8::der::{Decode as _, SliceReader, Tag, TagNumber, Tagged as _};
+use pkcs8::spki::AlgorithmIdentifierRef;
+use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, ObjectIdentifier, PrivateKeyInfoRef, SecretDocument};
 use pki_core::crypto::PrivateKeyError;
 use pki_core::crypto::aws_lc::PrivateKey;
 use rcgen::{KeyPair, RsaKeySize};
@@ -67,12 +69,35 @@ impl FromStr for KeyAlgorithm {
 #[derive(Clone)]
 pub struct Passphrase(Zeroizing<String>);
 
+/// A passphrase that nobody wrote: a secret that was not filled in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the passphrase is empty: it needs a character other than a blank")]
+pub struct EmptyPassphrase;
+
 impl Passphrase {
     /// From the text; line ends are part of it.
-    pub fn new(text: String) -> Self {
-        Self(Zeroizing::new(text))
+    ///
+    /// # Errors
+    ///
+    /// [`EmptyPassphrase`] when there are no more than blanks.
+    pub fn new(text: String) -> Result<Self, EmptyPassphrase> {
+        let text = Zeroizing::new(text);
+        if text.trim().is_empty() { Err(EmptyPassphrase) } else { Ok(Self(text)) }
+    }
+
+    /// From a file's text: its first line, without the byte order mark that
+    /// some editors put before it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Passphrase::new`].
+    pub fn from_file_text(text: &str) -> Result<Self, EmptyPassphrase> {
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+        Self::new(text.lines().next().unwrap_or_default().to_owned())
     }
 }
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 impl fmt::Debug for Passphrase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,8 +117,8 @@ pub enum KeyFileError {
         /// Why not.
         source: std::io::Error,
     },
-    /// Not a private key in PKCS #8.
-    #[error("{} is not a private key in PKCS #8 (PEM label PRIVATE KEY or ENCRYPTED PRIVATE KEY)", path.display())]
+    /// No private key in PEM.
+    #[error("{} is not a private key in PEM (label PRIVATE KEY, ENCRYPTED PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY)", path.display())]
     Malformed {
         /// The path.
         path: PathBuf,
@@ -110,9 +135,21 @@ pub enum KeyFileError {
         /// The path.
         path: PathBuf,
     },
+    /// Encrypted as OpenSSL did before version 1.0.
+    #[error("{} is encrypted in a way that anyone can break: encrypt it anew (openssl pkcs8 -topk8)", path.display())]
+    OldEncryption {
+        /// The path.
+        path: PathBuf,
+    },
     /// The key is encrypted.
     #[error("{} is encrypted: give its passphrase", path.display())]
     PassphraseMissing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Written by an editor of Windows.
+    #[error("{} is UTF-16: save it as UTF-8", path.display())]
+    Utf16 {
         /// The path.
         path: PathBuf,
     },
@@ -163,51 +200,99 @@ pub fn write_private_key(path: &Path, key: &KeyPair, passphrase: Option<&Passphr
     write_new(path, pem.as_bytes(), 0o600)
 }
 
-/// Reads a key in PKCS #8, decrypting it if it is encrypted, or an RSA key in
-/// PKCS #1, as OpenSSL wrote it before version 3.
+/// Reads a key in PKCS #8, decrypting it if it is encrypted, or an RSA or EC
+/// key in the form of its own (PKCS #1, SEC 1), as OpenSSL writes them, too.
+///
+/// Whatever else stands in the file, parameters or certificates, is passed over.
 ///
 /// # Errors
 ///
 /// [`KeyFileError`] names the file.
 pub fn read_private_key(path: &Path, passphrase: Option<&Passphrase>) -> Result<PrivateKey, KeyFileError> {
-    let path_of_error = || path.to_owned();
-    let pem = fs::read_to_string(path).map_err(|source| KeyFileError::Io { path: path.to_owned(), source })?;
-    let pem = Zeroizing::new(pem);
-    let malformed = || KeyFileError::Malformed { path: path_of_error() };
-    let (label, document) = SecretDocument::from_pem(&pem).map_err(|_| malformed())?;
+    let text = fs::read(path).map_err(|source| KeyFileError::Io { path: path.to_owned(), source })?;
+    let pkcs8 = pkcs8_from_text(&Zeroizing::new(text), path, passphrase)?;
+    Ok(PrivateKey::from_pkcs8_der(&pkcs8)?)
+}
+
+/// The first private key of a text, as the DER of PKCS #8 without encryption;
+/// `path` is for errors. See [`read_private_key`].
+///
+/// # Errors
+///
+/// [`KeyFileError`].
+pub fn pkcs8_from_text(
+    text: &[u8],
+    path: &Path,
+    passphrase: Option<&Passphrase>,
+) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let path = || path.to_owned();
+    let malformed = || KeyFileError::Malformed { path: path() };
+    if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
+        return Err(KeyFileError::Utf16 { path: path() });
+    }
+    let text = std::str::from_utf8(text).map_err(|_| malformed())?;
+    let (label, block) = first_key(text).ok_or_else(malformed)?;
+    // The encryption that OpenSSL had before PKCS #8: its key is one MD5 of the passphrase.
+    if block.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(KeyFileError::OldEncryption { path: path() });
+    }
+    if label != EncryptedPrivateKeyInfoRef::PEM_LABEL && passphrase.is_some() {
+        return Err(KeyFileError::NotEncrypted { path: path() });
+    }
+    let (_, document) = SecretDocument::from_pem(block).map_err(|_| malformed())?;
     let plain = match label {
-        PrivateKeyInfoRef::PEM_LABEL if passphrase.is_some() => {
-            return Err(KeyFileError::NotEncrypted { path: path_of_error() });
-        }
-        PrivateKeyInfoRef::PEM_LABEL => document,
-        RSA_LABEL if passphrase.is_some() => {
-            return Err(KeyFileError::NotEncrypted { path: path_of_error() });
-        }
         RSA_LABEL => wrapped_rsa(document.as_bytes()).ok_or_else(malformed)?,
+        EC_LABEL => wrapped_ec(document.as_bytes()).ok_or_else(malformed)?,
         EncryptedPrivateKeyInfoRef::PEM_LABEL => {
-            let passphrase = passphrase.ok_or_else(|| KeyFileError::PassphraseMissing { path: path_of_error() })?;
+            let passphrase = passphrase.ok_or_else(|| KeyFileError::PassphraseMissing { path: path() })?;
             let encrypted = EncryptedPrivateKeyInfoRef::from_der(document.as_bytes()).map_err(|_| malformed())?;
-            encrypted
-                .decrypt(passphrase.0.as_bytes())
-                .map_err(|_| KeyFileError::Passphrase { path: path_of_error() })?
+            encrypted.decrypt(passphrase.0.as_bytes()).map_err(|_| KeyFileError::Passphrase { path: path() })?
         }
-        _ => return Err(malformed()),
+        _ => document,
     };
-    Ok(PrivateKey::from_pkcs8_der(plain.as_bytes())?)
+    Ok(Zeroizing::new(plain.as_bytes().to_vec()))
 }
 
 /// RSAPrivateKey, by itself (RFC 8017 appendix A.1.2).
 const RSA_LABEL: &str = "RSA PRIVATE KEY";
+/// ECPrivateKey, by itself (RFC 5915).
+const EC_LABEL: &str = "EC PRIVATE KEY";
+
+/// Label and text of the first PEM block with a private key.
+fn first_key(text: &str) -> Option<(&'static str, &str)> {
+    const LABELS: [&str; 4] =
+        [PrivateKeyInfoRef::PEM_LABEL, EncryptedPrivateKeyInfoRef::PEM_LABEL, RSA_LABEL, EC_LABEL];
+    let block = |label: &'static str| {
+        let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+        let start = text.find(&begin)?;
+        let length = text[start..].find(&end)? + end.len();
+        Some((start, label, &text[start..start + length]))
+    };
+    let first = LABELS.into_iter().filter_map(block).min_by_key(|(start, ..)| *start);
+    first.map(|(_, label, block)| (label, block))
+}
 
 /// The same key as a PrivateKeyInfo (RFC 5958).
 fn wrapped_rsa(pkcs1: &[u8]) -> Option<SecretDocument> {
-    use pkcs8::der::asn1::{AnyRef, OctetStringRef};
-    use pkcs8::spki::AlgorithmIdentifierRef;
+    const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+    wrapped(AlgorithmIdentifierRef { oid: RSA_ENCRYPTION, parameters: Some(AnyRef::NULL) }, pkcs1)
+}
 
-    const RSA_ENCRYPTION: pkcs8::ObjectIdentifier = pkcs8::ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-    let algorithm = AlgorithmIdentifierRef { oid: RSA_ENCRYPTION, parameters: Some(AnyRef::NULL) };
-    let info = PrivateKeyInfoRef::new(algorithm, OctetStringRef::new(pkcs1).ok()?);
-    SecretDocument::try_from(info).ok()
+/// The same key as a PrivateKeyInfo, which names the curve outside.
+fn wrapped_ec(sec1: &[u8]) -> Option<SecretDocument> {
+    const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+    let fields = AnyRef::from_der(sec1).ok()?;
+    let mut fields = SliceReader::new(fields.value()).ok()?;
+    let _version = u8::decode(&mut fields).ok()?;
+    let _key = <&OctetStringRef>::decode(&mut fields).ok()?;
+    let parameters = AnyRef::decode(&mut fields).ok()?;
+    let is_named = parameters.tag() == Tag::ContextSpecific { constructed: true, number: TagNumber(0) };
+    let curve: ObjectIdentifier = is_named.then(|| ObjectIdentifier::from_der(parameters.value()).ok())??;
+    wrapped(AlgorithmIdentifierRef { oid: EC_PUBLIC_KEY, parameters: Some((&curve).into()) }, sec1)
+}
+
+fn wrapped(algorithm: AlgorithmIdentifierRef<'_>, key: &[u8]) -> Option<SecretDocument> {
+    SecretDocument::try_from(PrivateKeyInfoRef::new(algorithm, OctetStringRef::new(key).ok()?)).ok()
 }
 
 pub(crate) fn signer(key: &KeyPair) -> Result<PrivateKey, KeyFileError> {

@@ -25,7 +25,10 @@ use pki_core::{
     verify_chain,
 };
 
-pub use key::{KeyAlgorithm, KeyFileError, Passphrase, generate_key, read_private_key, write_private_key};
+pub use key::{
+    EmptyPassphrase, KeyAlgorithm, KeyFileError, Passphrase, generate_key, pkcs8_from_text, read_private_key,
+    write_private_key,
+};
 
 /// The root's certificate.
 pub const ROOT_CERTIFICATE: &str = "root.crt";
@@ -72,6 +75,30 @@ pub enum CaDirError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// The machine's clock was not set.
+    #[error("the clock says {now}, which is before this program was written: set it first")]
+    Clock {
+        /// What the clock says.
+        now: Time,
+    },
+    /// The authority's time is over.
+    #[error("{file} expired on {not_after}: nothing that it signs is accepted any more, renew it")]
+    Expired {
+        /// Which certificate.
+        file: &'static str,
+        /// Its last second.
+        not_after: Time,
+    },
+    /// The authority's time has not come, or the clock is late.
+    #[error("{file} is valid from {not_before}, and the clock says {now}: is it right?")]
+    NotYetValid {
+        /// Which certificate.
+        file: &'static str,
+        /// Its first second.
+        not_before: Time,
+        /// What the clock says.
+        now: Time,
     },
     /// A file that is no certificate.
     #[error("{} is not a certificate", path.display())]
@@ -122,11 +149,12 @@ impl CaDir {
     ///
     /// # Errors
     ///
-    /// [`CaDirError`]; nothing is left at `path` then.
+    /// [`CaDirError`], that of [`check_clock`] among them; nothing is left at `path` then.
     pub fn create(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>, now: Time) -> Result<Self, CaDirError> {
         if path.exists() {
             return Err(CaDirError::Exists { path: path.to_owned() });
         }
+        check_clock(now)?;
         let made = now.minus(BACKDATE);
         let (root_key, issuing_key) = (generate_key(KeyAlgorithm::P256)?, generate_key(KeyAlgorithm::P256)?);
         let (root_signer, signer) = (key::signer(&root_key)?, key::signer(&issuing_key)?);
@@ -162,8 +190,12 @@ impl CaDir {
         let issuing = read_certificate(&path.join(ISSUING_CERTIFICATE))?;
         let issued = Certificate::from_der(&issuing)
             .map_err(|source| CaDirError::Certificate { path: path.join(ISSUING_CERTIFICATE), source })?;
-        // Whether it is valid now is told when it signs; here, whether the two belong together.
-        let expectation = Expectation { host: None, usage: None, at: issued.not_before() };
+        // Whether the two belong together, and not whether they are valid now: see `check_validity`. A
+        // root that was renewed with the same key is younger than what it issued.
+        let trusted = Certificate::from_der(&root)
+            .map_err(|source| CaDirError::Certificate { path: path.join(ROOT_CERTIFICATE), source })?;
+        let at = issued.not_before().max(trusted.not_before());
+        let expectation = Expectation { host: None, usage: None, at };
         verify_chain(&[&issuing], &[&root], &expectation, &AwsLc)
             .map_err(|source| CaDirError::Chain { path: path.join(ISSUING_CERTIFICATE), source })?;
         let key = read_private_key(&path.join(ISSUING_KEY), passphrase)?;
@@ -171,6 +203,40 @@ impl CaDir {
             .map_err(|source| CaDirError::Issuer { path: path.join(ISSUING_CERTIFICATE), source })?;
         Ok(Self { root, issuing, key })
     }
+
+    /// Are root and intermediate valid at this time? Whoever signs all the
+    /// same makes certificates that nobody accepts.
+    ///
+    /// # Errors
+    ///
+    /// [`CaDirError::Expired`] or [`CaDirError::NotYetValid`].
+    pub fn check_validity(&self, now: Time) -> Result<(), CaDirError> {
+        for (file, der) in [(ISSUING_CERTIFICATE, &self.issuing), (ROOT_CERTIFICATE, &self.root)] {
+            let malformed = |source| CaDirError::Certificate { path: PathBuf::from(file), source };
+            let certificate = Certificate::from_der(der).map_err(malformed)?;
+            let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
+            if now > not_after {
+                return Err(CaDirError::Expired { file, not_after });
+            }
+            if now < not_before {
+                return Err(CaDirError::NotYetValid { file, not_before, now });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a clock that cannot be right: it shows a time before this code was
+/// written. Machines without a battery start in 1970, and an authority made
+/// then lives in the past.
+///
+/// # Errors
+///
+/// [`CaDirError::Clock`].
+pub fn check_clock(now: Time) -> Result<(), CaDirError> {
+    // A literal, and not the time of the build, so that builds can be repeated.
+    const WRITTEN: Time = Time::from_unix(1_793_491_200);
+    if now < WRITTEN { Err(CaDirError::Clock { now }) } else { Ok(()) }
 }
 
 /// The profile of leafs that this layout is for: `days` of validity, and
@@ -294,12 +360,12 @@ mod tests {
     fn keys_can_be_encrypted() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("ca");
-        let passphrase = Passphrase::new("correct horse".to_owned());
+        let passphrase = Passphrase::new("correct horse".to_owned()).expect("a passphrase");
         CaDir::create(&path, &zone(), Some(&passphrase), NOW).expect("made");
         let pem = fs::read_to_string(path.join(ISSUING_KEY)).expect("a key");
         assert!(pem.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"), "{pem}");
         assert!(CaDir::open(&path, Some(&passphrase)).is_ok());
-        let wrong = Passphrase::new("wrong".to_owned());
+        let wrong = Passphrase::new("wrong".to_owned()).expect("a passphrase");
         let refused = CaDir::open(&path, Some(&wrong)).expect_err("refused");
         assert!(matches!(refused, CaDirError::Key(KeyFileError::Passphrase { .. })), "{refused}");
         let refused = CaDir::open(&path, None).expect_err("refused");
@@ -323,7 +389,78 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("ca");
         CaDir::create(&path, &zone(), None, NOW).expect("made");
-        let refused = CaDir::open(&path, Some(&Passphrase::new("idle".to_owned()))).expect_err("refused");
+        let refused =
+            CaDir::open(&path, Some(&Passphrase::new("idle".to_owned()).expect("a passphrase"))).expect_err("refused");
         assert!(matches!(refused, CaDirError::Key(KeyFileError::NotEncrypted { .. })), "{refused}");
+    }
+
+    /// chris2511/xca#411, OpenVPN/easy-rsa#1384: `openssl x509 -in root.crt -signkey root.key`.
+    #[test]
+    fn a_root_renewed_with_its_key_keeps_its_intermediate() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ca");
+        let made = CaDir::create(&path, &zone(), None, NOW).expect("made");
+        let key = read_private_key(&path.join(ROOT_KEY), None).expect("the root's key");
+        let old = Certificate::from_der(&made.root).expect("a certificate");
+        let name = old.common_names().expect("a name").remove(0);
+        let subject = Subject::with_organization(&name, "Adit").expect("a subject");
+        let later = NOW.plus(365 * DAY);
+        let new = pki_core::root(&subject, &key, ROOT_VALIDITY, random_serial().expect("random"), later);
+        let new = new.map(|root| root.sign(&key).expect("signed")).expect("a root");
+        fs::write(path.join(ROOT_CERTIFICATE), new.to_pem()).expect("written");
+        let opened = CaDir::open(&path, None).expect("the two belong together");
+        assert!(opened.check_validity(later).is_ok());
+        let early = opened.check_validity(NOW);
+        assert!(matches!(early, Err(CaDirError::NotYetValid { file: ROOT_CERTIFICATE, .. })), "{early:?}");
+        let late = opened.check_validity(NOW.plus(ISSUING_VALIDITY));
+        assert!(matches!(late, Err(CaDirError::Expired { file: ISSUING_CERTIFICATE, .. })), "{late:?}");
+    }
+
+    /// No battery, no network yet: 1970.
+    #[test]
+    fn no_authority_is_made_before_the_clock_is_set() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ca");
+        let refused = CaDir::create(&path, &zone(), None, Time::from_unix(3_600)).expect_err("refused");
+        assert!(matches!(refused, CaDirError::Clock { .. }), "{refused}");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_passphrase_of_nothing_is_none() {
+        for text in ["", "\n", "  \t\nsecond line", "\u{feff}", "\u{feff}\r\n"] {
+            assert!(Passphrase::from_file_text(text).is_err(), "{text:?}");
+        }
+        assert!(Passphrase::from_file_text("\u{feff}correct horse\r\n").is_ok());
+    }
+
+    /// `openssl ecparam -genkey` writes two blocks; editors add marks and line ends.
+    #[test]
+    fn keys_are_read_in_every_form_that_openssl_writes() {
+        const SEC1: &str = include_str!("../tests/data/sec1.pem");
+        const PARAMETERS: &str = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key.pem");
+        let read = |text: &[u8]| {
+            fs::write(&path, text).expect("written");
+            read_private_key(&path, None).map(|key| key.spki().to_vec())
+        };
+        let spki = read(SEC1.as_bytes()).expect("a key");
+        for text in [
+            format!("{PARAMETERS}{SEC1}"),
+            format!("\u{feff}{SEC1}"),
+            SEC1.replace('\n', "\r\n"),
+            format!("Key of the authority\n{SEC1}\n\n"),
+            format!("{}{SEC1}", certificate_to_pem(b"a certificate")),
+        ] {
+            assert_eq!(read(text.as_bytes()).expect("a key"), spki, "{text}");
+        }
+        let refused = read(&[b"\xff\xfe", SEC1.as_bytes()].concat()).expect_err("refused");
+        assert!(matches!(refused, KeyFileError::Utf16 { .. }), "{refused}");
+        let old = SEC1.replacen("-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1);
+        let refused = read(old.as_bytes()).expect_err("refused");
+        assert!(matches!(refused, KeyFileError::OldEncryption { .. }), "{refused}");
+        let refused = read(PARAMETERS.as_bytes()).expect_err("refused");
+        assert!(matches!(refused, KeyFileError::Malformed { .. }), "{refused}");
     }
 }

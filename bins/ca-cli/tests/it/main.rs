@@ -78,6 +78,58 @@ fn keys_are_private_and_never_overwritten() {
 }
 
 #[test]
+fn an_output_replaces_neither_a_key_nor_an_input() {
+    let directory = Directory::with_request();
+    let (csr, key) = (format!("{HOST}.csr"), format!("{HOST}.key"));
+    let at = |name: &str| directory.path().join(name);
+    let content = |name: &str| fs::read(at(name)).expect("a file");
+    std::os::unix::fs::symlink(&key, at("link")).expect("a link");
+    let leaf = directory.succeed(&["sign", &csr, "--ca", "ca"]);
+    fs::write(at("leaf.crt"), leaf).expect("written");
+    // As every PKCS #12 file begins.
+    fs::write(at("bundle.p12"), [0x30, 0x03, 0x02, 0x01, 0x03]).expect("written");
+    let sign = |out: &str| ["sign", &csr, "--ca", "ca", "--out", out].map(str::to_owned);
+    let make = |out: &str| ["csr", HOST, "--key", &key, "--out", out].map(str::to_owned);
+    let mut commands = vec![make(&key).to_vec(), make(&format!("./{key}")).to_vec(), make("link").to_vec()];
+    for out in [&key, &csr, "link", "ca/root.crt", "ca/issuing.key", "bundle.p12"] {
+        commands.push(sign(out).to_vec());
+    }
+    let fresh = ["csr", HOST, "--key", "fresh.key", "--out", "fresh.key"].map(str::to_owned);
+    commands.push(fresh.to_vec());
+    for command in commands {
+        let out = command.last().expect("an output").clone();
+        let before = fs::read(at(&out)).ok();
+        let error = directory.fail(1, &command.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(error.contains("--force"), "{command:?}: {error}");
+        assert_eq!(fs::read(at(&out)).ok(), before, "{command:?}");
+    }
+    // Public files are replaced; others when they must.
+    directory.succeed(&["sign", &csr, "--ca", "ca", "--out", "leaf.crt"]);
+    directory.succeed(&["sign", &csr, "--ca", "ca", "--out", &key, "--force"]);
+    assert!(content(&key).starts_with(b"-----BEGIN CERTIFICATE"));
+}
+
+#[test]
+fn a_passphrase_file_that_was_not_filled_in_is_refused() {
+    let directory = Directory::new();
+    for text in ["", "  \n", "\u{feff}"] {
+        fs::write(directory.path().join("secret"), text).expect("written");
+        let error = directory.fail(1, &["init", "ca", "--zone", "adit.localhost", "--passphrase-file", "secret"]);
+        assert!(error.contains("the passphrase is empty"), "{error}");
+        assert!(!directory.path().join("ca").exists());
+    }
+}
+
+#[test]
+fn keys_of_openssl_are_used_as_they_are() {
+    let directory = Directory::new();
+    let sec1 = include_str!("../../../../crates/ca-dir/tests/data/sec1.pem");
+    fs::write(directory.path().join("sec1.pem"), sec1).expect("written");
+    directory.succeed(&["csr", HOST, "--key", "sec1.pem"]);
+    assert!(directory.succeed(&["inspect", &format!("{HOST}.csr")]).contains("P-256"));
+}
+
+#[test]
 fn programs_read_json() {
     let directory = Directory::with_request();
     let csr = format!("{HOST}.csr");

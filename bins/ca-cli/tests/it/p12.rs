@@ -81,7 +81,7 @@ fn files_are_not_overwritten_and_keys_must_fit() {
     let error = directory.fail(1, &["p12", "export", "--cert", "leaf.crt", "--key", "other.key"]);
     assert!(error.contains("other.key is not the key of the certificate leaf.crt"), "{error}");
     let error = directory.fail(1, &["p12", "export", "--cert", "leaf.crt", "--key", "leaf.crt"]);
-    assert!(error.contains("leaf.crt is not an unencrypted private key in PKCS #8"), "{error}");
+    assert!(error.contains("leaf.crt is not a private key in PEM"), "{error}");
     directory.write("empty", b"\n");
     let error = directory.fail(1, &[&EXPORT[..], &["--password-file", "empty", "--out", "x.p12"]].concat());
     assert!(error.contains("the password is empty"), "{error}");
