@@ -7,11 +7,12 @@ use anyhow::{Context as _, bail};
 use ca_dir::{CaDir, leaf_profile, random_serial};
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{
-    Csr, DnsName, Expectation, Issuer, KeyPolicy, MAX_CRL_OCTETS, Profile, Time, Usage, certificate_to_pem,
-    certificates_from_file, inspect_certificate, inspect_crl, inspect_csr, revocation_list_from_file, verify_chain,
+    Csr, CsrError, DnsName, Expectation, Issuer, KeyPolicy, MAX_CRL_OCTETS, PemError, Profile, Time, Usage,
+    certificate_to_pem, certificates_from_file, inspect_certificate, inspect_crl, inspect_csr,
+    revocation_lists_from_file, verify_chain,
 };
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::files::Output;
 use crate::{Fingerprint, Init, Inspect, NewCsr, Sign, Verify, files, text};
@@ -108,27 +109,65 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
 
 pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
     let bytes = files::read_at_most(&inspect.file, MAX_CRL_OCTETS as u64)?;
-    let context = || format!("cannot inspect {}", inspect.file.display());
-    if let Ok(request) = Csr::from_file(&bytes) {
-        let summary = inspect_csr(&request).with_context(context)?;
-        return if json { print_json(&summary) } else { files::print(&text::csr(&summary)) };
+    let parts = parts(&bytes).with_context(|| format!("cannot inspect {}", inspect.file.display()))?;
+    match (json, parts.as_slice()) {
+        (true, [(one, _)]) => print_json(one),
+        (true, many) => print_json(&many.iter().map(|(value, _)| value).collect::<Vec<_>>()),
+        (false, many) => files::print(&many.iter().map(|(_, text)| text.as_str()).collect::<String>()),
     }
-    if let Ok(der) = revocation_list_from_file(&bytes) {
-        match inspect_crl(&der) {
-            Ok(summary) if json => return print_json(&summary),
-            Ok(summary) => return files::print(&text::revocation_list(&summary)),
-            // PEM says what it is; DER may yet be a certificate.
-            Err(error) if der != bytes => return Err(error).with_context(context),
+}
+
+/// What a file holds, for programs and for people: a request, or any number of
+/// certificates and revocation lists, whatever else stands between them.
+fn parts(bytes: &[u8]) -> anyhow::Result<Vec<(Value, String)>> {
+    let mut parts = Vec::new();
+    let refused = match Csr::from_file(bytes) {
+        Ok(request) => {
+            let summary = inspect_csr(&request)?;
+            let refusal = refusal(request).map(|error| error.to_string());
+            let mut value = serde_json::to_value(&summary)?;
+            value["refused"] = json!(refusal);
+            return Ok(vec![(value, text::csr(&summary, refusal.as_deref()))]);
+        }
+        Err(error) => error,
+    };
+    let (certificates, lists) = (certificates_from_file(bytes), revocation_lists_from_file(bytes));
+    for der in certificates.as_deref().unwrap_or_default() {
+        match (inspect_certificate(der), inspect_crl(der)) {
+            (Ok(summary), _) => parts.push((serde_json::to_value(&summary)?, text::certificate(&summary))),
+            // In DER it may yet be a list, which is told below.
+            (Err(_), Ok(_)) if der == bytes => {}
+            // A request says so by its label, or by an error that only requests have.
+            (Err(error), _) => match refused {
+                CsrError::Der(_) | CsrError::Pem(_) | CsrError::TooLarge { .. } => return Err(error.into()),
+                refused => return Err(refused.into()),
+            },
+        }
+    }
+    for der in lists.as_deref().unwrap_or_default() {
+        match inspect_crl(der) {
+            Ok(summary) => parts.push((serde_json::to_value(&summary)?, text::revocation_list(&summary))),
+            Err(error) if parts.is_empty() => return Err(error.into()),
             Err(_) => {}
         }
     }
-    let certificates = certificates_from_file(&bytes).with_context(context)?;
-    let summaries = certificates.iter().map(|der| inspect_certificate(der)).collect::<Result<Vec<_>, _>>();
-    let summaries = summaries.with_context(context)?;
-    match (json, summaries.as_slice()) {
-        (true, [one]) => print_json(one),
-        (true, many) => print_json(&many),
-        (false, many) => files::print(&many.iter().map(text::certificate).collect::<String>()),
+    match (certificates, refused) {
+        _ if !parts.is_empty() => Ok(parts),
+        (Err(error), CsrError::Pem(PemError::WrongLabel { .. } | PemError::NoBlock { .. })) => Err(error.into()),
+        (_, refused) => Err(refused.into()),
+    }
+}
+
+/// Why `ca-cli sign` would not sign a request for its own name.
+fn refusal(request: Csr) -> Option<anyhow::Error> {
+    let host = own_name(&request);
+    let verified = match request.verify(&AwsLc, &KeyPolicy::new()) {
+        Ok(verified) => verified,
+        Err(error) => return Some(error.into()),
+    };
+    match host {
+        Ok(host) => verified.approve_host(&host).err().map(Into::into),
+        Err(error) => Some(error),
     }
 }
 

@@ -5,13 +5,15 @@ use pki_core::crypto::PrivateKeyError;
 use pki_core::pkcs12::Pkcs12Error;
 use pki_core::{CertificateSummary, ChainError, CrlSummary, CsrError, CsrSummary, PemError};
 
-pub(crate) fn csr(csr: &CsrSummary) -> String {
+pub(crate) fn csr(csr: &CsrSummary, refusal: Option<&str>) -> String {
     let mut text = Text("certificate signing request\n".to_owned());
     text.line("subject", &csr.subject);
     text.line("public key", &csr.public_key);
     text.line("signature", &csr.signature_algorithm);
     text.list("names", &csr.subject_alt_names);
     text.list("extensions", &csr.requested_extensions);
+    text.list("malformed", &csr.malformed_extensions);
+    text.list("refused", refusal.as_slice());
     text.line("SPKI SHA-256", &csr.spki_sha256);
     text.0
 }
@@ -35,6 +37,7 @@ pub(crate) fn certificate(certificate: &CertificateSummary) -> String {
     text.list("good for", &certificate.extended_key_usage);
     text.list("CRL", &certificate.crl_distribution_points);
     text.list("other", &certificate.other_extensions);
+    text.list("malformed", &certificate.malformed_extensions);
     text.line("SHA-256", &certificate.fingerprint_sha256.to_string());
     text.0
 }
@@ -120,11 +123,20 @@ impl Text {
 fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() {
+        if character.is_control() || is_invisible(character) {
             shown.extend(character.escape_default());
         } else {
             shown.push(character);
         }
     }
     shown
+}
+
+/// Marks that turn the direction of what follows, or are seen by nobody: a name
+/// must not read as another one.
+fn is_invisible(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+    )
 }

@@ -158,6 +158,14 @@ pub enum AlgorithmError {
     /// A known algorithm with parameters that its RFC does not allow.
     #[error("the signature algorithm has wrong parameters")]
     Parameters,
+    /// RSASSA-PSS with another salt than its digest is long.
+    #[error("the RSA-PSS signature has {found} octets of salt, not {expected}")]
+    SaltLength {
+        /// Octets that are said.
+        found: u64,
+        /// Octets of the digest.
+        expected: u64,
+    },
     /// Not in the list.
     #[error("signature algorithm {0} is not accepted")]
     Unknown(ObjectIdentifier),
@@ -220,13 +228,17 @@ fn read_pss(mut fields: Reader<'_>) -> Result<SignatureAlgorithm, AlgorithmError
     let mask_algorithm = mask.element(der::OBJECT_IDENTIFIER, "MGF1")?.object_identifier()?;
     let mask_hash = mask.element(der::SEQUENCE, "MGF1 digest")?;
     let digest = digest(&hash)?;
-    let algorithm = match (digest, salt.small_integer()?) {
-        (oid::SHA_256, 32) => SignatureAlgorithm::RsaPssSha256,
-        (oid::SHA_384, 48) => SignatureAlgorithm::RsaPssSha384,
-        (oid::SHA_512, 64) => SignatureAlgorithm::RsaPssSha512,
-        (oid::SHA_1, _) => return Err(AlgorithmError::WeakDigest("SHA-1")),
+    let (algorithm, expected) = match digest {
+        oid::SHA_256 => (SignatureAlgorithm::RsaPssSha256, 32),
+        oid::SHA_384 => (SignatureAlgorithm::RsaPssSha384, 48),
+        oid::SHA_512 => (SignatureAlgorithm::RsaPssSha512, 64),
+        oid::SHA_1 => return Err(AlgorithmError::WeakDigest("SHA-1")),
         _ => return Err(AlgorithmError::Parameters),
     };
+    let found = salt.small_integer()?;
+    if found != expected {
+        return Err(AlgorithmError::SaltLength { found, expected });
+    }
     let same = mask_algorithm == oid::MGF1 && self::digest(&mask_hash)? == digest;
     if same && parameters.is_empty() && fields.is_empty() { Ok(algorithm) } else { Err(AlgorithmError::Parameters) }
 }
@@ -267,5 +279,14 @@ mod tests {
             assert_eq!(SignatureAlgorithm::read(&tlv), Ok(algorithm));
             assert!(reader.is_empty());
         }
+    }
+
+    /// openssl/openssl#8621: the default is the longest salt that fits.
+    #[test]
+    fn another_salt_is_named() {
+        let mut der = RSA_PSS_SHA256.to_vec();
+        *der.last_mut().expect("the salt") = 94;
+        let tlv = Reader::new(&der).element(der::SEQUENCE, "AlgorithmIdentifier").expect("well-formed");
+        assert_eq!(SignatureAlgorithm::read(&tlv), Err(AlgorithmError::SaltLength { found: 94, expected: 32 }));
     }
 }

@@ -145,18 +145,31 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// The DER of every `CERTIFICATE` block of a text, in order.
+/// The DER of every `CERTIFICATE` block of a text, in order, or of one with
+/// OpenSSL's older `X509 CERTIFICATE` or `TRUSTED CERTIFICATE`, of which only the
+/// certificate is read. Keys and other blocks are passed over.
 ///
 /// # Errors
 ///
 /// [`CertificateError::TooLarge`] beyond 1 MiB, [`CertificateError::Pem`] when
-/// there is no block or one of another kind.
+/// there is no block, or none of this kind.
 pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<Vec<u8>>, CertificateError> {
     const LIMIT: usize = 1024 * 1024;
     if text.len() > LIMIT {
         return Err(CertificateError::TooLarge { size: text.len(), limit: LIMIT });
     }
-    Ok(pem::decode_all(text, &["CERTIFICATE"])?)
+    let mut blocks = pem::decode_all(text, &["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"])?;
+    for block in &mut blocks {
+        // Behind a TRUSTED CERTIFICATE stands what OpenSSL trusts it for.
+        let mut elements = Reader::new(block);
+        if let (Ok(certificate), Ok(_)) = (elements.any("Certificate"), elements.element(der::SEQUENCE, "trust"))
+            && elements.is_empty()
+        {
+            let length = certificate.whole.len();
+            block.truncate(length);
+        }
+    }
+    Ok(blocks)
 }
 
 /// The DER of every certificate of a file: PEM blocks, or one certificate in DER.

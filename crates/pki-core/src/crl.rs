@@ -51,6 +51,13 @@ pub enum CrlError {
     /// The issuer's certificate cannot be read.
     #[error("the certificate of the list's issuer cannot be used")]
     Issuer(#[source] CertificateError),
+    /// An extension that stands twice.
+    #[error("the revocation list has the extension {0} twice")]
+    DuplicateExtension(ObjectIdentifier),
+    /// A list of version 2 without a CRLNumber, or with a critical one: which
+    /// of two lists is newer cannot be told.
+    #[error("the revocation list has no number, or a critical one (RFC 5280 section 5.2.3)")]
+    Number,
     /// The list names another issuer.
     #[error("the revocation list is of another issuer than the certificate's subject")]
     IssuerMismatch,
@@ -276,19 +283,23 @@ impl Crl {
     }
 }
 
-/// The DER of the one list of a file: an `X509 CRL` PEM block, or DER.
+/// The DER of every list of a file: `X509 CRL` PEM blocks, or one list in DER.
+/// Other blocks are passed over.
 ///
 /// # Errors
 ///
-/// [`CrlError::TooLarge`], and [`CrlError::Pem`] when there is not exactly one
-/// block with this label; DER is not parsed here.
-pub fn revocation_list_from_file(bytes: &[u8]) -> Result<Vec<u8>, CrlError> {
+/// [`CrlError::TooLarge`], and [`CrlError::Pem`] when there is no block with
+/// this label; DER is not parsed here.
+pub fn revocation_lists_from_file(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CrlError> {
     // Base64 with line ends takes three octets for two, at most.
     let limit = if bytes.first() == Some(&der::SEQUENCE) { MAX_CRL_OCTETS } else { MAX_CRL_OCTETS / 2 * 3 };
     if bytes.len() > limit {
         return Err(CrlError::TooLarge { size: bytes.len(), limit });
     }
-    if bytes.first() == Some(&der::SEQUENCE) { Ok(bytes.to_vec()) } else { Ok(pem::decode(bytes, &[LABEL])?) }
+    if bytes.first() == Some(&der::SEQUENCE) {
+        return Ok(vec![bytes.to_vec()]);
+    }
+    Ok(pem::decode_all(bytes, &[LABEL])?)
 }
 
 /// A well-formed revocation list of version 1 or 2, borrowed from its DER.
@@ -430,6 +441,14 @@ impl<'a> RevocationList<'a> {
             || verifier.verify(&key, algorithm, self.tbs_der, self.signature).is_err()
         {
             return Err(CrlError::Signature);
+        }
+        if let Some(id) = extension::repeated(&self.extensions) {
+            return Err(CrlError::DuplicateExtension(ObjectIdentifier::new(id)));
+        }
+        // RFC 5280 section 5.2.3: every list of version 2 has one, and it is not critical.
+        let number = self.extensions.iter().find(|extension| extension.id == oid::CRL_NUMBER);
+        if self.version == 2 && number.is_none_or(|number| number.critical) {
+            return Err(CrlError::Number);
         }
         let critical =
             self.extensions.iter().find(|extension| extension.critical && !UNDERSTOOD.contains(&extension.id));

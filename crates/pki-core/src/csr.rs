@@ -82,6 +82,10 @@ impl Csr {
             return Err(CsrError::TrailingData { octets: document.remaining() });
         }
         let mut request = request.reader();
+        // ContentInfo begins with its type: a request of CMC in the armour of a plain one.
+        if request.clone().optional(der::OBJECT_IDENTIFIER, "contentType")?.is_some() {
+            return Err(CsrError::Message);
+        }
         let info = request.element(der::SEQUENCE, "CertificationRequestInfo")?;
         let signature_algorithm = request.element(der::SEQUENCE, "AlgorithmIdentifier of the signature")?;
         let signature = request.element(der::BIT_STRING, "BIT STRING of the signature")?;
@@ -92,7 +96,8 @@ impl Csr {
         let version = fields.element(der::INTEGER, "INTEGER of the version")?;
         let subject = fields.element(der::SEQUENCE, "Name of the subject")?;
         let spki = fields.element(der::SEQUENCE, "SubjectPublicKeyInfo")?;
-        let attributes = fields.element(der::context(0), "[0] attributes")?;
+        // Devices and Java leave an empty set of attributes out, which RFC 2986 does not allow.
+        let (end, attributes) = (fields.offset(), fields.optional(der::context(0), "[0] attributes")?);
         fields.end("the end of the CertificationRequestInfo")?;
         version.integer()?;
         if version.value != [0] {
@@ -103,7 +108,7 @@ impl Csr {
             signed: info.range(),
             subject: subject.range(),
             spki: spki.range(),
-            attributes: attributes.value_range(),
+            attributes: attributes.map_or(end..end, |attributes| attributes.value_range()),
             signature_algorithm: signature_algorithm.range(),
             signature: signature_octets.start + 1..signature_octets.end,
             der,
@@ -156,6 +161,7 @@ impl Csr {
         SignatureAlgorithm::read(&identifier).map_err(|error| match error {
             AlgorithmError::Der(error) => error.into(),
             AlgorithmError::Parameters => CsrError::SignatureParameters,
+            AlgorithmError::SaltLength { found, expected } => CsrError::SaltLength { found, expected },
             AlgorithmError::Unknown(algorithm) => CsrError::SignatureAlgorithm { algorithm },
             AlgorithmError::WeakDigest(digest) => CsrError::WeakDigest { digest },
         })

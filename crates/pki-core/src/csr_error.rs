@@ -30,6 +30,9 @@ pub enum CsrError {
     /// Not the DER of a CertificationRequest (RFC 2986).
     #[error("the request is not valid DER: {0}")]
     Der(#[from] DerError),
+    /// A signed message (RFC 5652) that may hold a request.
+    #[error("this is a CMS message and not a plain request: send PKCS #10, as openssl req makes it")]
+    Message,
     /// Octets follow the request.
     #[error("{octets} octets follow the request: send the DER of one request and nothing else")]
     TrailingData {
@@ -63,6 +66,16 @@ pub enum CsrError {
     /// The parameters of the signature algorithm are not those that its RFC fixes.
     #[error("the signature algorithm has wrong parameters")]
     SignatureParameters,
+    /// OpenSSL's default for RSA-PSS is the longest salt that fits.
+    #[error(
+        "the RSA-PSS signature has {found} octets of salt: use {expected} (openssl: -sigopt rsa_pss_saltlen:digest)"
+    )]
+    SaltLength {
+        /// Octets that the request says.
+        found: u64,
+        /// Octets of the digest.
+        expected: u64,
+    },
     /// The signature is of another family than the key.
     #[error("the request has a {key} key but a {signature} signature: sign it with its own key")]
     SignatureKeyMismatch {

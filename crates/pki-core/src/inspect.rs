@@ -12,7 +12,7 @@ use crate::certificate::{Certificate, CertificateError};
 use crate::csr::Csr;
 use crate::csr_error::CsrError;
 use crate::der::Tlv;
-use crate::extension::{Extension, GeneralName};
+use crate::extension::{self, Extension, GeneralName};
 use crate::fingerprint::{Fingerprint, hex};
 use crate::key::PublicKey;
 use crate::name::attributes;
@@ -60,6 +60,8 @@ pub struct CertificateSummary {
     pub crl_distribution_points: Vec<String>,
     /// Extensions without a field here, by identifier.
     pub other_extensions: Vec<String>,
+    /// Extensions that cannot be read, or stand twice, and why.
+    pub malformed_extensions: Vec<String>,
     /// SHA-256 of the DER.
     pub fingerprint_sha256: Fingerprint,
 }
@@ -81,11 +83,14 @@ pub struct CsrSummary {
     pub subject_alt_names: Vec<String>,
     /// All requested extensions, by identifier.
     pub requested_extensions: Vec<String>,
+    /// Extensions that cannot be read, or stand twice, and why.
+    pub malformed_extensions: Vec<String>,
 }
 
 /// Reads a certificate's DER.
 ///
-/// Extensions that are malformed are left empty; the rest is still told.
+/// Extensions that are malformed are left empty and named as such; the rest is
+/// still told.
 ///
 /// # Errors
 ///
@@ -127,8 +132,23 @@ pub fn inspect_certificate(der: &[u8]) -> Result<CertificateSummary, Certificate
             .filter(|extension| !TOLD.contains(&extension.id))
             .map(|extension| ObjectIdentifier::new(extension.id).to_string())
             .collect(),
+        malformed_extensions: malformed(&tbs.extensions),
         fingerprint_sha256: Fingerprint::of(der),
     })
+}
+
+fn malformed(extensions: &[Extension<'_>]) -> Vec<String> {
+    let twice = extension::repeated(extensions).map(|id| format!("{}: stands twice", ObjectIdentifier::new(id)));
+    let unreadable = extensions.iter().filter_map(|extension| {
+        let content = match extension.id {
+            oid::AUTHORITY_INFO_ACCESS => extension.authority_info_access().map(drop),
+            oid::AUTHORITY_KEY_IDENTIFIER => extension.authority_key_identifier().map(drop),
+            oid::CRL_DISTRIBUTION_POINTS => extension.crl_distribution_points().map(drop),
+            _ => extension.check_content(),
+        };
+        content.err().map(|error| format!("{}: {error}", ObjectIdentifier::new(extension.id)))
+    });
+    twice.into_iter().chain(unreadable).collect()
 }
 
 /// Tells what a parsed request asks for, whether or not it would be signed.
@@ -157,6 +177,7 @@ pub fn inspect_csr(csr: &Csr) -> Result<CsrSummary, CsrError> {
             .iter()
             .map(|extension| ObjectIdentifier::new(extension.id).to_string())
             .collect(),
+        malformed_extensions: malformed(&extensions),
     })
 }
 

@@ -66,6 +66,7 @@ impl<'a> PublicKey<'a> {
                 }
                 Ok(Self { rsa: Some(rsa_numbers(bits)?), ..key(KeyKind::Rsa) })
             }
+            oid::RSASSA_PSS => Err(KeyError::RsaPss),
             algorithm => Err(KeyError::KeyAlgorithm { algorithm: ObjectIdentifier::new(algorithm) }),
         }
     }
@@ -171,6 +172,9 @@ pub enum KeyError {
         /// `algorithm` of the SubjectPublicKeyInfo.
         algorithm: ObjectIdentifier,
     },
+    /// A key for RSASSA-PSS alone, which few clients of TLS take.
+    #[error("the key is one for RSA-PSS alone: make a plain RSA key, which signs with RSA-PSS as well")]
+    RsaPss,
     /// A named curve other than the three NIST curves.
     #[error("curve {curve} is not signed: use P-256, P-384 or P-521")]
     Curve {
@@ -187,7 +191,7 @@ pub enum KeyError {
         key: &'static str,
     },
     /// A compressed, hybrid or empty point.
-    #[error("the key's point is not in uncompressed form (RFC 5480 section 2.2)")]
+    #[error("the key's point is not in uncompressed form (RFC 5480 section 2.2; openssl: -conv_form uncompressed)")]
     PointForm,
     /// The point does not satisfy the curve's equation.
     #[error("the key's point is not on its curve")]

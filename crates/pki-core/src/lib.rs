@@ -77,7 +77,7 @@ pub use certificate::{
 pub use chain::{ChainError, Expectation, verify_chain, verify_version_1_leaf};
 pub use crl::{
     Crl, CrlError, CrlSummary, CrlToBeSigned, MAX_CRL_OCTETS, RevocationList, RevokedCertificate, RevokedEntries,
-    RevokedEntry, RevokedSummary, inspect_crl, revocation_list_from_file,
+    RevokedEntry, RevokedSummary, inspect_crl, revocation_lists_from_file,
 };
 pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr};
 pub use csr_error::CsrError;

@@ -23,8 +23,10 @@ impl ObjectIdentifier {
 
 impl fmt::Display for ObjectIdentifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever sends ten kilobytes as a name does not get them back in an error (CVE-2023-2650).
+        const SHOWN: usize = 64;
         let mut first = true;
-        for arc in self.0.split_inclusive(|octet| octet & 0x80 == 0) {
+        for arc in self.0[..self.0.len().min(SHOWN)].split_inclusive(|octet| octet & 0x80 == 0) {
             // 2.25 has the largest arcs in use, of 128 bits.
             let too_large = arc.len() > 18;
             let arc = arc.iter().fold(0, |number: u128, octet| number << 7 | u128::from(octet & 0x7f));
@@ -36,7 +38,7 @@ impl fmt::Display for ObjectIdentifier {
             }
             first = false;
         }
-        Ok(())
+        if self.0.len() > SHOWN { f.write_str("...") } else { Ok(()) }
     }
 }
 
@@ -209,5 +211,7 @@ mod tests {
         let large = [&[0x69, 0x83][..], &[0xff; 17], &[0x7f]].concat();
         assert!(is_well_formed(&large));
         assert!(ObjectIdentifier::new(&large).to_string().starts_with("2.25."));
+        let huge = ObjectIdentifier::new(&[0x2a; 10_000]).to_string();
+        assert!(huge.len() < 256 && huge.ends_with("..."), "{huge}");
     }
 }

@@ -32,6 +32,9 @@ pub enum PemError {
     /// Text after the block holds another `-----BEGIN`.
     #[error("more than one PEM block: send exactly one")]
     SeveralBlocks,
+    /// Line ends that some program wrote as a backslash and an n.
+    #[error("the line ends of the PEM block are written as \\n: put real ones in their place")]
+    EscapedLineEnds,
     /// The `-----END` line is missing or has another label.
     #[error("the PEM block does not end with \"-----END {label}-----\"")]
     NoEnd {
@@ -41,6 +44,9 @@ pub enum PemError {
     /// The body holds something that is not base64, or has wrong padding.
     #[error("the PEM body is not base64")]
     Base64,
+    /// Written by an editor of Windows.
+    #[error("the text is UTF-16: save it as UTF-8")]
+    Utf16,
     /// Text other than white space follows the block.
     #[error("text follows the PEM block: remove everything after the END line")]
     TrailingText,
@@ -48,6 +54,7 @@ pub enum PemError {
 
 const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads the one block of a text whose label is one of `labels`.
 ///
@@ -64,16 +71,30 @@ pub(crate) fn decode(text: &[u8], labels: &[&'static str]) -> Result<Vec<u8>, Pe
     Ok(der)
 }
 
-/// Reads every block of a text; each must have one of `labels`.
+/// Reads every block of a text that has one of `labels`, and passes over the
+/// others: keys, parameters and chains stand in one file as often as not.
 pub(crate) fn decode_all(text: &[u8], labels: &[&'static str]) -> Result<Vec<Vec<u8>>, PemError> {
-    let (first, mut rest) = decode_first(text, labels)?;
-    let mut blocks = vec![first];
-    while find(rest, BEGIN.as_bytes()).is_some() {
-        let (der, after) = decode_first(rest, labels)?;
-        blocks.push(der);
-        rest = after;
+    let mut blocks = Vec::new();
+    let mut other = None;
+    let mut rest = text;
+    while blocks.is_empty() && other.is_none() || block_start(rest).is_some() {
+        match decode_first(rest, labels) {
+            Ok((der, after)) => {
+                blocks.push(der);
+                rest = after;
+            }
+            Err(error @ PemError::WrongLabel { .. }) => {
+                let start = block_start(rest).unwrap_or_default();
+                rest = &rest[start + BEGIN.len()..];
+                other.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(blocks)
+    match other {
+        Some(error) if blocks.is_empty() => Err(error),
+        _ => Ok(blocks),
+    }
 }
 
 /// Reads a `PRIVATE KEY` block in constant time, and strictly: keys are written
@@ -98,7 +119,8 @@ pub(crate) fn encode(label: &'static str, der: &[u8]) -> String {
 
 fn decode_first<'a>(text: &'a [u8], labels: &[&'static str]) -> Result<(Vec<u8>, &'a [u8]), PemError> {
     let expected = labels[0];
-    let start = block_start(text).ok_or(PemError::NoBlock { expected })?;
+    let start = block_start(text)
+        .ok_or_else(|| if is_utf16(text) { PemError::Utf16 } else { PemError::NoBlock { expected } })?;
     let after_begin = &text[start + BEGIN.len()..];
     let label_length = find(after_begin, DASHES.as_bytes()).ok_or(PemError::NoBlock { expected })?;
     let label = &after_begin[..label_length];
@@ -107,6 +129,9 @@ fn decode_first<'a>(text: &'a [u8], labels: &[&'static str]) -> Result<(Vec<u8>,
     }
     let body = &after_begin[label_length + DASHES.len()..];
     let no_end = || PemError::NoEnd { label: shortened(label) };
+    if body.starts_with(b"\\n") || body.starts_with(b"\\r") {
+        return Err(PemError::EscapedLineEnds);
+    }
     let body_length = find(body, DASHES.as_bytes()).ok_or_else(no_end)?;
     let (body, end) = body.split_at(body_length);
     let end = end
@@ -123,11 +148,18 @@ fn block_start(text: &[u8]) -> Option<usize> {
     let mut from = 0;
     loop {
         let start = from + find(&text[from..], BEGIN.as_bytes())?;
-        if start == 0 || matches!(text[start - 1], b'\n' | b'\r' | b' ' | b'\t') {
+        let is_line = start == 0 || matches!(text[start - 1], b'\n' | b'\r' | b' ' | b'\t');
+        // Notepad and PowerShell put a mark before UTF-8.
+        if is_line || text[..start] == *BYTE_ORDER_MARK {
             return Some(start);
         }
         from = start + BEGIN.len();
     }
+}
+
+/// By its mark, or by `-----BEGIN` in two octets a character.
+fn is_utf16(text: &[u8]) -> bool {
+    text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") || find(text, b"-\0-\0-\0").is_some()
 }
 
 fn decode_body(body: &[u8]) -> Result<Vec<u8>, PemError> {

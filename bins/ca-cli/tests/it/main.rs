@@ -130,6 +130,42 @@ fn keys_of_openssl_are_used_as_they_are() {
 }
 
 #[test]
+fn inspect_tells_what_is_there_and_what_is_wrong_with_it() {
+    let directory = Directory::with_request();
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("a file");
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("written");
+    let request = read(&format!("{HOST}.csr"));
+    // One character of the signature: the request reads, and is refused.
+    let body: String = request.lines().rev().nth(1).expect("a line").into();
+    let changed = if body.starts_with('A') { body.replacen('A', "B", 1) } else { format!("A{}", &body[1..]) };
+    write("forged.csr", &request.replace(&body, &changed));
+    let shown = directory.succeed(&["inspect", "forged.csr"]);
+    assert!(shown.contains("P-256") && shown.contains("  refused "), "{shown}");
+    let shown = directory.succeed(&["inspect", &format!("{HOST}.csr"), "--json"]);
+    assert!(shown.contains("\"refused\": null"), "{shown}");
+    // Not a request at all: the reason, and not the label.
+    write("cut.csr", "-----BEGIN CERTIFICATE REQUEST-----\nMIIB\n-----END CERTIFICATE REQUEST-----\n");
+    let error = directory.fail(1, &["inspect", "cut.csr"]);
+    assert!(error.contains("the request is not valid DER"), "{error}");
+    let utf16: Vec<u8> = format!("\u{feff}{request}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(directory.path().join("utf16.csr"), utf16).expect("written");
+    let error = directory.fail(1, &["sign", "utf16.csr", "--ca", "ca"]);
+    assert!(error.contains("UTF-16"), "{error}");
+    write("escaped.csr", &request.replace('\n', "\\n"));
+    let error = directory.fail(1, &["sign", "escaped.csr", "--ca", "ca"]);
+    assert!(error.contains("written as \\n"), "{error}");
+    write("bom.csr", &format!("\u{feff}{request}"));
+    directory.succeed(&["sign", "bom.csr", "--ca", "ca"]);
+    // A key, a chain under labels of three ages, in one file.
+    let root = read("ca/root.crt");
+    let old =
+        root.replace("BEGIN CERTIFICATE", "BEGIN X509 CERTIFICATE").replace("END CERTIFICATE", "END X509 CERTIFICATE");
+    write("all.pem", &format!("{}{}{old}", read(&format!("{HOST}.key")), read("ca/issuing.crt")));
+    let shown = directory.succeed(&["inspect", "all.pem"]);
+    assert_eq!(shown.matches("certificate of an authority").count(), 2, "{shown}");
+}
+
+#[test]
 fn programs_read_json() {
     let directory = Directory::with_request();
     let csr = format!("{HOST}.csr");
@@ -172,11 +208,11 @@ fn text_of_a_document_does_not_steer_the_terminal() {
     let directory = Directory::new();
     let key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::OrganizationName, "\u{1b}]0;owned\u{7}");
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "\u{1b}]0;owned\u{7}\u{202e}moc.elpmaxe");
     let certificate = params.self_signed(&key).expect("a certificate");
     fs::write(directory.path().join("odd.crt"), certificate.pem()).expect("written");
     let shown = directory.succeed(&["inspect", "odd.crt"]);
-    assert!(!shown.contains('\u{1b}'), "{shown:?}");
+    assert!(!shown.contains(['\u{1b}', '\u{202e}']), "{shown:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use pki_core::crypto::Signer;
 use pki_core::crypto::rustcrypto::RustCrypto;
 use pki_core::{
     Crl, CrlError, Issuer, RevocationList, RevokedCertificate, Time, certificate_to_pem, inspect_crl,
-    revocation_list_from_file,
+    revocation_lists_from_file,
 };
 use proptest::prelude::*;
 
@@ -42,8 +42,10 @@ fn what_is_written_reads_back() {
     assert!(!read.is_revoked(&[8]) && !read.is_revoked(&[0x80]));
     let pem = crl.to_pem();
     assert!(pem.starts_with("-----BEGIN X509 CRL-----\n") && pem.ends_with("-----END X509 CRL-----\n"));
-    assert_eq!(revocation_list_from_file(pem.as_bytes()).as_deref(), Ok(crl.der()));
-    assert_eq!(revocation_list_from_file(crl.der()).as_deref(), Ok(crl.der()));
+    assert_eq!(revocation_lists_from_file(pem.as_bytes()), Ok(vec![crl.der().to_vec()]));
+    let two = format!("{pem}{}{pem}", certificate_to_pem(b"another block"));
+    assert_eq!(revocation_lists_from_file(two.as_bytes()).map(|lists| lists.len()), Ok(2));
+    assert_eq!(revocation_lists_from_file(crl.der()), Ok(vec![crl.der().to_vec()]));
     let summary = inspect_crl(crl.der()).expect("a list");
     assert_eq!((summary.revoked_count, summary.number.as_deref()), (3, Some("128")));
     assert_eq!(summary.revoked[0].serial, "8001");
@@ -155,6 +157,37 @@ fn critical_extensions_of_list_and_entry_are_not_overlooked() {
     assert!(matches!(&refused, Err(CrlError::UnknownCritical(id)) if id.to_string() == "2.5.29.28"), "{refused:?}");
 }
 
+/// Believes every signature, so that lists can be changed by hand.
+struct Gullible;
+
+impl pki_core::crypto::Verifier for Gullible {
+    fn verify(
+        &self,
+        _: &pki_core::PublicKey<'_>,
+        _: pki_core::SignatureAlgorithm,
+        _: &[u8],
+        _: &[u8],
+    ) -> Result<(), pki_core::crypto::VerifyError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_list_without_a_number_or_with_an_extension_twice_is_refused() {
+    let authority = Authority::new();
+    let crl = list(&authority, &[revoked(&[5], 1)], 7);
+    let with_number_as = |id: &[u8; 3]| {
+        let mut der = crl.der().to_vec();
+        let at = der.windows(3).rposition(|window| window == b"\x55\x1d\x14").expect("the number");
+        der[at..at + 3].copy_from_slice(id);
+        let list = RevocationList::from_der(&der).expect("a list");
+        list.verify(authority.issuer.certificate(), &Gullible)
+    };
+    assert_eq!(with_number_as(b"\x55\x1d\x14"), Ok(()));
+    assert_eq!(with_number_as(b"\x55\x1d\x7f"), Err(CrlError::Number));
+    assert!(matches!(with_number_as(b"\x55\x1d\x23"), Err(CrlError::DuplicateExtension(_))));
+}
+
 #[test]
 fn lists_beyond_sixteen_mebibytes_read_back() {
     let authority = Authority::new();
@@ -180,7 +213,7 @@ fn sizes_are_bounded_before_anything_is_read() {
     let large = vec![0x30; limit + 1];
     let refused = RevocationList::from_der(&large).err();
     assert_eq!(refused, Some(CrlError::TooLarge { size: limit + 1, limit }));
-    assert!(matches!(revocation_list_from_file(&large), Err(CrlError::TooLarge { .. })));
+    assert!(matches!(revocation_lists_from_file(&large), Err(CrlError::TooLarge { .. })));
 }
 
 #[test]

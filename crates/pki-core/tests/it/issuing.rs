@@ -427,3 +427,39 @@ fn root_without_identifier() -> (Vec<u8>, pki_core::crypto::rustcrypto::PrivateK
     let length = u16::try_from(body.len()).expect("short").to_be_bytes();
     ([&[0x30, 0x82][..], &length, &body].concat(), signer)
 }
+
+#[test]
+fn certificates_are_read_under_labels_of_every_age_and_among_others() {
+    let authority = Authority::new();
+    let pem = certificate_to_pem(&authority.root);
+    let as_label = |label: &str, der: &[u8]| certificate_to_pem(der).replace("CERTIFICATE", label);
+    // What OpenSSL trusts a certificate for follows it.
+    let trusted = [&authority.root[..], &[0x30, 0x02, 0x0c, 0x00]].concat();
+    let text = format!(
+        "\u{feff}{pem}{}{}{}",
+        as_label("X509 CERTIFICATE", &authority.root),
+        as_label("PRIVATE KEY", b"something else"),
+        as_label("TRUSTED CERTIFICATE", &trusted)
+    );
+    let read = pki_core::certificates_from_pem(text.as_bytes()).expect("certificates");
+    assert_eq!(read, vec![authority.root.clone(); 3]);
+    let refused = pki_core::certificates_from_pem(as_label("PRIVATE KEY", b"alone").as_bytes());
+    assert!(matches!(refused, Err(pki_core::CertificateError::Pem(pki_core::PemError::WrongLabel { .. }))));
+}
+
+#[test]
+fn malformed_extensions_are_named() {
+    use rcgen::CustomExtension;
+
+    let mut params = rcgen::CertificateParams::default();
+    params.custom_extensions = vec![
+        CustomExtension::from_oid_content(&[2, 5, 29, 30], vec![0x30, 0x00]),
+        CustomExtension::from_oid_content(&[2, 5, 29, 30], vec![0x30, 0x00]),
+    ];
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let der = params.self_signed(&key).expect("a certificate");
+    let malformed = inspect_certificate(der.der()).expect("a certificate").malformed_extensions;
+    assert_eq!(malformed.len(), 3, "{malformed:?}");
+    assert_eq!(malformed[0], "2.5.29.30: stands twice");
+    assert!(malformed[1].starts_with("2.5.29.30: expected NameConstraints with a GeneralSubtree"), "{malformed:?}");
+}

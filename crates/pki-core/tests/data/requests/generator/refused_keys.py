@@ -58,8 +58,8 @@ def key_algorithms() -> Iterator[Fixture]:
         ("rsa-sha256", Request(key=key), NULL, keys.RSA_WITH["sha256"], "a signature's identifier as the key's"),
     ):
         request = replace(request, spki=rsa_spki(public_key, parameters, algorithm))
-        disagree = "" if file == "rsa-pss" else NO_KEY
-        yield refuse(f"key-{file}.pem", request.pem(), "KeyAlgorithm", note, others_disagree=disagree)
+        expected, disagree = ("RsaPss", "") if file == "rsa-pss" else ("KeyAlgorithm", NO_KEY)
+        yield refuse(f"key-{file}.pem", request.pem(), expected, note, others_disagree=disagree)
 
     for file, parameters in (("absent", b""), ("empty-sequence", sequence()), ("integer", integer(0))):
         request = Request(key=key, spki=rsa_spki(public_key, parameters))
