@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use ca_dir::{CaDir, leaf_profile, random_serial};
-use pki_core::crypto::aws_lc::AwsLc;
+use pki_core::crypto::aws_lc::{self, AwsLc};
+use pki_core::crypto::{PrivateKeyError, Signer, rustcrypto};
 use pki_core::{
     Csr, CsrError, DnsName, Expectation, Issuer, KeyPolicy, MAX_CRL_OCTETS, PemError, Profile, Time, Usage,
     certificate_to_pem, certificates_from_file, inspect_certificate, inspect_crl, inspect_csr,
@@ -78,7 +79,7 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
         Some(host) => host.clone(),
         None => own_name(&request).with_context(read)?,
     };
-    let ca = CaDir::open(&sign.ca, passphrase.as_ref())?;
+    let ca = CaDir::open_with(&sign.ca, passphrase.as_ref(), key_for_one_signature)?;
     ca.check_validity(now())?;
     let issuer = Issuer::new(&ca.issuing, &ca.key)?;
     let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, sign.days))?;
@@ -105,6 +106,16 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
         }));
     }
     Ok(())
+}
+
+/// AWS-LC gathers entropy for 20 ms before its first ECDSA signature. One
+/// signature is all here, and the pure Rust backend takes its nonce from key and
+/// message (RFC 6979). It has no RSA.
+fn key_for_one_signature(pkcs8: &[u8]) -> Result<Box<dyn Signer>, PrivateKeyError> {
+    match rustcrypto::PrivateKey::from_pkcs8_der(pkcs8) {
+        Ok(key) => Ok(Box::new(key)),
+        Err(_) => Ok(Box::new(aws_lc::PrivateKey::from_pkcs8_der(pkcs8)?)),
+    }
 }
 
 pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {

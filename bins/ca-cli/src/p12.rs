@@ -176,6 +176,8 @@ struct Summary {
     /// Has every key its certificate in the file?
     keys_match: bool,
     certificates: Vec<Entry>,
+    /// Why each of the others is none.
+    unreadable_certificates: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -200,12 +202,23 @@ impl Summary {
     fn new(contents: &Contents) -> anyhow::Result<Self> {
         let mut certificates = Vec::new();
         let mut spkis = Vec::new();
+        let mut unreadable = Vec::new();
         for bag in &contents.certificates {
-            spkis.push(Certificate::from_der(&bag.der)?.spki());
+            // One that cannot be read does not hide the others.
+            let summary = match (Certificate::from_der(&bag.der), inspect_certificate(&bag.der)) {
+                (Ok(certificate), Ok(summary)) => {
+                    spkis.push(certificate.spki());
+                    summary
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    unreadable.push(error.to_string());
+                    continue;
+                }
+            };
             certificates.push(Entry {
                 friendly_name: bag.friendly_name.clone(),
                 local_key_id: bag.local_key_id.as_deref().map(hex),
-                certificate: inspect_certificate(&bag.der)?,
+                certificate: summary,
             });
         }
         let private_keys: Vec<_> = contents.private_keys.iter().map(|bag| Key::new(bag, &spkis)).collect();
@@ -215,6 +228,7 @@ impl Summary {
             keys_match: private_keys.iter().all(|key| key.certificate.is_some()),
             private_keys,
             certificates,
+            unreadable_certificates: unreadable,
         })
     }
 
@@ -232,6 +246,7 @@ impl Summary {
             }
         }
         text.line("certificates", &self.certificates.len().to_string());
+        text.list("unreadable", &self.unreadable_certificates);
         let certificates = self.certificates.iter().map(|entry| text::certificate(&entry.certificate));
         text.finish() + &certificates.collect::<String>()
     }

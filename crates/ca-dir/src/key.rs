@@ -209,9 +209,12 @@ pub fn write_private_key(path: &Path, key: &KeyPair, passphrase: Option<&Passphr
 ///
 /// [`KeyFileError`] names the file.
 pub fn read_private_key(path: &Path, passphrase: Option<&Passphrase>) -> Result<PrivateKey, KeyFileError> {
+    Ok(PrivateKey::from_pkcs8_der(&read_pkcs8(path, passphrase)?)?)
+}
+
+pub(crate) fn read_pkcs8(path: &Path, passphrase: Option<&Passphrase>) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
     let text = fs::read(path).map_err(|source| KeyFileError::Io { path: path.to_owned(), source })?;
-    let pkcs8 = pkcs8_from_text(&Zeroizing::new(text), path, passphrase)?;
-    Ok(PrivateKey::from_pkcs8_der(&pkcs8)?)
+    pkcs8_from_text(&Zeroizing::new(text), path, passphrase)
 }
 
 /// The first private key of a text, as the DER of PKCS #8 without encryption;

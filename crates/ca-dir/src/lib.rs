@@ -18,13 +18,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
-use pki_core::crypto::{SignError, Signer as _};
+use pki_core::crypto::{PrivateKeyError, SignError, Signer};
 use pki_core::{
     Certificate, CertificateError, ChainError, DnsName, Expectation, IssueError, Issuer, IssuerError, PemError,
     ProfileConfig, SerialNumber, Subject, SubjectError, Time, Usage, certificate_to_pem, certificates_from_pem,
     verify_chain,
 };
 
+use key::read_pkcs8;
 pub use key::{
     EmptyPassphrase, KeyAlgorithm, KeyFileError, Passphrase, generate_key, pkcs8_from_text, read_private_key,
     write_private_key,
@@ -45,15 +46,16 @@ const ISSUING_VALIDITY: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Clocks of clients may be late by as much.
 const BACKDATE: Duration = Duration::from_secs(300);
 
-/// An issuing authority that was read from a directory.
+/// An issuing authority that was read from a directory, with its key in the
+/// form of one backend or another.
 #[derive(Debug)]
-pub struct CaDir {
+pub struct CaDir<K = PrivateKey> {
     /// The root's certificate in DER.
     pub root: Vec<u8>,
     /// The intermediate's certificate in DER.
     pub issuing: Vec<u8>,
     /// The intermediate's key.
-    pub key: PrivateKey,
+    pub key: K,
 }
 
 /// Why a directory could not be made or read.
@@ -186,6 +188,21 @@ impl CaDir {
     ///
     /// [`CaDirError`] names the file that is missing or wrong.
     pub fn open(path: &Path, passphrase: Option<&Passphrase>) -> Result<Self, CaDirError> {
+        CaDir::open_with(path, passphrase, PrivateKey::from_pkcs8_der)
+    }
+}
+
+impl<K: Signer> CaDir<K> {
+    /// As [`CaDir::open`], with the key as `load` makes it of PKCS #8 in DER.
+    ///
+    /// # Errors
+    ///
+    /// As [`CaDir::open`], and those of `load`.
+    pub fn open_with(
+        path: &Path,
+        passphrase: Option<&Passphrase>,
+        load: impl FnOnce(&[u8]) -> Result<K, PrivateKeyError>,
+    ) -> Result<Self, CaDirError> {
         let root = read_certificate(&path.join(ROOT_CERTIFICATE))?;
         let issuing = read_certificate(&path.join(ISSUING_CERTIFICATE))?;
         let issued = Certificate::from_der(&issuing)
@@ -198,7 +215,7 @@ impl CaDir {
         let expectation = Expectation { host: None, usage: None, at };
         verify_chain(&[&issuing], &[&root], &expectation, &AwsLc)
             .map_err(|source| CaDirError::Chain { path: path.join(ISSUING_CERTIFICATE), source })?;
-        let key = read_private_key(&path.join(ISSUING_KEY), passphrase)?;
+        let key = load(&read_pkcs8(&path.join(ISSUING_KEY), passphrase)?).map_err(KeyFileError::from)?;
         Issuer::new(&issuing, &key)
             .map_err(|source| CaDirError::Issuer { path: path.join(ISSUING_CERTIFICATE), source })?;
         Ok(Self { root, issuing, key })

@@ -114,6 +114,7 @@ mod pkcs12 {
     pub(crate) const X509_CERTIFICATE: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x16\x01";
     pub(crate) const PBE_SHA1_3DES: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01\x03";
     pub(crate) const PBKDF2: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c";
+    pub(crate) const PBMAC1: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0e";
     pub(crate) const PBES2: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d";
     pub(crate) const HMAC_SHA_1: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x07";
     pub(crate) const HMAC_SHA_224: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x08";
@@ -185,6 +186,7 @@ mod tests {
             (X509_CERTIFICATE, "1.2.840.113549.1.9.22.1"),
             (PBE_SHA1_3DES, "1.2.840.113549.1.12.1.3"),
             (PBKDF2, "1.2.840.113549.1.5.12"),
+            (PBMAC1, "1.2.840.113549.1.5.14"),
             (PBES2, "1.2.840.113549.1.5.13"),
             (HMAC_SHA_1, "1.2.840.113549.2.7"),
             (HMAC_SHA_224, "1.2.840.113549.2.8"),

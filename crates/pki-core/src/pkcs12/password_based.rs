@@ -12,7 +12,7 @@ use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Encryption, Failure, Pkcs12Error, read_algorithm, read_iterations, unsupported, write_algorithm};
-use crate::der::{self, Reader, Writer};
+use crate::der::{self, Reader, Tlv, Writer};
 use crate::oid;
 
 /// A password in the two forms that key derivations take.
@@ -105,26 +105,7 @@ impl<'a> Scheme<'a> {
 
     /// PBES2-params (RFC 8018 appendix A.4).
     fn read_pbes2(fields: &mut Reader<'a>) -> Result<Self, Failure> {
-        let (derivation, mut parameters) = read_algorithm(fields, "keyDerivationFunc")?;
-        if derivation != oid::PBKDF2 {
-            return Err(unsupported("key derivation of algorithm", derivation).into());
-        }
-        let mut pbkdf2 = parameters.element(der::SEQUENCE, "PBKDF2-params")?.reader();
-        parameters.end("the end of the PBKDF2-params")?;
-        let salt = pbkdf2.element(der::OCTET_STRING, "salt")?.value;
-        let iterations = read_iterations(&pbkdf2.element(der::INTEGER, "iterationCount")?)?;
-        let key_length = pbkdf2.optional(der::INTEGER, "keyLength")?;
-        let hash = if pbkdf2.is_empty() {
-            Hash::Sha1
-        } else {
-            let (id, mut null) = read_algorithm(&mut pbkdf2, "prf")?;
-            null.optional(der::NULL, "NULL")?;
-            null.end("no parameters of the prf")?;
-            let hash = Hash::ALL.into_iter().find(|hash| hash.hmac_identifier() == id);
-            hash.ok_or_else(|| unsupported("a prf of algorithm", id))?
-        };
-        pbkdf2.end("the end of the PBKDF2-params")?;
-
+        let Pbkdf2 { hash, salt, iterations, key_length } = Pbkdf2::read(fields)?;
         let (id, mut parameters) = read_algorithm(fields, "encryptionScheme")?;
         let ciphers = [Cipher::Aes128, Cipher::Aes192, Cipher::Aes256, Cipher::TripleDes];
         let cipher = ciphers.into_iter().find(|cipher| cipher.identifier() == id);
@@ -253,6 +234,139 @@ impl Cipher {
     }
 }
 
+macro_rules! with_digest {
+    ($hash:expr, $digest:ident => $use:expr) => {
+        match $hash {
+            Hash::Sha1 => {
+                type $digest = Sha1;
+                $use
+            }
+            Hash::Sha224 => {
+                type $digest = Sha224;
+                $use
+            }
+            Hash::Sha256 => {
+                type $digest = Sha256;
+                $use
+            }
+            Hash::Sha384 => {
+                type $digest = Sha384;
+                $use
+            }
+            Hash::Sha512 => {
+                type $digest = Sha512;
+                $use
+            }
+        }
+    };
+}
+
+/// PBKDF2 with its parameters (RFC 8018 appendix A.2).
+struct Pbkdf2<'a> {
+    hash: Hash,
+    salt: &'a [u8],
+    iterations: u32,
+    key_length: Option<Tlv<'a>>,
+}
+
+impl<'a> Pbkdf2<'a> {
+    fn read(fields: &mut Reader<'a>) -> Result<Self, Failure> {
+        let (derivation, mut parameters) = read_algorithm(fields, "keyDerivationFunc")?;
+        if derivation != oid::PBKDF2 {
+            return Err(unsupported("key derivation of algorithm", derivation).into());
+        }
+        let mut pbkdf2 = parameters.element(der::SEQUENCE, "PBKDF2-params")?.reader();
+        parameters.end("the end of the PBKDF2-params")?;
+        let salt = pbkdf2.element(der::OCTET_STRING, "salt")?.value;
+        let iterations = read_iterations(&pbkdf2.element(der::INTEGER, "iterationCount")?)?;
+        let key_length = pbkdf2.optional(der::INTEGER, "keyLength")?;
+        let hash = if pbkdf2.is_empty() { Hash::Sha1 } else { Hash::read_hmac(&mut pbkdf2, "prf")? };
+        pbkdf2.end("the end of the PBKDF2-params")?;
+        Ok(Self { hash, salt, iterations, key_length })
+    }
+}
+
+/// How the MAC of a file is made.
+pub(super) struct MacScheme<'a> {
+    hash: Hash,
+    derivation: MacDerivation,
+    salt: &'a [u8],
+    pub(super) iterations: u32,
+}
+
+enum MacDerivation {
+    /// PBMAC1 with PBKDF2, HMAC with this hash, and a key of so many octets (RFC 9579).
+    Pbkdf2 { hash: Hash, key_length: usize },
+    /// The derivation of RFC 7292 appendix B.
+    Pkcs12,
+}
+
+impl<'a> MacScheme<'a> {
+    /// Algorithm and value of a DigestInfo, then salt and iterations of MacData.
+    pub(super) fn read(mac_data: &mut Reader<'a>) -> Result<(Self, &'a [u8]), Failure> {
+        let mut digest_info = mac_data.element(der::SEQUENCE, "DigestInfo")?.reader();
+        let (id, mut parameters) = read_algorithm(&mut digest_info, "AlgorithmIdentifier of the MAC")?;
+        let pbmac1 = if id == oid::PBMAC1 { Some(Self::read_pbmac1(&mut parameters)?) } else { None };
+        if pbmac1.is_none() {
+            parameters.optional(der::NULL, "NULL")?;
+        }
+        parameters.end("no more parameters of the MAC")?;
+        let mac = digest_info.element(der::OCTET_STRING, "OCTET STRING of the MAC")?.value;
+        digest_info.end("the end of the DigestInfo")?;
+        // PBMAC1 has its own; these are filled with anything then (RFC 9579 section 5).
+        let salt = mac_data.element(der::OCTET_STRING, "salt of the MAC")?.value;
+        let iterations = mac_data.optional(der::INTEGER, "iterations of the MAC")?;
+        if let Some(scheme) = pbmac1 {
+            return Ok((scheme, mac));
+        }
+        let iterations = iterations.as_ref().map_or(Ok(1), read_iterations)?;
+        let hash = Hash::ALL.into_iter().find(|hash| hash.identifier() == id);
+        let hash = hash.ok_or_else(|| unsupported("a MAC of algorithm", id))?;
+        Ok((Self { hash, derivation: MacDerivation::Pkcs12, salt, iterations }, mac))
+    }
+
+    /// PBMAC1-params (RFC 8018 appendix A.5).
+    fn read_pbmac1(parameters: &mut Reader<'a>) -> Result<Self, Failure> {
+        let parameters = parameters.element(der::SEQUENCE, "PBMAC1-params")?;
+        let mut fields = parameters.reader();
+        let Pbkdf2 { hash, salt, iterations, key_length } = Pbkdf2::read(&mut fields)?;
+        // RFC 9579 section 4: it must be there. No hash has more than 64 octets, and longer keys only cost time.
+        let key_length = key_length.ok_or_else(|| parameters.error("PBMAC1-params with a keyLength"))?;
+        let octets = usize::try_from(key_length.small_integer()?).unwrap_or(usize::MAX);
+        if !(20..=64).contains(&octets) {
+            return Err(key_length.error("keyLength of 20 to 64").into());
+        }
+        let derivation = MacDerivation::Pbkdf2 { hash, key_length: octets };
+        let hash = Hash::read_hmac(&mut fields, "messageAuthScheme")?;
+        fields.end("the end of the PBMAC1-params")?;
+        Ok(Self { hash, derivation, salt, iterations })
+    }
+
+    /// In constant time.
+    pub(super) fn verify(&self, password: &Password, message: &[u8], mac: &[u8]) -> bool {
+        match self.derivation {
+            MacDerivation::Pbkdf2 { hash, key_length } => {
+                let mut key = Zeroizing::new(vec![0; key_length]);
+                hash.pbkdf2(&password.utf8, self.salt, self.iterations, &mut key);
+                with_digest!(self.hash, D => keyed::<D>(&key, message).verify_slice(mac).is_ok())
+            }
+            MacDerivation::Pkcs12 => self.hash.verify(&password.bmp, self.salt, self.iterations, message, mac),
+        }
+    }
+}
+
+impl fmt::Display for MacScheme<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, iterations) = (self.hash.name(), self.iterations);
+        match self.derivation {
+            MacDerivation::Pbkdf2 { hash, .. } => {
+                write!(f, "HMAC-{name} with a key by PBKDF2-HMAC-{}, {iterations} iterations", hash.name())
+            }
+            MacDerivation::Pkcs12 => write!(f, "HMAC-{name}, {iterations} iterations"),
+        }
+    }
+}
+
 /// `None` only for a key or vector of a wrong length.
 fn encrypt<C>(key: &[u8], iv: &[u8], plain: &[u8]) -> Option<Vec<u8>>
 where
@@ -288,33 +402,6 @@ pub(super) enum Hash {
     Sha512,
 }
 
-macro_rules! with_digest {
-    ($hash:expr, $digest:ident => $use:expr) => {
-        match $hash {
-            Hash::Sha1 => {
-                type $digest = Sha1;
-                $use
-            }
-            Hash::Sha224 => {
-                type $digest = Sha224;
-                $use
-            }
-            Hash::Sha256 => {
-                type $digest = Sha256;
-                $use
-            }
-            Hash::Sha384 => {
-                type $digest = Sha384;
-                $use
-            }
-            Hash::Sha512 => {
-                type $digest = Sha512;
-                $use
-            }
-        }
-    };
-}
-
 impl Hash {
     pub(super) const ALL: [Self; 5] = [Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512];
 
@@ -326,6 +413,15 @@ impl Hash {
             Self::Sha384 => "SHA-384",
             Self::Sha512 => "SHA-512",
         }
+    }
+
+    /// The AlgorithmIdentifier of an HMAC.
+    fn read_hmac(reader: &mut Reader<'_>, expected: &'static str) -> Result<Self, Failure> {
+        let (id, mut null) = read_algorithm(reader, expected)?;
+        null.optional(der::NULL, "NULL")?;
+        null.end("no parameters of an HMAC")?;
+        let hash = Self::ALL.into_iter().find(|hash| hash.hmac_identifier() == id);
+        Ok(hash.ok_or_else(|| unsupported("an HMAC of algorithm", id))?)
     }
 
     pub(super) fn identifier(self) -> &'static [u8] {
@@ -353,7 +449,7 @@ impl Hash {
     }
 
     /// In constant time.
-    pub(super) fn verify(self, password: &[u8], salt: &[u8], iterations: u32, message: &[u8], mac: &[u8]) -> bool {
+    fn verify(self, password: &[u8], salt: &[u8], iterations: u32, message: &[u8], mac: &[u8]) -> bool {
         with_digest!(self, D => hmac::<D>(password, salt, iterations, message).verify_slice(mac).is_ok())
     }
 
@@ -368,8 +464,11 @@ fn hmac<D: Digest + EagerHash + BlockSizeUser>(
     iterations: u32,
     message: &[u8],
 ) -> Hmac<D> {
-    let key = derive::<D>(password, salt, Purpose::Mac, iterations, <D as Digest>::output_size());
-    let mut hmac = match Hmac::<D>::new_from_slice(&key) {
+    keyed::<D>(&derive::<D>(password, salt, Purpose::Mac, iterations, <D as Digest>::output_size()), message)
+}
+
+fn keyed<D: Digest + EagerHash + BlockSizeUser>(key: &[u8], message: &[u8]) -> Hmac<D> {
+    let mut hmac = match Hmac::<D>::new_from_slice(key) {
         Ok(hmac) => hmac,
         Err(error) => unreachable!("HMAC takes keys of any length: {error}"),
     };

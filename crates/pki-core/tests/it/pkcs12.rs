@@ -130,6 +130,55 @@ fn files_of_other_programs_are_read() {
     }
 }
 
+/// PBMAC1 (RFC 9579): made by `tests/data/pkcs12/pbmac1.py` with hashlib.
+#[test]
+fn macs_with_a_key_by_pbkdf2_are_verified() {
+    for (file, mac) in [
+        ("pbmac1-sha256.p12", "HMAC-SHA-256 with a key by PBKDF2-HMAC-SHA-256, 4096 iterations"),
+        ("pbmac1-sha512-sha256.p12", "HMAC-SHA-256 with a key by PBKDF2-HMAC-SHA-512, 4096 iterations"),
+        ("pbmac1-sha512.p12", "HMAC-SHA-512 with a key by PBKDF2-HMAC-SHA-512, 4096 iterations"),
+    ] {
+        let contents = open(&data(file), "secret").unwrap_or_else(|error| panic!("{file}: {error}"));
+        check(&contents, 1, Some("Läptop"));
+        assert_eq!(contents.mac, mac);
+        assert_eq!(open(&data(file), "Secret").err(), Some(Pkcs12Error::WrongPassword), "{file}");
+        // One of the MAC's own iterations, and one octet of its salt.
+        for (at, from) in [(0x5a, [0x5a, 0x5a]), (0x00, [0x10, 0x00])] {
+            let mut changed = data(file);
+            let place = changed.windows(2).rposition(|pair| pair == from).expect("the parameters");
+            changed[place + 1] = at ^ 1;
+            assert_eq!(open(&changed, "secret").err(), Some(Pkcs12Error::WrongPassword), "{file}");
+        }
+    }
+    // RFC 9579 appendix A.6: without its length the key is not to be guessed at.
+    let refused = open(&data("pbmac1-no-length.p12"), "secret");
+    assert!(matches!(refused, Err(Pkcs12Error::Der(_))), "{:?}", refused.err());
+}
+
+/// What Windows, Java and scripts write where a BMPString or an OCTET STRING
+/// should stand, or nothing at all.
+#[test]
+fn attributes_of_odd_types_are_no_reason_to_refuse() {
+    const FRIENDLY_NAME: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x09\x14";
+    const LOCAL_KEY_ID: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x09\x15";
+    const KEY_BAG: &[u8] = b"\x06\x0b\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x01";
+    for (id, value, name) in [
+        (FRIENDLY_NAME, element(0x0c, "nämé".as_bytes()), Some("nämé")),
+        (FRIENDLY_NAME, element(0x1e, &[0, 0x61]), Some("a")),
+        (FRIENDLY_NAME, vec![], None),
+        (FRIENDLY_NAME, element(0x0c, &[0xff]), None),
+        (LOCAL_KEY_ID, element(0x0c, b"1"), None),
+        (LOCAL_KEY_ID, vec![], None),
+    ] {
+        let attribute = element(0x30, &[id, &element(0x31, &value)].concat());
+        let bag = [KEY_BAG, &element(0xa0, &data("key.der")), &element(0x31, &attribute)].concat();
+        let safe = element(0x30, &element(0x30, &bag));
+        let contents = open(&seal_for_fuzzing(&auth_safe(&safe), "x"), "x").expect("a key");
+        assert_eq!(contents.private_keys[0].pkcs8_der(), data("key.der"));
+        assert_eq!(contents.private_keys[0].friendly_name.as_deref(), name, "{value:02x?}");
+    }
+}
+
 #[test]
 fn what_is_not_read_says_so() {
     let error = open(&data("openssl-rc2.p12"), "secret").expect_err("RC2");
