@@ -33,7 +33,7 @@ pub enum CertificateError {
     CommonName,
     /// Not the DER of one certificate.
     #[error("the certificate is not valid DER: {0}")]
-    Der(#[from] DerError),
+    Der(DerError),
     /// No PEM block of a certificate.
     #[error(transparent)]
     Pem(#[from] PemError),
@@ -48,6 +48,13 @@ pub enum CertificateError {
     /// A version other than 1 and 3.
     #[error("certificates of version {0} are not read")]
     Version(u64),
+}
+
+// Not `#[from]`: the text tells it, and whoever prints a chain of sources would tell it twice.
+impl From<DerError> for CertificateError {
+    fn from(error: DerError) -> Self {
+        Self::Der(error)
+    }
 }
 
 impl<'a> Certificate<'a> {

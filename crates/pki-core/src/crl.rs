@@ -47,7 +47,7 @@ pub struct RevokedCertificate<'a> {
 pub enum CrlError {
     /// Not the DER of one list.
     #[error("the revocation list is not valid DER: {0}")]
-    Der(#[from] DerError),
+    Der(DerError),
     /// The issuer's certificate cannot be read.
     #[error("the certificate of the list's issuer cannot be used")]
     Issuer(#[source] CertificateError),
@@ -96,6 +96,13 @@ pub enum CrlError {
     /// A version other than 1 and 2.
     #[error("revocation lists of version {0} are not read")]
     Version(u64),
+}
+
+// Not `#[from]`: the text tells it, and whoever prints a chain of sources would tell it twice.
+impl From<DerError> for CrlError {
+    fn from(error: DerError) -> Self {
+        Self::Der(error)
+    }
 }
 
 impl Issuer {

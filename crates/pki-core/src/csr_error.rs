@@ -29,7 +29,7 @@ pub enum CsrError {
     Pem(#[from] PemError),
     /// Not the DER of a CertificationRequest (RFC 2986).
     #[error("the request is not valid DER: {0}")]
-    Der(#[from] DerError),
+    Der(DerError),
     /// A signed message (RFC 5652) that may hold a request.
     #[error("this is a CMS message and not a plain request: send PKCS #10, as openssl req makes it")]
     Message,
@@ -203,4 +203,11 @@ pub enum CsrError {
         /// The extension's identifier.
         extension: ObjectIdentifier,
     },
+}
+
+// Not `#[from]`: the text tells it, and whoever prints a chain of sources would tell it twice.
+impl From<DerError> for CsrError {
+    fn from(error: DerError) -> Self {
+        Self::Der(error)
+    }
 }

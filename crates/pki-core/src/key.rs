@@ -165,7 +165,7 @@ impl KeyPolicy {
 pub enum KeyError {
     /// Not the DER of a SubjectPublicKeyInfo.
     #[error("the key is not valid DER: {0}")]
-    Der(#[from] DerError),
+    Der(DerError),
     /// Neither RSA, ECDSA nor Ed25519.
     #[error("keys of algorithm {algorithm} are not signed: use P-256, P-384, P-521, Ed25519 or RSA")]
     KeyAlgorithm {
@@ -226,6 +226,13 @@ pub enum KeyError {
         /// SHA-256 of the SubjectPublicKeyInfo.
         spki_sha256: [u8; 32],
     },
+}
+
+// Not `#[from]`: the text tells it, and whoever prints a chain of sources would tell it twice.
+impl From<DerError> for KeyError {
+    fn from(error: DerError) -> Self {
+        Self::Der(error)
+    }
 }
 
 fn named_curve(algorithm: &mut Reader<'_>) -> Result<KeyKind, KeyError> {

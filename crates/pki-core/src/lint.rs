@@ -57,7 +57,7 @@ pub enum Lint {
     KeyUsageKind(KeyKind),
     /// Not a TBSCertificate.
     #[error("not a TBSCertificate: {0}")]
-    Malformed(#[from] CertificateError),
+    Malformed(CertificateError),
     /// The content is not what its section says.
     #[error("extension {0} is malformed")]
     MalformedExtension(ObjectIdentifier),
@@ -106,6 +106,12 @@ pub enum Lint {
     /// 4.1.2.1: version 3 with extensions.
     #[error("the version is not 3 (4.1.2.1)")]
     Version,
+}
+
+impl From<CertificateError> for Lint {
+    fn from(error: CertificateError) -> Self {
+        Self::Malformed(error)
+    }
 }
 
 /// Holds a TBSCertificate in DER against the rules; empty when it keeps all.

@@ -24,6 +24,7 @@
 
 mod password_based;
 
+use std::char::REPLACEMENT_CHARACTER;
 use std::fmt;
 use std::str::FromStr;
 
@@ -143,7 +144,7 @@ pub enum Pkcs12Error {
     MissingMac,
     /// What is to be written is not an unencrypted PKCS #8 key.
     #[error("the private key is not PKCS #8 in DER: {0}")]
-    PrivateKey(#[source] DerError),
+    PrivateKey(DerError),
     /// More octets than are read or written.
     #[error("the PKCS #12 file has {size} octets, more than the {limit} that are read")]
     TooLarge {
@@ -647,8 +648,7 @@ impl Attributes {
                         BMP_STRING => {
                             let (units, _) = value.value.as_chunks::<2>();
                             let units = units.iter().map(|unit| u16::from_be_bytes(*unit));
-                            Some(char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)))
-                                .map(Iterator::collect)
+                            Some(char::decode_utf16(units).map(|unit| unit.unwrap_or(REPLACEMENT_CHARACTER)).collect())
                         }
                         _ => std::str::from_utf8(value.value).ok().map(str::to_owned),
                     };

@@ -147,6 +147,7 @@ fn inspect_tells_what_is_there_and_what_is_wrong_with_it() {
     write("cut.csr", "-----BEGIN CERTIFICATE REQUEST-----\nMIIB\n-----END CERTIFICATE REQUEST-----\n");
     let error = directory.fail(1, &["inspect", "cut.csr"]);
     assert!(error.contains("the request is not valid DER"), "{error}");
+    assert_eq!(error.matches("expected ").count(), 1, "a cause is told once: {error}");
     let utf16: Vec<u8> = format!("\u{feff}{request}").encode_utf16().flat_map(u16::to_le_bytes).collect();
     fs::write(directory.path().join("utf16.csr"), utf16).expect("written");
     let error = directory.fail(1, &["sign", "utf16.csr", "--ca", "ca"]);
