@@ -110,6 +110,14 @@ pub enum CaDirError {
         /// What is wrong with it.
         source: CertificateError,
     },
+    /// A chain, or a bundle, where one certificate belongs.
+    #[error("{} has {count} certificates: leave in it the one that its name says, and no chain", path.display())]
+    SeveralCertificates {
+        /// The path.
+        path: PathBuf,
+        /// How many it has.
+        count: usize,
+    },
     /// The intermediate was not issued by the root beside it.
     #[error("{} was not issued by the root beside it", path.display())]
     Chain {
@@ -325,10 +333,10 @@ fn read_certificate(path: &Path) -> Result<Vec<u8>, CaDirError> {
     let pem = fs::read(path).map_err(io_error("read", path))?;
     let malformed = |source| CaDirError::Certificate { path: path.to_owned(), source };
     let mut certificates = certificates_from_pem(&pem).map_err(malformed)?;
-    if certificates.len() != 1 {
-        return Err(malformed(CertificateError::Pem(PemError::SeveralBlocks)));
+    match certificates.len() {
+        1 => Ok(certificates.remove(0)),
+        count => Err(CaDirError::SeveralCertificates { path: path.to_owned(), count }),
     }
-    Ok(certificates.remove(0))
 }
 
 fn random_tag() -> Result<String, CaDirError> {
@@ -479,5 +487,18 @@ mod tests {
         assert!(matches!(refused, KeyFileError::OldEncryption { .. }), "{refused}");
         let refused = read(PARAMETERS.as_bytes()).expect_err("refused");
         assert!(matches!(refused, KeyFileError::Malformed { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_chain_in_the_place_of_a_certificate_is_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("ca");
+        let made = CaDir::create(&path, &zone(), None, NOW).expect("made");
+        let chain = certificate_to_pem(&made.issuing) + &certificate_to_pem(&made.root);
+        fs::write(path.join(ISSUING_CERTIFICATE), chain).expect("written");
+        let refused = CaDir::open(&path, None).expect_err("refused");
+        assert!(
+            refused.to_string().ends_with("has 2 certificates: leave in it the one that its name says, and no chain")
+        );
     }
 }

@@ -127,7 +127,7 @@ pub enum CsrError {
         length: usize,
     },
     /// Another name than the one expected.
-    #[error("the common name is \"{found}\": it must be \"{expected}\"")]
+    #[error("the common name is \"{found}\"{}: it must be \"{expected}\"", told_default(found))]
     CommonNameMismatch {
         /// The host that must stand there.
         expected: String,
@@ -209,5 +209,25 @@ pub enum CsrError {
 impl From<DerError> for CsrError {
     fn from(error: DerError) -> Self {
         Self::Der(error)
+    }
+}
+
+/// A name that nobody chose tells who did.
+fn told_default(common_name: &str) -> &'static str {
+    match common_name {
+        "rcgen self signed cert" => ", which is rcgen's default when no distinguished name is set",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_is_told_by_its_author() {
+        let found = "rcgen self signed cert".to_owned();
+        let text = CsrError::CommonNameMismatch { expected: "a.example".to_owned(), found }.to_string();
+        assert!(text.contains("rcgen's default") && text.ends_with("it must be \"a.example\""), "{text}");
     }
 }
