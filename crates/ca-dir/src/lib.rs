@@ -20,9 +20,8 @@ use std::time::Duration;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
 use pki_core::crypto::{PrivateKeyError, SignError, Signer};
 use pki_core::{
-    Certificate, CertificateError, ChainError, DnsName, Expectation, IssueError, Issuer, IssuerError, PemError,
-    ProfileConfig, SerialNumber, Subject, SubjectError, Time, Usage, certificate_to_pem, certificates_from_pem,
-    verify_chain,
+    Certificate, CertificateError, ChainError, DnsName, Expectation, IssueError, Issuer, IssuerError, ProfileConfig,
+    SerialNumber, Subject, SubjectError, Time, Usage, certificate_to_pem, certificates_from_pem, verify_chain,
 };
 
 use key::read_pkcs8;
