@@ -184,9 +184,9 @@ pub struct Issuer {
     algorithm: SignatureAlgorithm,
     /// Without a key usage, or with cRLSign in it.
     signs_revocation_lists: bool,
-    /// Bases of the dNSName subtrees of the nameConstraints.
-    permitted: Vec<Vec<u8>>,
-    excluded: Vec<Vec<u8>>,
+    /// What the nameConstraints say of the kinds of names that are signed.
+    hosts: Subtrees,
+    subjects: Subtrees,
 }
 
 /// A certificate that cannot issue with this key.
@@ -243,8 +243,14 @@ impl Issuer {
             not_after: tbs.not_after,
             algorithm: signer.algorithm(),
             signs_revocation_lists: allows(CRL_SIGN),
-            permitted: dns_bases(&constraints.permitted),
-            excluded: dns_bases(&constraints.excluded),
+            hosts: Subtrees::of(&constraints, |name| match name {
+                GeneralName::Dns(base) => Some(base),
+                _ => None,
+            }),
+            subjects: Subtrees::of(&constraints, |name| match name {
+                GeneralName::Directory(base) => Some(base),
+                _ => None,
+            }),
             certificate: certificate.to_vec(),
         })
     }
@@ -279,21 +285,37 @@ impl Issuer {
 
     /// Do the issuer's nameConstraints allow certificates for this host?
     pub fn permits(&self, host: &DnsName) -> bool {
-        let host = GeneralName::Dns(host.as_str().as_bytes());
-        let is_inside = |base: &Vec<u8>, subtree| is_within(&host, &GeneralName::Dns(base), subtree) == Some(true);
+        self.hosts.permit(host.as_str().as_bytes(), GeneralName::Dns)
+    }
+
+    /// Do they allow this subject, a Name in DER? An empty one is no name.
+    fn permits_subject(&self, subject: &Subject) -> bool {
+        let mut name = Writer::default();
+        subject.write(&mut name);
+        subject.is_empty() || self.subjects.permit(&name.finish(), GeneralName::Directory)
+    }
+}
+
+/// The bases of one kind among nameConstraints.
+#[derive(Clone, Debug)]
+struct Subtrees {
+    permitted: Vec<Vec<u8>>,
+    excluded: Vec<Vec<u8>>,
+}
+
+impl Subtrees {
+    fn of<'a>(constraints: &NameConstraints<'a>, base: impl Fn(&GeneralName<'a>) -> Option<&'a [u8]>) -> Self {
+        let bases = |names: &[GeneralName<'a>]| names.iter().filter_map(&base).map(<[u8]>::to_vec).collect();
+        Self { permitted: bases(&constraints.permitted), excluded: bases(&constraints.excluded) }
+    }
+
+    fn permit<'a>(&'a self, name: &'a [u8], kind: impl Fn(&'a [u8]) -> GeneralName<'a>) -> bool {
+        let is_inside = |base: &'a Vec<u8>, subtree| is_within(&kind(name), &kind(base), subtree) == Some(true);
         // RFC 5280 section 4.2.1.10: without a permitted subtree of the kind, all of it is.
         let is_permitted =
             self.permitted.is_empty() || self.permitted.iter().any(|base| is_inside(base, Subtree::Permitted));
         is_permitted && !self.excluded.iter().any(|base| is_inside(base, Subtree::Excluded))
     }
-}
-
-fn dns_bases(subtrees: &[GeneralName<'_>]) -> Vec<Vec<u8>> {
-    let base = |name: &GeneralName<'_>| match name {
-        GeneralName::Dns(name) => Some(name.to_vec()),
-        _ => None,
-    };
-    subtrees.iter().filter_map(base).collect()
 }
 
 /// Why an approved request is not signed.
@@ -325,6 +347,9 @@ pub enum IssueError {
         /// The issuer's last second.
         issuer_not_after: Time,
     },
+    /// The issuer's nameConstraints do not allow the subject.
+    #[error("the issuer's certificate limits the subjects that it may sign, and this is none of them")]
+    SubjectNotPermitted,
     /// A server certificate without a host, or a client certificate with one.
     #[error("the profile and the approved names do not go together")]
     UsageMismatch,
@@ -350,6 +375,9 @@ impl Approved {
         }
         if let Some(host) = self.hosts.iter().find(|host| !issuer.permits(host)) {
             return Err(IssueError::NotPermitted { host: host.clone() });
+        }
+        if !issuer.permits_subject(&self.subject) {
+            return Err(IssueError::SubjectNotPermitted);
         }
         let not_before = now.minus(profile.backdate).max(issuer.not_before);
         if not_before > now {

@@ -375,6 +375,22 @@ fn an_issuer_of_strangers_signs_by_its_certificate_or_not_at_all() {
     let dotted = issuer(".tunnel.example", &|_| ()).expect("an issuer");
     assert!(dotted.permits(&host("my-agent.tunnel.example")));
     assert!(!dotted.permits(&host("tunnel.example")));
+    // Constraints on subjects hold for what is signed as well.
+    let within = |organization: &str| {
+        let mut name = rcgen::DistinguishedName::new();
+        name.push(rcgen::DnType::CommonName, "agent:laptop");
+        name.push(rcgen::DnType::OrganizationName, organization);
+        let issuer = issuer("tunnel.example", &|params| {
+            let constraints = params.name_constraints.as_mut().expect("constraints");
+            constraints.permitted_subtrees.push(GeneralSubtree::DirectoryName(name.clone()));
+        });
+        let subject = Subject::with_organization("agent:laptop", "Adit").expect("a subject");
+        let verified = request(&KeyPair::generate().expect("a key"), HOST).verify(&RustCrypto, &KeyPolicy::new());
+        let approved = verified.and_then(|csr| csr.approve_subject(subject)).expect("a good request");
+        approved.to_be_signed(&issuer.expect("an issuer"), &profile(Usage::ClientAuth), serial(7), NOW).map(drop)
+    };
+    assert_eq!(within("ADIT"), Ok(()));
+    assert_eq!(within("Another"), Err(IssueError::SubjectNotPermitted));
     let unreadable = issuer("*.tunnel.example", &|_| ()).expect_err("nobody knows what that permits");
     assert!(unreadable.to_string().contains("GeneralSubtree"), "{unreadable}");
 }
