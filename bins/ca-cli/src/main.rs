@@ -130,7 +130,7 @@ struct Verify {
     /// Certificates that are trusted
     #[arg(long, value_name = "FILE")]
     anchor: PathBuf,
-    /// More intermediates, from the leaf's issuer upwards
+    /// More intermediates, in any order
     #[arg(long, value_name = "FILE")]
     untrusted: Option<PathBuf>,
     /// The host that the leaf must name
