@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use connections::Guarded;
+use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -66,10 +67,22 @@ where
 {
     let pace = Arc::new(Pace::new());
     let paced = Arc::clone(&pace);
+    let io = Guarded::new(io);
+    let guard = io.lift();
+    if is_http2 {
+        guard.lift();
+    }
     let service = service_fn(move |request| {
         let exchange = Pace::begin(&paced);
         let response = serve(request);
-        async move { Ok::<_, std::convert::Infallible>(response.await.map(|body| Paced { body, exchange })) }
+        let guard = guard.clone();
+        async move {
+            let response = response.await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                guard.lift();
+            }
+            Ok::<_, std::convert::Infallible>(response.map(|body| Paced { body, exchange }))
+        }
     });
     let quiet = pace.quiet(patience);
     macro_rules! run {

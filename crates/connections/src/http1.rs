@@ -8,7 +8,7 @@ use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::Impatient;
+use crate::{Guarded, Impatient};
 
 /// How much time a connection gets.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ where
         .header_read_timeout(limits.headers)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER)
-        .serve_connection(TokioIo::new(Impatient::new(io, limits.stall)), service);
+        .serve_connection(TokioIo::new(Guarded::new(Impatient::new(io, limits.stall))), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -12,6 +12,7 @@
 
 mod accept;
 mod budget;
+mod framing;
 mod http1;
 mod impatient;
 mod places;
@@ -25,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use accept::{Socket, accept};
 pub use budget::{Budget, Lease};
+pub use framing::{Guarded, Lift};
 pub use http1::{HttpLimits, serve_http1};
 pub use impatient::{Impatient, LINGER, linger};
 pub use places::{Counts, Full, Kind, Limits, Place, Places};

@@ -11,7 +11,6 @@ pub mod proxy_protocol;
 
 mod agent;
 mod flow;
-mod framing;
 mod listener;
 mod observations;
 mod passthrough;

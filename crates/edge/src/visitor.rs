@@ -10,7 +10,7 @@ use agent_proto::limits::MAX_BODY;
 use agent_proto::visitor::{acceptance_headers, handshake_headers, reply_headers, request_headers};
 use agent_proto::{Envelope, EnvelopeError, EnvelopeKind};
 use bytes::{Bytes, BytesMut};
-use connections::{Impatient, Kind, Lease, Place};
+use connections::{Guarded, Impatient, Kind, Lease, Place};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
@@ -24,7 +24,6 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
 
-use crate::framing::Guarded;
 use crate::reply::{AgentReply, Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::{Entry, Ticket};
 use crate::{Shared, websocket};

@@ -95,8 +95,13 @@ async fn a_target_with_a_fragment_is_refused_and_one_with_any_letters_arrives() 
     let world = World::start().await;
     world.tunnel("shop", TlsMode::Edge).await;
     let _agent = world.agent("shop").await;
-    let answer = raw(&world, "shop", &format!("GET /echo#part HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    world.tunnel("bank", TlsMode::Passthrough).await;
+    let _other = world.agent("bank").await;
+    for name in ["shop", "bank"] {
+        let request = format!("GET /echo#part HTTP/1.1\r\nHost: {name}.adit.localhost\r\n\r\n");
+        let answer = raw(&world, name, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{name}: {answer}");
+    }
     let request = format!("DELETE /echo?name=josé HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     let answer = raw(&world, "shop", &request).await;
     assert!(answer.contains("DELETE /echo?name=jos%C3%A9\n"), "{answer}");

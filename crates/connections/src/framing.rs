@@ -14,6 +14,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,23 +24,49 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 ///
 /// What reads from it, which is hyper's HTTP/1 server, finds a head it cannot
 /// parse in its place, answers 400 and closes.
-pub(crate) struct Guarded<IO> {
+pub struct Guarded<IO> {
     io: IO,
     framing: Framing,
     /// What is still to be read in place of the end of an ambiguous head;
     /// there from then on, and nothing else is read any more.
     spoilt: Option<&'static [u8]>,
+    lift: Lift,
+}
+
+/// Ends the looking: after a 101 the octets are of another protocol.
+#[derive(Clone, Debug, Default)]
+pub struct Lift(Arc<AtomicBool>);
+
+impl Lift {
+    /// From now on everything passes.
+    pub fn lift(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_lifted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl<IO> Guarded<IO> {
-    pub(crate) fn new(io: IO) -> Self {
-        Self { io, framing: Framing::default(), spoilt: None }
+    /// Looks at what is read from `io` from its first octet on.
+    pub fn new(io: IO) -> Self {
+        Self { io, framing: Framing::default(), spoilt: None, lift: Lift::default() }
+    }
+
+    /// To be used when the connection is upgraded to a protocol whose octets may look
+    /// like a request; those of a WebSocket do not.
+    pub fn lift(&self) -> Lift {
+        self.lift.clone()
     }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Guarded<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.lift.is_lifted() {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
+        }
         if this.spoilt.is_none() {
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
@@ -373,7 +401,7 @@ const SPOILT: &[u8] = b"\0\n\n";
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use http_body_util::{BodyExt as _, Full};
     use hyper::body::Incoming;
@@ -462,6 +490,22 @@ mod tests {
             assert!(refused(request), "{request}");
         }
         assert!(!refused("GET /a HTTP/1.1\r\nX: a#b\r\n\r\n"), "a field may have one");
+    }
+
+    #[tokio::test]
+    async fn after_an_upgrade_everything_passes() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut guarded = Guarded::new(near);
+        let request = b"GET /attach HTTP/1.1\r\nUpgrade: raw\r\nConnection: Upgrade\r\n\r\n";
+        far.write_all(request).await.expect("sent");
+        guarded.read_exact(&mut [0; 64][..request.len().min(64)]).await.expect("read");
+        guarded.lift().lift();
+        let shell = b"# a comment\n\nContent-Length: 1\n";
+        far.write_all(shell).await.expect("sent");
+        drop(far);
+        let mut passed = Vec::new();
+        guarded.read_to_end(&mut passed).await.expect("read");
+        assert!(passed.ends_with(shell), "{}", String::from_utf8_lossy(&passed));
     }
 
     #[test]
