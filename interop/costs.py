@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 import urllib.request
+import uuid
 
 import expect
 from hostile import MIB, Scene, came_of, later, never_panicked, open_websocket, resident
@@ -62,6 +63,8 @@ def main():
         ("answers that nobody reads", unread_answers),
         ("no descriptors left", no_descriptors),
         ("a stranger's window", strangers_window),
+        ("a stranger's streams", strangers_streams),
+        ("small answers that nobody takes", untaken_answers),
     ]
     expect.each([(name, lambda check=check: check(options)) for name, check in checks if options.only in name])
     if options.minutes:
@@ -239,6 +242,22 @@ def shares(options):
         first[0].close()
         expect.until("its place is free", 5.0, lambda: places(server, "visitor") == 2)
         visitor("203.0.113.5").close()
+        # Counted from the header on, not from the ClientHello.
+        silent = [socket.create_connection(("127.0.0.1", server.edge_port)) for _ in range(3)]
+        for connection in silent:
+            proxied("203.0.113.7")(connection, b"")
+            connection.settimeout(3.0)
+        expect.equal("a third silent one is closed", closed(silent[2]), True)
+        expect.equal("places of strangers", places(server, "stranger"), 2)
+
+
+def closed(connection):
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
 
 
 def unread_answers(options):
@@ -298,6 +317,49 @@ def strangers_window(options):
         agent = scene.tunnel().agent()
         expect.until("an agent's window grows", 5.0, lambda: agent.ping() and agent.window > 32 * MIB)
         expect.equal("for each stream, too", agent.server_settings.get(4), 8 * MIB)
+
+
+def strangers_streams(options):
+    """Who has not said hello and opens what only agents open is shown out."""
+    with scene_of(options) as scene:
+        for path in ("response", "ws"):
+            tls = Tls(scene.server.edge_port, client_context(scene.server, "h2"), ZONE).handshake()
+            stranger = Http2(tls)
+            fields = [("x-tunnel-id", str(uuid.uuid4())), ("x-api-key", "guessed")]
+            with contextlib.suppress(Ended):
+                for _ in range(40):
+                    method = "POST" if path == "response" else "CONNECT"
+                    head = request(ZONE, f"/_system/{path}/{uuid.uuid4()}", *fields, method=method)
+                    if path == "ws":
+                        head.insert(1, (":protocol", "inkbox-tunnel-ws"))
+                    stranger.open(head, end=False)
+            expect.that(f"{path}: the connection is ended", stranger.has_ended(3.0))
+
+
+def untaken_answers(options):
+    """Visitors over HTTP/2 whose windows stay shut: what is kept for them has a sum."""
+    memory = 32 * MIB
+    with scene_of(options, edge_body_memory=str(memory)) as scene:
+        tunnel = scene.tunnel()
+        tunnel.agent(lambda agent, envelope: agent.reply(envelope.id, bytes(60 * 1024)), pool=32)
+        with scene.bounded(memory + 64 * MIB):
+            visitors = [visit_h2(scene.server, tunnel.host, settings=((2, 0), (4, 0))) for _ in range(8)]
+            streams = [visitor.open(request(tunnel.host)) for visitor in visitors for _ in range(120)]
+            expect.until("all have a head", 30.0, lambda: all(stream.headers for stream in streams))
+        statuses = [stream.status for stream in streams]
+        expect.equal("what they are", set(statuses), {200, 503})
+        expect.that("no more than fit", statuses.count(200) * 60 * 1024 <= memory + 60 * 1024, statuses.count(200))
+        for visitor in visitors:
+            visitor.close()
+        expect.until("it is given back", 5.0, lambda: fetch_h2(scene.server, tunnel.host) == 200)
+
+
+def fetch_h2(server, host):
+    visitor = visit_h2(server, host)
+    try:
+        return visitor.answer(visitor.open(request(host))).status
+    finally:
+        visitor.close()
 
 
 # --- all at once --------------------------------------------------------------------

@@ -16,7 +16,8 @@ use crate::metrics::Metrics;
 pub struct Limits {
     /// Octets of a request's body that are read.
     pub body: usize,
-    /// Connections at once; more wait in the kernel's queue. An address has a quarter.
+    /// Connections at once; more wait in the kernel's queue. One address may have them all:
+    /// it is loopback's, or that of a proxy.
     pub connections: usize,
     /// From the connection to its first octet, from there to the end of the
     /// request's headers, and from an answer to the end of the next one's.
@@ -60,7 +61,9 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let limits = *limits;
-    let places = Places::new(connections::Limits::new(limits.connections));
+    let per_port =
+        connections::Limits { per_address: limits.connections, ..connections::Limits::new(limits.connections) };
+    let places = Places::new(per_port);
     let (stop_all, stopping) = watch::channel(false);
     let serve = |socket: Socket| {
         let (metrics, service) = (Arc::clone(&metrics), TowerToHyperService::new(router.clone()));

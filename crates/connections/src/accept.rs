@@ -98,7 +98,8 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
     let socket = SockRef::from(stream);
-    // Probes are not sent while something waits to be acknowledged.
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
+    // Probes are not sent while something waits to be acknowledged; and with a shorter
+    // time than theirs, the first one that is lost would be the last.
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))?;
     socket.set_tcp_keepalive(&probes.with_retries(4))
 }

@@ -98,8 +98,10 @@ const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
 const SEND_BUFFER: usize = 128 * 1024;
 /// The model tells a session to go elsewhere and to end, each once.
 const SIGNALS: usize = 4;
-/// Streams that are answered with an error before the connection is ended.
+/// Streams that are answered with an error before the connection is ended, and those
+/// of a connection without a hello.
 const MAX_STRAYS: u32 = 256;
+const STRANGERS_STRAYS: u32 = 16;
 /// From the 409s of a takeover to its GOAWAY, so that they leave first.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -146,6 +148,10 @@ impl Agent {
                 // Refused until the agent has acknowledged our first SETTINGS: then with its next stream.
                 is_stranger = connection.set_initial_window_size(limits.stream_window).is_err();
             }
+            // Here too: a flood of streams would keep the clock below from being asked.
+            if self.membership.is_none() && Instant::now() >= hello_until {
+                break;
+            }
             tokio::select! {
                 biased;
                 // Before streams: an agent parks its intakes as soon as it has the answer.
@@ -163,7 +169,8 @@ impl Agent {
                             self.membership = admitted.try_recv().ok();
                         }
                         self.handle(request, respond);
-                        if self.strays > MAX_STRAYS {
+                        let is_stranger = self.membership.is_none();
+                        if self.strays > if is_stranger { STRANGERS_STRAYS } else { MAX_STRAYS } {
                             tracing::warn!(ip = %self.ip, "an agent opens nothing but streams that nobody knows; closing");
                             break;
                         }
@@ -214,6 +221,7 @@ impl Agent {
             }
             Ok(StreamRequest::Reply(reply)) => {
                 let Some(member) = self.member(reply.tunnel, &reply.credential) else {
+                    self.strays += 1;
                     ReplyStream::new(body, respond, Arc::new(Buffered::new(0))).refuse(StatusCode::UNAUTHORIZED);
                     return;
                 };
@@ -233,6 +241,7 @@ impl Agent {
             }
             Ok(StreamRequest::Bridge(bridge)) => {
                 let Some(member) = self.member(bridge.tunnel, &bridge.credential) else {
+                    self.strays += 1;
                     answer(&mut respond, StatusCode::UNAUTHORIZED);
                     return hold(body, respond);
                 };
@@ -405,12 +414,16 @@ async fn admit(
         shared.tunnels.admit(&tunnel, session, Arc::clone(&link), key, signals).map_err(|_| Denied::Superseded)?;
     // What was revoked or deleted between the check and the admission was not
     // there to be ended; what comes later finds the session.
-    if let Err(denied) = check(shared, id, &hello.credential).await {
-        shared.tunnels.close_session(&entry, session);
-        if shared.store.tunnel(id).await?.is_none_or(|tunnel| tunnel.status != Status::Active) {
-            shared.tunnels.revoke(id);
+    match check(shared, id, &hello.credential).await {
+        // It may have another name since.
+        Ok((tunnel, _)) => shared.tunnels.update(&tunnel),
+        Err(denied) => {
+            shared.tunnels.close_session(&entry, session);
+            if shared.store.tunnel(id).await?.is_none_or(|tunnel| tunnel.status != Status::Active) {
+                shared.tunnels.revoke(id);
+            }
+            return Err(denied);
         }
-        return Err(denied);
     }
     let answer = HelloAnswer {
         owner_token: owner_token.clone(),

@@ -190,6 +190,8 @@ pub(crate) struct Shared {
     bodies: Arc<Budget>,
     /// Octets of replies that wait for visitors.
     replies: Arc<Buffered>,
+    /// Octets of small replies that visitors over HTTP/2 have not taken.
+    answers: Arc<Budget>,
     told: Told,
 }
 
@@ -237,6 +239,7 @@ impl Edge {
             tunnels,
             places: Places::new(places),
             bodies: Arc::new(Budget::new(settings.visitor.buffered)),
+            answers: Arc::new(Budget::new(settings.visitor.buffered)),
             replies: Arc::new(Buffered::new(settings.agent.reply_buffers)),
             certificates: Arc::clone(&certificates),
             told: Told::default(),

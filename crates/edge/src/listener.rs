@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use connections::{Arrival, Kind, LINGER, Socket, accept_tls, linger};
+use connections::{Arrival, Kind, LINGER, Place, Socket, accept_tls, linger};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
@@ -33,7 +33,7 @@ pub(crate) async fn serve(socket: Socket, shared: Arc<Shared>) {
     let Socket { mut stream, place, .. } = socket;
     let limit = shared.settings.hello_time;
     // Each step is boxed: a connection that idles keeps no room for those behind it.
-    let greeted = Box::pin(timeout(limit, greet(&mut stream, shared))).await;
+    let greeted = Box::pin(timeout(limit, greet(&mut stream, &place, shared))).await;
     let Ok(Some((source, hello, reader))) = greeted else {
         tracing::debug!(%ip, "a connection ended before its ClientHello did");
         return;
@@ -122,7 +122,11 @@ impl Role {
 }
 
 /// Reads up to the end of the ClientHello; before it, the header of a proxy.
-async fn greet(stream: &mut TcpStream, shared: &Shared) -> Option<(Option<IpAddr>, ClientHello, Reader)> {
+async fn greet(
+    stream: &mut TcpStream,
+    place: &Place,
+    shared: &Shared,
+) -> Option<(Option<IpAddr>, ClientHello, Reader)> {
     // Until the first octets are here, a silent peer costs its socket.
     stream.readable().await.ok()?;
     let mut buffer = BytesMut::with_capacity(FIRST_READ);
@@ -134,7 +138,10 @@ async fn greet(stream: &mut TcpStream, shared: &Shared) -> Option<(Option<IpAddr
                 Ok(Parsed::Incomplete) => continue,
                 Ok(Parsed::Local { length } | Parsed::Unknown { length }) => length,
                 Ok(Parsed::Proxied { length, source: from, .. }) => {
-                    source = Some(from.ip().to_canonical());
+                    let ip = from.ip().to_canonical();
+                    // Counted from here on: the proxy stands for many.
+                    place.change(Kind::Stranger, ip).inspect_err(|full| shared.refused(ip, *full)).ok()?;
+                    source = Some(ip);
                     length
                 }
                 Err(error) => {

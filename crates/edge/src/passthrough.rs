@@ -69,6 +69,8 @@ pub(crate) async fn serve(
     // ended, this says nothing.
     let _ = send.send_data(Bytes::new(), true);
     hold(recv, send);
+    // The exchange is over; that the visitor has time to read its end is nobody's wait.
+    drop((ticket, activity));
     linger(stream).await;
 }
 

@@ -38,6 +38,7 @@ struct Cache {
 struct Issued {
     certified: Arc<CertifiedKey>,
     renew_at: Time,
+    not_after: Time,
 }
 
 /// Names whose certificate is kept; with one more, the one that came first is
@@ -74,11 +75,12 @@ impl Certificates {
     /// Has a certificate ready for a name that is about to be shown one: it is on
     /// record before anybody sees it. A failure is logged.
     pub(crate) async fn prepare(&self, name: &str) {
-        if self.for_name(name).is_some() {
+        let now = (self.clock)();
+        if self.for_name(name, |issued| now.unix() < issued.renew_at.unix()).is_some() {
             return;
         }
         let prepared = async {
-            let (issued, record) = self.issue(name, (self.clock)())?;
+            let (issued, record) = self.issue(name, now)?;
             self.store.record_edge_certificate(record).await.map_err(Error::certificate)?;
             self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(name, issued);
             Ok::<_, Error>(())
@@ -89,16 +91,15 @@ impl Certificates {
         }
     }
 
-    /// The certificate for a name, if there is one.
-    fn for_name(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+    /// The certificate for a name, if there is one that is as it should be.
+    fn for_name(&self, name: &str, is_good: impl Fn(&Issued) -> bool) -> Option<Arc<CertifiedKey>> {
         let configured = self.configured.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(certified) = configured.as_ref().filter(|certified| covers(certified, name)) {
             return Some(Arc::clone(certified));
         }
         drop(configured);
-        let now = (self.clock)();
         let issued = self.issued.read().unwrap_or_else(PoisonError::into_inner);
-        let issued = issued.by_name.get(name).filter(|issued| now.unix() < issued.renew_at.unix());
+        let issued = issued.by_name.get(name).filter(|issued| is_good(issued));
         issued.map(|issued| Arc::clone(&issued.certified))
     }
 
@@ -131,7 +132,8 @@ impl Certificates {
             fingerprint: *leaf.fingerprint().as_bytes(),
             not_after: Timestamp::from_micros(leaf.not_after().unix().saturating_mul(1_000_000)),
         };
-        Ok((Issued { certified: Arc::new(CertifiedKey::new(chain, key)), renew_at }, record))
+        let certified = Arc::new(CertifiedKey::new(chain, key));
+        Ok((Issued { certified, renew_at, not_after: leaf.not_after() }, record))
     }
 }
 
@@ -158,7 +160,9 @@ impl fmt::Debug for Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
-        self.for_name(name.trim_end_matches('.'))
+        // One that could not be renewed is as good as before, as long as it lives.
+        let now = (self.clock)();
+        self.for_name(name.trim_end_matches('.'), |issued| now.unix() < issued.not_after.unix())
     }
 }
 

@@ -375,7 +375,8 @@ impl Tunnels {
         }
     }
 
-    fn update(&self, tunnel: &Tunnel) {
+    /// The tunnel is like this now.
+    pub(crate) fn update(&self, tunnel: &Tunnel) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = maps.by_id.get(&tunnel.id).cloned() else { return };
         let mut state = entry.state();
@@ -487,7 +488,12 @@ impl Tunnels {
                         let _ = self.handle(entry, state, LiveCommand::ReturnEnvelope { session, exchange });
                     }
                 }
-                LiveEvent::TunnelAnnounced { session, intake } => state.announce(session, intake),
+                LiveEvent::TunnelAnnounced { session, intake } => {
+                    if !state.announce(session, intake) {
+                        // The next intake tells it. Never refused.
+                        let _ = self.handle(entry, state, LiveCommand::Announce);
+                    }
+                }
                 LiveEvent::ExchangeFailed { exchange, failure } => state.fail(exchange, failure),
                 LiveEvent::BridgeLost(exchange) => drop(state.exchanges.remove(&exchange)),
                 LiveEvent::SessionDrained(session) => state.signal(session, Signal::GoElsewhere),
@@ -581,11 +587,15 @@ impl State {
 
     /// A parked stream that ends with 200 and names no request is parked again by every
     /// agent; ours reads the reason, and looks at its tunnel.
-    fn announce(&mut self, session: SessionId, intake: IntakeId) {
+    /// False if the agent has reset this one.
+    fn announce(&mut self, session: SessionId, intake: IntakeId) -> bool {
         let intake = self.sessions.get_mut(&session).and_then(|session| session.intakes.remove(&intake));
-        if let Some(mut respond) = intake {
-            end_intake(&mut respond, StatusCode::OK, TUNNEL_CHANGED);
+        let Some(mut respond) = intake else { return true };
+        if respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return false;
         }
+        end_intake(&mut respond, StatusCode::OK, TUNNEL_CHANGED);
+        true
     }
 
     fn end_intakes(&mut self, session: SessionId, status: StatusCode, reason: &'static str) {

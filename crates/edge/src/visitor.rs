@@ -388,7 +388,16 @@ async fn exchange(
     let kind = EnvelopeKind::Webhook { method: head.method, path, headers, body_uri: None };
     let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
     let ticket = start(visit, entry, exchange, ExchangeKind::Http, envelope, body)?;
-    answer_with(ticket, visit.patience(), is_head).await
+    let mut response = answer_with(ticket, visit.patience(), is_head).await?;
+    if let (Version::HTTP_2, ReplyBody::Full(body)) = (head.version, response.body_mut()) {
+        // Over HTTP/1.1 a visitor has one of them at a time, and is cut off if it takes nothing.
+        let mut lease = visit.place.lease(vec![Arc::clone(&shared.answers)]);
+        if !lease.grow(body.len()) {
+            return Err(Problem::NoMemory);
+        }
+        *body = lease.own(std::mem::take(body));
+    }
+    Ok(response)
 }
 
 /// A WebSocket handshake through the tunnel.
@@ -629,11 +638,9 @@ impl Problem {
             Self::Misdirected => {
                 (StatusCode::MISDIRECTED_REQUEST, "misdirected", "the connection was made for another host")
             }
-            Self::NoMemory => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "server-busy",
-                "the server holds too many request bodies at the moment",
-            ),
+            Self::NoMemory => {
+                (StatusCode::SERVICE_UNAVAILABLE, "server-busy", "the server holds too many bodies at the moment")
+            }
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the only protocol is websocket"),
             Self::ReplyBroken => (StatusCode::BAD_GATEWAY, "reply-malformed", "the agent's reply is not whole"),
             Self::ReplyHeadersTooLarge => (

@@ -13,12 +13,12 @@ use agent_proto::websocket::{Event, Reader, Role, write_close, write_frame};
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use connections::Progress;
 use h2::{RecvStream, SendStream};
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::Shared;
@@ -49,6 +49,7 @@ where
     };
     let (read, write) = split(visitor);
     let (frames, queued) = mpsc::unbounded_channel();
+    let (closed, mut is_closed) = watch::channel(false);
     let Bridge { recv, send, link } = bridge;
     let mut stopping = shared.stopping.clone();
     let (pong, progress) = (Pong::default(), Progress::default());
@@ -60,12 +61,14 @@ where
         link: &link,
         frames: frames.clone(),
         pong: &pong,
+        is_closed: is_closed.clone(),
         progress: &progress,
         max_frame,
+        is_mid_frame: false,
     };
     let max_message = settings.agent.max_agent_message;
     let mut to_visitor = ToVisitor { recv, frames, progress: &progress, max_message };
-    let writer = write_all(write, queued, &pong, settings.visitor.stall);
+    let writer = write_all(write, queued, &pong, &closed, settings.visitor.stall);
     let forward = async {
         let end = tokio::select! {
             end = to_agent.pump() => end,
@@ -80,23 +83,32 @@ where
         tokio::select! {
             // The visitor said goodbye: the agent's side ends soon after.
             () = forward.as_mut() => drop(timeout(CLOSING, backward).await),
-            // The agent did: the visitor answers the Close, or is cut off.
-            () = backward.as_mut() => drop(timeout(CLOSING, forward).await),
+            // The agent did: the visitor gets all that it said, however long it takes, and
+            // answers the Close, or is cut off.
+            () = backward.as_mut() => {
+                let _ = is_closed.wait_for(|is_closed| *is_closed).await;
+                drop(timeout(CLOSING, forward).await);
+            }
         }
     };
     tokio::pin!(writer);
-    tokio::select! {
-        () = both => {}
-        // The visitor takes nothing any more: nobody is left to tell.
-        _ = writer.as_mut() => return,
+    let is_there = tokio::select! {
+        () = both => true,
+        // The visitor takes nothing any more: nobody is left to tell but the agent.
+        _ = writer.as_mut() => false,
+    };
+    if !is_there {
+        to_agent.tell(GOING_AWAY, String::new());
     }
     to_agent.end();
     // What the agent has not taken yet stays until it has.
     let (ToAgent { send, frames, .. }, ToVisitor { recv, .. }) = (to_agent, to_visitor);
     hold(recv, send);
     drop(frames);
-    // What is queued, the Close among it, is written before the connection ends.
-    drop(timeout(CLOSING, writer).await);
+    if is_there {
+        // The answer to a Close of the visitor's, and the end.
+        drop(timeout(CLOSING, writer).await);
+    }
 }
 
 /// How long the second side may take to end after the first.
@@ -108,6 +120,8 @@ const PROTOCOL_ERROR: u16 = 1002;
 const TOO_BIG: u16 = 1009;
 const INTERNAL_ERROR: u16 = 1011;
 const RESTART: u16 = 1012;
+/// Octets of a message that is not whole yet, before the agent gets them back.
+const CREDIT: usize = 16 * 1024;
 /// Octets that are read from a visitor at once.
 const READ: usize = 16 * 1024;
 
@@ -166,8 +180,12 @@ struct ToAgent<'a, R> {
     link: &'a crate::tunnels::Link,
     frames: Frames,
     pong: &'a Pong,
+    /// Is our Close written?
+    is_closed: watch::Receiver<bool>,
     progress: &'a Progress,
     max_frame: usize,
+    /// A part of a frame was sent, and nothing else may follow it.
+    is_mid_frame: bool,
 }
 
 impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
@@ -219,7 +237,11 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
         }
         let mut frame = BytesMut::with_capacity(message.encoded_len());
         message.encode(None, &mut frame);
-        send_frame(&mut self.send, self.link, frame.freeze()).await.err().map(|_| End::Agent)
+        // With small windows a frame is sent as a whole, or not at all.
+        self.is_mid_frame = self.link.windows != Windows::Small;
+        let sent = send_frame(&mut self.send, self.link, frame.freeze()).await;
+        self.is_mid_frame = false;
+        sent.err().map(|_| End::Agent)
     }
 
     /// Tells the visitor, and then the agent, that it is over.
@@ -235,14 +257,31 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
     async fn finish(&mut self, end: End) {
         let is_ours = matches!(end, End::Ours { .. });
         let (End::Visitor { code, reason } | End::Ours { code, reason }) = end else { return };
+        self.tell(code, reason);
+        if is_ours {
+            let mut is_closed = self.is_closed.clone();
+            let out_of_time = async {
+                // The clock runs from when it has our Close.
+                let _ = is_closed.wait_for(|is_closed| *is_closed).await;
+                sleep(CLOSING).await;
+            };
+            tokio::select! {
+                () = self.hear_out() => {}
+                () = out_of_time => {}
+            }
+        }
+    }
+
+    /// Tells the agent that it is over.
+    fn tell(&mut self, code: u16, reason: String) {
+        if self.is_mid_frame {
+            self.send.send_reset(h2::Reason::CANCEL);
+            return;
+        }
         let mut frame = BytesMut::new();
         Message::Close { code, reason }.encode(None, &mut frame);
-        // Small: h2 keeps it until there is room.
+        // Small: h2 keeps it until there is room. If the stream has ended, so be it.
         let _ = self.send.send_data(frame.freeze(), true);
-        if is_ours {
-            // Gone, or out of time: either way it has had its chance.
-            let _ = timeout(CLOSING, self.hear_out()).await;
-        }
     }
 
     /// Reads until the visitor has answered our Close (RFC 6455 section 7.1.1), or
@@ -293,17 +332,21 @@ impl ToVisitor<'_> {
     async fn pump(&mut self) {
         let mut outer = OuterDecoder::new();
         let mut messages = MessageDecoder::new(self.max_message);
+        let mut octets = 0;
         loop {
             let Some(Ok(chunk)) = self.recv.data().await else { return self.close(INTERNAL_ERROR, "") };
             self.progress.made();
-            let octets = chunk.len();
+            octets += chunk.len();
             outer.push(chunk);
             let mut out = BytesMut::new();
             let end = translate(&mut outer, &mut messages, &mut out);
-            let credit = Credit { flow: self.recv.flow_control().clone(), octets };
-            // Without a receiver the visitor has gone, and the bridge ends with it.
-            if self.frames.send(Out::Frames(out.freeze(), Some(credit))).is_err() {
-                return;
+            // A message in single octets makes no entry of each.
+            if !out.is_empty() || octets >= CREDIT || end.is_some() {
+                let credit = Credit { flow: self.recv.flow_control().clone(), octets: std::mem::take(&mut octets) };
+                // Without a receiver the visitor has gone, and the bridge ends with it.
+                if self.frames.send(Out::Frames(out.freeze(), Some(credit))).is_err() {
+                    return;
+                }
             }
             if let Some((code, reason)) = end {
                 self.close(code, &reason);
@@ -348,6 +391,7 @@ async fn write_all<W: AsyncWrite + Unpin>(
     mut write: W,
     mut queued: mpsc::UnboundedReceiver<Out>,
     pong: &Pong,
+    closed: &watch::Sender<bool>,
     stall: Duration,
 ) -> io::Result<()> {
     let mut is_closed = false;
@@ -358,14 +402,20 @@ async fn write_all<W: AsyncWrite + Unpin>(
             Out::Close(frame) => (frame, None, true),
         };
         if !is_closed && !frames.is_empty() {
-            let written = tokio::select! {
-                written = write.write_all(&frames) => written,
-                () = sleep(stall) => Err(io::ErrorKind::TimedOut.into()),
-            };
-            written?;
+            // Slow is fine; who takes nothing at all is given up.
+            let mut rest = frames;
+            while !rest.is_empty() {
+                match timeout(stall, write.write(&rest)).await?? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    octets => rest.advance(octets),
+                }
+            }
             is_closed = is_close;
             if is_closed || queued.is_empty() {
-                write.flush().await?;
+                timeout(stall, write.flush()).await??;
+            }
+            if is_closed {
+                closed.send_replace(true);
             }
         }
         if let Some(mut credit) = credit {
