@@ -270,8 +270,11 @@ impl Store for SqliteStore {
         let health = &self.readers.health;
         if health.is_to_be_looked_at() {
             // Its result is the next answer.
-            let look = Look::aside(&self.readers).map_err(store_error)?;
-            *self.look.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+            let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that takes longer than the pause between two ends by itself.
+            if !look.as_ref().is_some_and(Look::is_under_way) {
+                *look = Some(Look::aside(&self.readers).map_err(store_error)?);
+            }
         }
         health.damage().map_or(Ok(()), |damage| Err(StoreError::Damaged(damage)))
     }

@@ -109,6 +109,11 @@ impl Look {
         let thread = std::thread::Builder::new().name("store-check".to_owned()).spawn(look).ok();
         Ok(Self { interrupt, thread })
     }
+
+    /// Has it not come to its end?
+    pub(super) fn is_under_way(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
 }
 
 impl fmt::Debug for Look {
