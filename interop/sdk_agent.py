@@ -47,7 +47,7 @@ KNOWS_TAKEOVER = VERSION >= (0, 4, 18)
 
 ZONE, RESTARTED_ZONE = "tun.test", "again.test"
 ADDRESS, RESTARTED_ADDRESS = "127.0.0.1", "127.0.0.2"
-NAMES = ("callable", "url", "pass", "offline", "stopped", "killed", "deleted", "revoked", "taken")
+NAMES = ("callable", "url", "pass", "offline", "stopped", "killed", "deleted", "revoked", "taken", "named", "renamed")
 HOSTS = {
     ADDRESS: [ZONE, *(f"{name}-agent.{ZONE}" for name in NAMES)],
     RESTARTED_ADDRESS: [RESTARTED_ZONE, f"callable-agent.{RESTARTED_ZONE}"],
@@ -81,6 +81,7 @@ def main():
             ("an agent is killed", partial(agent_killed, scene)),
             ("an upstream at a URL", partial(url_upstream, scene, upstream)),
             ("passthrough", partial(passthrough, scene, upstream)),
+            ("an identity is renamed", partial(identity_renamed, scene)),
             ("an identity is deleted", partial(identity_deleted, scene)),
             ("a key is revoked", partial(key_revoked, scene)),
             ("the server restarts", partial(server_restarts, again)),
@@ -443,6 +444,18 @@ def passthrough(scene, upstream):
         answers = [(each.status, each.body == filler(1000 + number)) for number, each in enumerate(pages)]
         expect.equal("20 connections at once are served", answers, [(200, True)] * 20)
         served_as_before(scene, agent, "passthrough")
+
+
+def identity_renamed(scene):
+    """What tells our own agent that its tunnel has changed is nothing to these."""
+    with scene.agent("named") as agent:
+        expect.equal("the agent serves", scene.fetch("named").status, 200)
+        renamed = {"agent_handle": "renamed-agent"}
+        answer = scene.server.ask("PATCH", "/api/v1/identities/named-agent", renamed)
+        expect.status("the identity is renamed", answer, 200)
+        for _ in range(20):
+            expect.equal("the agent serves under the new name", scene.fetch("renamed").status, 200)
+        still_connected(agent)
 
 
 def identity_deleted(scene):
