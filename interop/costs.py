@@ -10,6 +10,7 @@ stay within the stated sum.
 
 import contextlib
 import os
+import queue
 import re
 import resource
 import socket
@@ -94,8 +95,8 @@ def places(server, kind):
 
 
 def flood_pings(scene, seconds):
-    """Sends Pings and reads nothing; answers how many were sent."""
-    _, _, _, websocket = open_websocket(scene)
+    """Sends Pings and reads nothing; answers agent and visitor, and how many were sent."""
+    _, agent, _, websocket = open_websocket(scene)
     pings, over, sent = ws_frame(9, b"x" * 125) * 2000, time.monotonic() + seconds, 0
     # Closed under our hands is a way to end, too.
     with contextlib.suppress(OSError, Ended):
@@ -103,14 +104,14 @@ def flood_pings(scene, seconds):
         while time.monotonic() < over:
             websocket.send(9, b"first") if not sent else websocket.http.send(pings)
             sent += 2000
-    return websocket, sent
+    return agent, websocket, sent
 
 
 def pings(options):
     """RFC 6455 section 5.5.3: of several Pings the newest is answered."""
     with scene_of(options) as scene:
         with scene.bounded(48 * MIB):
-            websocket, sent = flood_pings(scene, 8.0)
+            _, websocket, sent = flood_pings(scene, 8.0)
         expect.that("many were sent", sent >= 20_000, sent)
         websocket.close()
         _, _, _, websocket = open_websocket(scene)
@@ -378,7 +379,7 @@ def all_at_once(options):
         def again(name, attack):
             while time.monotonic() < over:
                 # An attacker may be thrown out at any moment.
-                with contextlib.suppress(Broken, Ended, OSError, TimeoutError, expect.Failed):
+                with contextlib.suppress(Broken, Ended, OSError, TimeoutError, queue.Empty, expect.Failed):
                     attack()
                 with lock:
                     counts[name] = counts.get(name, 0) + 1
@@ -428,13 +429,19 @@ def all_at_once(options):
                 stranger.hello()
                 stranger.close()
 
+        def pinging():
+            agent, websocket, _ = flood_pings(scene, 2.0)
+            websocket.close()
+            # Its threads would be the script's own burden.
+            agent.close()
+
         def churning():
             tunnel = scene.tunnel()
             for _ in range(10):
                 tunnel.agent(pool=32).tls.reset()
 
         attacks = {
-            "pings": lambda: flood_pings(scene, 2.0)[0].close(),
+            "pings": pinging,
             "bodies": hog,
             "silent": silent,
             "half hellos": half_hello,
