@@ -12,11 +12,14 @@ use ca_dir::{KeyAlgorithm, generate_key};
 use jiff::Timestamp;
 use panel::{Grant, Making, Panel, Parts, Presented, Programs, Serial, setup};
 use pki_core::pkcs12::Encryption;
-use store::SqliteStore;
+use store::{ClientCertificate, SqliteStore, Store as _};
 
 /// Agents that enrol at once.
 const CALLERS: usize = 32;
 const ENROLLMENTS: usize = 1600;
+/// Agents of a large panel.
+const FLEET: usize = 5000;
+const REVOCATIONS: usize = 1600;
 /// Times of RSA keys differ by a factor of ten among themselves.
 const RSA_KEYS: usize = 16;
 const EC_KEYS: usize = 100;
@@ -36,6 +39,15 @@ async fn run() -> anyhow::Result<()> {
         revoke(&panel).await?;
     }
     println!("goal: 500/s\n");
+    println!("the same beside {FLEET} agents that are there already, and {CALLERS} at once revoke {REVOCATIONS} of them");
+    for (keys, name) in [(KeyAlgorithm::P256, "P-256"), (KeyAlgorithm::Rsa4096, "RSA-4096")] {
+        let directory = tempfile::tempdir()?;
+        let panel = Arc::new(open_with_fleet(directory.path(), keys).await?);
+        let enrolled = enroll(&panel).await?;
+        let revoked = revoke_many(&panel).await?;
+        println!("  authority with {name:<9} {enrolled:>7.0}/s enrolled, {revoked:>7.0}/s revoked");
+    }
+    println!();
     bundles(KeyAlgorithm::Rsa4096, "RSA-4096", RSA_KEYS).await?;
     bundles(KeyAlgorithm::P256, "P-256", EC_KEYS).await?;
     println!("goals: RSA-4096 at most 2 x its key alone; elliptic curves at most 10 ms");
@@ -56,6 +68,50 @@ async fn open(directory: &Path, keys: KeyAlgorithm) -> anyhow::Result<Panel> {
         clock: Arc::new(Timestamp::now),
     };
     Ok(Panel::open(parts).await?)
+}
+
+/// A panel that has made certificates for a while: each in the registry and on record.
+async fn open_with_fleet(directory: &Path, keys: KeyAlgorithm) -> anyhow::Result<Panel> {
+    drop(open(directory, keys).await?);
+    let store = SqliteStore::open(directory)?;
+    let mut agents = Vec::with_capacity(FLEET);
+    for number in 0..FLEET {
+        let serial = format!("{:040X}", number + (1 << 60));
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&(number as u64).to_be_bytes());
+        let not_after = store::Timestamp::from_micros(i64::MAX / 2);
+        store.record_client_certificate(ClientCertificate { serial: serial.clone(), key, not_after }).await?;
+        agents.push(serde_json::json!({
+            "label": format!("fleet-{number}"), "serial": serial, "capabilities": ["tunnels:read"],
+            "allowedSites": [], "enrollmentMethod": "hardware-bound", "createdAt": "2026-01-01T00:00:00.000Z",
+            "expiresAt": "2028-01-01T00:00:00.000Z", "revoked": false,
+        }));
+        let agent = directory.join("pki/agents").join(format!("fleet-{number}"));
+        std::fs::create_dir_all(&agent)?;
+        std::fs::write(agent.join("client.p12"), [0; 2048])?;
+    }
+    std::fs::write(directory.join("pki/agents/registry.json"), serde_json::json!({ "agents": agents }).to_string())?;
+    drop(store);
+    open(directory, keys).await
+}
+
+async fn revoke_many(panel: &Arc<Panel>) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    let mut revoking = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let panel = Arc::clone(panel);
+        revoking.spawn(async move {
+            for number in (caller..REVOCATIONS).step_by(CALLERS) {
+                panel.revoke(format!("fleet-{number}"), by()?).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(revoked) = revoking.join_next().await {
+        revoked??;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    Ok(REVOCATIONS as f64 / started.elapsed().as_secs_f64())
 }
 
 /// The admin who asks.

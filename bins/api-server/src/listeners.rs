@@ -10,6 +10,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header;
 use axum::routing::get;
+use ca_dir::{CaDirError, Validity};
 use edge::{Edge, Rest};
 use listenfd::ListenFd;
 use panel::Panel;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::panel::Served;
+use crate::reload::now;
 use crate::settings::Settings;
 use crate::start::Started;
 
@@ -58,7 +60,8 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.sweep_interval.0.0, stopped.clone()));
     let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
     let served = panel.as_ref().map(|(served, _)| Arc::clone(&served.panel));
-    let side_routes = side_routes(Arc::clone(&started.app), served, started.edge.clone(), Arc::clone(&metrics));
+    let watched = Watched { app: Arc::clone(&started.app), panel: served, validity: started.validity };
+    let side_routes = side_routes(watched, started.edge.clone(), Arc::clone(&metrics));
     let rest: Rest = {
         let (routes, stopped) = (routes.clone(), stopped.clone());
         Arc::new(move |arrival| {
@@ -121,32 +124,49 @@ async fn keep_crl(panel: Arc<Panel>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-fn side_routes(app: Arc<App>, panel: Option<Arc<Panel>>, edge: Edge, metrics: Arc<Metrics>) -> Router {
-    const TEXT: [(header::HeaderName, &str); 1] =
-        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    /// How long a disk may hang before whoever asks hears of it.
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let ready = move || async move {
+/// What has to be in order before everybody is answered.
+#[derive(Clone)]
+struct Watched {
+    app: Arc<App>,
+    panel: Option<Arc<Panel>>,
+    validity: Validity,
+}
+
+impl Watched {
+    /// What is not, in words for whoever may not know more of it; the log has the rest.
+    async fn failures(&self) -> Vec<&'static str> {
+        /// How long a disk may hang before whoever asks hears of it.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let told = |error: &(dyn std::error::Error + 'static), in_short| {
+            tracing::error!(error, "not ready");
+            in_short
+        };
         let mut failures = Vec::new();
-        match timeout(PATIENCE, app.check()).await {
+        match self.validity.check(now()) {
+            Ok(()) => {}
+            Err(error @ CaDirError::Expired { .. }) => failures.push(told(&error, "the certificate authority has expired")),
+            Err(error) => failures.push(told(&error, "the clock is wrong, or the certificate authority is of another time")),
+        }
+        match timeout(PATIENCE, self.app.check()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "not ready");
-                failures.push(error.in_short());
-            }
+            Ok(Err(error)) => failures.push(told(&error, error.in_short())),
             Err(_) => failures.push("the database does not answer"),
         }
-        if let Some(panel) = panel {
-            match timeout(PATIENCE, panel.check()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "not ready");
-                    failures.push("the panel's directory cannot be read or written");
-                }
-                Err(_) => failures.push("the panel's directory does not answer"),
-            }
+        let Some(panel) = &self.panel else { return failures };
+        match timeout(PATIENCE, panel.check()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failures.push(told(&error, error.in_short())),
+            Err(_) => failures.push("the panel's directory does not answer"),
         }
-        match failures.as_slice() {
+        failures
+    }
+}
+
+fn side_routes(watched: Watched, edge: Edge, metrics: Arc<Metrics>) -> Router {
+    const TEXT: [(header::HeaderName, &str); 1] =
+        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    let ready = move || async move {
+        match watched.failures().await.as_slice() {
             [] => (StatusCode::OK, "ready\n".to_owned()),
             failures => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", failures.join("; "))),
         }

@@ -88,7 +88,8 @@ pub(crate) fn warned(pair: Pair, path: &Path) -> Pair {
     pair
 }
 
-fn now() -> Time {
+/// What the machine's clock says.
+pub(crate) fn now() -> Time {
     Time::from_unix(SystemClock.now().micros().div_euclid(1_000_000))
 }
 

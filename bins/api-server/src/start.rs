@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use api::{App, Clock as _, DataPlane, SystemClock, SystemRandom};
-use ca_dir::{CaDir, Passphrase, leaf_profile};
+use api::{App, DataPlane, SystemClock, SystemRandom};
+use ca_dir::{CaDir, CaDirError, Passphrase, Validity, leaf_profile};
 use edge::Edge;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
@@ -17,7 +17,7 @@ use store::{SqliteStore, Store};
 use tunnel_model::{ApiKeySecret, OrganizationId, TunnelId};
 
 use crate::panel::Served;
-use crate::reload;
+use crate::reload::{self, now};
 use crate::settings::Settings;
 
 /// All that is served, ready for it.
@@ -27,6 +27,8 @@ pub(crate) struct Started {
     /// `None` if it is not to be served.
     pub(crate) panel: Option<Served>,
     pub(crate) issuer_not_after: Time,
+    /// Of the authority that signs for tunnels.
+    pub(crate) validity: Validity,
 }
 
 const ADMIN_KEY_FILE: &str = "admin-api-key";
@@ -44,6 +46,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let store = SqliteStore::open(data)?;
     let zone: DnsName = settings.zone.0.as_str().parse().context("the zone is no host name")?;
     let ca = open_ca(&data.join("ca"), &zone, passphrase.as_ref())?;
+    let validity = ca.validity()?;
     let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.cert_days))?;
     let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
     if !authority.permits(&zone) {
@@ -54,7 +57,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
         );
     }
     let issuer_not_after = authority.not_after();
-    warn_of_end(issuer_not_after, settings.cert_days);
+    warn_of_end(&validity, issuer_not_after, settings.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
     let edge = Edge::new(settings.edge(), Arc::clone(&store), authority.clone())?;
     if let (Some(path), Some(pair)) = (&settings.edge_tls_cert, reload::edge_pair(settings)) {
@@ -68,7 +71,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {
         hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
     }
-    Ok(Started { app: Arc::new(app), edge, panel, issuer_not_after })
+    Ok(Started { app: Arc::new(app), edge, panel, issuer_not_after, validity })
 }
 
 /// Where control plane and data plane meet: neither knows the other.
@@ -82,22 +85,32 @@ impl DataPlane for Joint {
 
 fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyhow::Result<CaDir> {
     if path.exists() {
+        // What is there is opened at any time: tunnels that are served have to be served on. But
+        // what would be recorded with a clock like that could not be told from what is to come.
+        ca_dir::check_clock(now())?;
         return CaDir::open(path, passphrase).context("cannot use the certificate authority");
     }
-    let now = Time::from_unix(SystemClock.now().micros() / 1_000_000);
-    let ca = CaDir::create(path, zone, passphrase, now).context("cannot make the certificate authority")?;
+    let ca = CaDir::create(path, zone, passphrase, now()).context("cannot make the certificate authority")?;
     tracing::info!(root = %path.join(ca_dir::ROOT_CERTIFICATE).display(), "made a certificate authority; clients must trust its root");
     Ok(ca)
 }
 
-/// No certificate may outlive its issuer, so signing ends before the issuer does.
-fn warn_of_end(issuer_not_after: Time, cert_days: u32) {
-    let days_left = (issuer_not_after.unix() - SystemClock.now().micros() / 1_000_000) / 86_400;
-    if days_left < 2 * i64::from(cert_days) {
-        tracing::warn!(
+/// No certificate may outlive its issuer, so signing ends before the issuer does. What is
+/// out may be good for a while, so that an authority whose time is over is no reason to stop.
+fn warn_of_end(validity: &Validity, issuer_not_after: Time, cert_days: u32) {
+    let days_left = (issuer_not_after.unix() - now().unix()) / 86_400;
+    match validity.check(now()) {
+        Err(error @ CaDirError::Expired { .. }) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the certificate authority has expired: nothing is signed");
+        }
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the certificate authority cannot be used at this time");
+        }
+        Ok(()) if days_left < 2 * i64::from(cert_days) => tracing::warn!(
             days_left,
             "the issuing certificate ends soon; {cert_days} days before its end nothing is signed any more: renew it"
-        );
+        ),
+        Ok(()) => {}
     }
 }
 

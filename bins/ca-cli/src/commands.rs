@@ -80,7 +80,7 @@ pub(crate) fn sign(sign: &Sign, json: bool) -> anyhow::Result<()> {
         None => own_name(&request).with_context(read)?,
     };
     let ca = CaDir::open_with(&sign.ca, passphrase.as_ref(), key_for_one_signature)?;
-    ca.check_validity(now())?;
+    ca.validity()?.check(now())?;
     let issuer = Issuer::new(&ca.issuing, &ca.key)?;
     let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, sign.days))?;
     let approved = request

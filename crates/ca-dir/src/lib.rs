@@ -214,7 +214,7 @@ impl<K: Signer> CaDir<K> {
         let issuing = read_certificate(&path.join(ISSUING_CERTIFICATE))?;
         let issued = Certificate::from_der(&issuing)
             .map_err(|source| CaDirError::Certificate { path: path.join(ISSUING_CERTIFICATE), source })?;
-        // Whether the two belong together, and not whether they are valid now: see `check_validity`. A
+        // Whether the two belong together, and not whether they are valid now: see `Validity`. A
         // root that was renewed with the same key is younger than what it issued.
         let trusted = Certificate::from_der(&root)
             .map_err(|source| CaDirError::Certificate { path: path.join(ROOT_CERTIFICATE), source })?;
@@ -228,17 +228,35 @@ impl<K: Signer> CaDir<K> {
         Ok(Self { root, issuing, key })
     }
 
-    /// Are root and intermediate valid at this time? Whoever signs all the
-    /// same makes certificates that nobody accepts.
+    /// When root and intermediate are valid.
     ///
     /// # Errors
     ///
-    /// [`CaDirError::Expired`] or [`CaDirError::NotYetValid`].
-    pub fn check_validity(&self, now: Time) -> Result<(), CaDirError> {
-        for (file, der) in [(ISSUING_CERTIFICATE, &self.issuing), (ROOT_CERTIFICATE, &self.root)] {
-            let malformed = |source| CaDirError::Certificate { path: PathBuf::from(file), source };
-            let certificate = Certificate::from_der(der).map_err(malformed)?;
-            let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
+    /// [`CaDirError::Certificate`], for a `CaDir` that was not read from a directory.
+    pub fn validity(&self) -> Result<Validity, CaDirError> {
+        let period = |file: &'static str, der: &[u8]| {
+            let certificate = Certificate::from_der(der)
+                .map_err(|source| CaDirError::Certificate { path: PathBuf::from(file), source })?;
+            Ok::<_, CaDirError>((file, certificate.not_before(), certificate.not_after()))
+        };
+        Ok(Validity([period(ISSUING_CERTIFICATE, &self.issuing)?, period(ROOT_CERTIFICATE, &self.root)?]))
+    }
+}
+
+/// When the certificates of an authority are valid: file, first and last second of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Validity([(&'static str, Time, Time); 2]);
+
+impl Validity {
+    /// Are all valid at this time, and may the clock be right? Whoever signs all the same
+    /// makes certificates that nobody accepts.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check_clock`], [`CaDirError::Expired`] or [`CaDirError::NotYetValid`].
+    pub fn check(&self, now: Time) -> Result<(), CaDirError> {
+        check_clock(now)?;
+        for (file, not_before, not_after) in self.0 {
             if now > not_after {
                 return Err(CaDirError::Expired { file, not_after });
             }
@@ -432,11 +450,11 @@ mod tests {
         let new = pki_core::root(&subject, &key, ROOT_VALIDITY, random_serial().expect("random"), later);
         let new = new.map(|root| root.sign(&key).expect("signed")).expect("a root");
         fs::write(path.join(ROOT_CERTIFICATE), new.to_pem()).expect("written");
-        let opened = CaDir::open(&path, None).expect("the two belong together");
-        assert!(opened.check_validity(later).is_ok());
-        let early = opened.check_validity(NOW);
+        let validity = CaDir::open(&path, None).and_then(|ca| ca.validity()).expect("the two belong together");
+        assert!(validity.check(later).is_ok());
+        let early = validity.check(NOW);
         assert!(matches!(early, Err(CaDirError::NotYetValid { file: ROOT_CERTIFICATE, .. })), "{early:?}");
-        let late = opened.check_validity(NOW.plus(ISSUING_VALIDITY));
+        let late = validity.check(NOW.plus(ISSUING_VALIDITY));
         assert!(matches!(late, Err(CaDirError::Expired { file: ISSUING_CERTIFICATE, .. })), "{late:?}");
     }
 

@@ -9,8 +9,8 @@ use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
 use pki_core::pkcs12::{Bundle, Encryption};
 use pki_core::{
-    Certificate, Csr, IssueError, Issuer, KeyPolicy, Profile, ProfileConfig, RevokedCertificate, Subject, Time, Usage,
-    VerifiedCsr, certificates_from_pem,
+    Certificate, Csr, IssueError, Issuer, KeyPolicy, Profile, ProfileConfig, RevocationList, RevokedCertificate, Subject, Time,
+    Usage, VerifiedCsr, certificates_from_pem, revocation_lists_from_file,
 };
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -156,12 +156,22 @@ impl ClientAuthority {
         Ok(Identity { issued, key_pem, p12, password })
     }
 
-    /// Signs the list of revoked serial numbers, as PEM.
+    /// The end of the authority, if it is over.
+    pub(crate) fn expired(&self, now: Timestamp) -> Option<Timestamp> {
+        (seconds(now) > self.not_after).then(|| timestamp(self.not_after))
+    }
+
+    /// Signs the list of revoked serial numbers, as PEM, in place of the one `before`.
     ///
     /// # Errors
     ///
     /// [`Error::CaKeyMissing`] and [`Error::Internal`].
-    pub(crate) fn revocation_list(&self, revoked: &Revoked, now: Timestamp) -> Result<String, Error> {
+    pub(crate) fn revocation_list(
+        &self,
+        revoked: &Revoked,
+        before: Option<&[u8]>,
+        now: Timestamp,
+    ) -> Result<String, Error> {
         let ready = self.ready()?;
         let entries: Vec<_> = revoked
             .revoked
@@ -174,8 +184,7 @@ impl ClientAuthority {
             .collect();
         let this_update = seconds(now);
         let next_update = this_update.plus(std::time::Duration::from_secs(CRL_VALIDITY));
-        // Two lists of one millisecond have the same entries or are written one after the other.
-        let number = u64::try_from(now.as_millisecond()).unwrap_or_default();
+        let number = number_after(before, now);
         let list = ready
             .issuer
             .revocation_list(&entries, number, this_update, next_update)
@@ -238,6 +247,17 @@ impl ClientAuthority {
             }
         }
     }
+}
+
+/// A number above that of the list before (RFC 5280, 5.2.3), whatever the clock does. It follows
+/// the clock otherwise: a directory that was restored must not give out again what was seen.
+fn number_after(before: Option<&[u8]>, now: Timestamp) -> u64 {
+    let counted = before.and_then(|before| {
+        let lists = revocation_lists_from_file(before).ok()?;
+        RevocationList::from_der(lists.first()?).ok()?.number()
+    });
+    let by_clock = u64::try_from(now.as_millisecond()).unwrap_or_default();
+    counted.map_or(by_clock, |counted| counted.saturating_add(1).max(by_clock))
 }
 
 pub(crate) fn seconds(at: Timestamp) -> Time {

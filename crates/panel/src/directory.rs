@@ -25,8 +25,8 @@ use crate::error::Error;
 use crate::files;
 use crate::state::{Admin, Config, Edit, Grace, Malformed, Mode, Revoked, Serial, State, Touched};
 
-/// Makes `crl.pem` of a revocation list.
-pub(crate) type MakeCrl = dyn Fn(&Revoked) -> Result<String, Error> + Send + Sync;
+/// Makes `crl.pem` of a revocation list, to take the place of the one that is there.
+pub(crate) type MakeCrl = dyn Fn(&Revoked, Option<&[u8]>) -> Result<String, Error> + Send + Sync;
 
 /// The directory of one panel. Clones are the same directory.
 #[derive(Clone)]
@@ -305,7 +305,8 @@ pub(crate) fn write(
         change.write(paths.at(REVOKED), pretty(revoked)?, 0o600);
     }
     if touched.crl {
-        match make_crl(state.revoked()?) {
+        let before = read(&paths.at(CRL))?;
+        match make_crl(state.revoked()?, before.as_deref()) {
             Ok(crl) => change.write(paths.at(CRL), Zeroizing::new(crl.into_bytes()), 0o644),
             // To revoke matters more than to tell those who read lists.
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot sign {CRL}"),

@@ -69,6 +69,27 @@ pub struct NewCertificate {
     pub expires_at: Timestamp,
 }
 
+/// Why a panel cannot answer everybody.
+#[derive(Debug, thiserror::Error)]
+pub enum Unready {
+    /// The authority's certificate has ended: nobody is let in.
+    #[error("ca.crt expired on {0}: every certificate that it signed has ended with it")]
+    Expired(Timestamp),
+    /// A file cannot be used. The cause names it.
+    #[error("the directory cannot be used")]
+    Directory(#[source] Error),
+}
+
+impl Unready {
+    /// What fails, for whoever may not know more of it.
+    pub fn in_short(&self) -> &'static str {
+        match self {
+            Self::Expired(_) => "the panel's authority has expired",
+            Self::Directory(_) => "the panel's directory cannot be read or written",
+        }
+    }
+}
+
 /// What a panel is made of.
 pub struct Parts {
     /// The directory, which must be there.
@@ -116,7 +137,7 @@ impl Panel {
         let authority = Arc::new(ClientAuthority::open(&paths)?);
         let make_crl = {
             let (authority, clock) = (Arc::clone(&authority), Arc::clone(&clock));
-            Box::new(move |revoked: &_| authority.revocation_list(revoked, clock()))
+            Box::new(move |revoked: &_, before: Option<&[u8]>| authority.revocation_list(revoked, before, clock()))
         };
         let directory = Directory::open(paths, keys, make_crl, step).map_err(Error::internal)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -137,6 +158,10 @@ impl Panel {
             tracing::warn!(
                 "panel.json asks for two factors, which this server does not know: certificates alone count"
             );
+        }
+        if let Some(not_after) = panel.authority.expired(now) {
+            let error = Unready::Expired(not_after);
+            tracing::error!(error = &error as &dyn std::error::Error, "nobody is let in");
         }
         panel.renew_crl().await;
         Ok(panel)
@@ -173,13 +198,16 @@ impl Panel {
         Ok(caller)
     }
 
-    /// Can the directory be read and written, so that everybody is answered?
+    /// Can everybody be answered: is the directory readable and writable, and the authority's
+    /// time not over?
     ///
     /// # Errors
     ///
-    /// [`Error::Internal`]; its cause names the file.
-    pub async fn check(&self) -> Result<(), Error> {
-        self.directory.check().await
+    /// [`Unready`].
+    pub async fn check(&self) -> Result<(), Unready> {
+        let expired = self.authority.expired((self.clock)());
+        self.directory.check().await.map_err(Unready::Directory)?;
+        expired.map_or(Ok(()), |not_after| Err(Unready::Expired(not_after)))
     }
 
     /// May this capability be granted?

@@ -240,7 +240,8 @@ pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: T
             edits.push(reload::mark()?);
             let mut touched = Touched::default();
             edits.iter().try_for_each(|edit| state.apply(edit, &mut touched))?;
-            let make_crl = move |revoked: &_| authority.revocation_list(revoked, now);
+            let make_crl =
+                move |revoked: &_, before: Option<&[u8]>| authority.revocation_list(revoked, before, now);
             directory::write(&files, &paths, &make_crl, &state, &edits, touched)?;
             Ok::<_, Error>((ip, revoked))
         }

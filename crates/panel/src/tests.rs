@@ -15,13 +15,13 @@ use jiff::{SignedDuration, Timestamp};
 use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::PrivateKey;
 use pki_core::pkcs12::{self, Encryption};
-use pki_core::{Certificate, certificates_from_pem};
+use pki_core::{Certificate, RevocationList, certificates_from_pem, revocation_lists_from_file};
 use store::{MemoryStore, Store};
 use tempfile::TempDir;
 
 use crate::files::{self, Step};
 use crate::identity::{Caller, Denied, Presented};
-use crate::panel::{Panel, Parts};
+use crate::panel::{Panel, Parts, Unready};
 use crate::programs::Programs;
 use crate::state::{AdminAuthMode, Grant, Serial};
 use crate::{Error, Making, setup};
@@ -635,7 +635,7 @@ async fn what_keeps_the_panel_from_answering_is_told() {
         let path = world.pki().join(name);
         let before = fs::read(&path).ok();
         fs::write(&path, "[").expect("written");
-        let Err(Error::Internal(cause)) = panel.check().await else { panic!("{name} is malformed") };
+        let Err(Unready::Directory(Error::Internal(cause))) = panel.check().await else { panic!("{name} is malformed") };
         assert!(cause.to_string().contains(path.file_name().expect("a name").to_str().expect("text")), "{cause}");
         match before {
             Some(content) => fs::write(&path, content).expect("written"),
@@ -723,4 +723,32 @@ async fn a_key_has_one_active_certificate() {
     assert!(panel.enroll(token.token.expose(), request.clone()).await.is_err());
     panel.revoke("one".to_owned(), somebody()).await.expect("revoked");
     assert!(panel.enroll(token.token.expose(), request).await.is_ok());
+}
+
+/// Whoever has seen a list takes no lower number after it (RFC 5280, 5.2.3).
+#[tokio::test]
+async fn the_number_of_the_revocation_list_never_falls() {
+    let number = |world: &World| {
+        let lists = revocation_lists_from_file(&world.read("crl.pem")).expect("a list");
+        RevocationList::from_der(&lists[0]).ok().and_then(|list| list.number()).expect("a number")
+    };
+    let world = World::new();
+    let mut numbers = Vec::new();
+    for hours in [0, 0, -48, -24, 1] {
+        drop(world.open_at(now() + SignedDuration::from_hours(hours), files::go_on()).await);
+        numbers.push(number(&world));
+    }
+    assert!(numbers.is_sorted_by(|before, after| before < after), "{numbers:?}");
+    fs::write(world.pki().join("crl.pem"), "no list").expect("written");
+    drop(world.open_at(now() + SignedDuration::from_hours(2), files::go_on()).await);
+    assert!(number(&world) > numbers[4], "one that cannot be read is no reason to have none");
+}
+
+#[tokio::test]
+async fn an_authority_whose_time_is_over_is_said() {
+    let world = World::new();
+    assert!(world.open().await.check().await.is_ok());
+    let panel = world.open_at(now() + SignedDuration::from_hours(24 * 366 * 40), files::go_on()).await;
+    let told = panel.check().await.expect_err("over");
+    assert_eq!(told.in_short(), "the panel's authority has expired");
 }
