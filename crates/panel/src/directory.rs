@@ -234,8 +234,8 @@ impl Writer {
 
     /// Decides the jobs that wait, writes them together, and answers each.
     ///
-    /// A change of files ends its group: of two rotations both sets of files
-    /// are to exist, one after the other.
+    /// A change that writes files ends its group: of two rotations both sets of files
+    /// are to exist, one after the other, and what is made is not removed in one go.
     fn group(&self, first: Job, queue: &mut mpsc::Receiver<Job>) {
         let locked = self.files.lock().and_then(|lock| {
             if self.files.recover()? {
@@ -262,7 +262,7 @@ impl Writer {
                     Err(malformed) => (decided.answer)(Err(malformed.into())),
                 },
             }
-            if answers.len() + refusals.len() < GROUP && !edits.iter().any(Edit::has_file) {
+            if answers.len() + refusals.len() < GROUP && !edits.iter().any(Edit::writes_file) {
                 next = queue.try_recv().ok();
             }
         }

@@ -462,9 +462,9 @@ pub(crate) enum Mode {
 }
 
 impl Edit {
-    /// Does it touch files beyond the lists?
-    pub(crate) fn has_file(&self) -> bool {
-        matches!(self, Self::Put(..) | Self::PutDirectory(..) | Self::Remove(_))
+    /// Does it write a file beyond the lists? What it only removes may go with others'.
+    pub(crate) fn writes_file(&self) -> bool {
+        matches!(self, Self::Put(..) | Self::PutDirectory(..))
     }
 }
 
