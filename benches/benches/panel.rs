@@ -39,7 +39,9 @@ async fn run() -> anyhow::Result<()> {
         revoke(&panel).await?;
     }
     println!("goal: 500/s\n");
-    println!("the same beside {FLEET} agents that are there already, and {CALLERS} at once revoke {REVOCATIONS} of them");
+    println!(
+        "the same beside {FLEET} agents that are there already, and {CALLERS} at once revoke {REVOCATIONS} of them"
+    );
     for (keys, name) in [(KeyAlgorithm::P256, "P-256"), (KeyAlgorithm::Rsa4096, "RSA-4096")] {
         let directory = tempfile::tempdir()?;
         let panel = Arc::new(open_with_fleet(directory.path(), keys).await?);

@@ -144,8 +144,12 @@ impl Watched {
         let mut failures = Vec::new();
         match self.validity.check(now()) {
             Ok(()) => {}
-            Err(error @ CaDirError::Expired { .. }) => failures.push(told(&error, "the certificate authority has expired")),
-            Err(error) => failures.push(told(&error, "the clock is wrong, or the certificate authority is of another time")),
+            Err(error @ CaDirError::Expired { .. }) => {
+                failures.push(told(&error, "the certificate authority has expired"))
+            }
+            Err(error) => {
+                failures.push(told(&error, "the clock is wrong, or the certificate authority is of another time"))
+            }
         }
         match timeout(PATIENCE, self.app.check()).await {
             Ok(Ok(())) => {}

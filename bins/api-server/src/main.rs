@@ -1,5 +1,6 @@
 //! The server: flags, configuration, wiring, signals.
 
+mod backup;
 mod listeners;
 mod logging;
 mod panel;
@@ -9,6 +10,7 @@ mod settings;
 mod start;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -29,6 +31,10 @@ use settings::{Options, Settings};
                   api-server --config /etc/adit.toml          serve as the file says\n  \
                   api-server show-config                      what would be used, as TOML\n  \
                   api-server openapi > openapi.json           the API's description\n  \
+                  api-server backup --to /backup/adit --data-dir /var/lib/adit\n                                              \
+                  all that must not be lost, while it serves\n  \
+                  api-server restore --from /backup/adit --data-dir /var/lib/adit\n                                              \
+                  into a directory where nothing is yet\n  \
                   api-server reset-admin --data-dir /var/lib/adit\n                                              \
                   a new bundle for an admin who lost the key\n\n\
                   Signals: SIGTERM and SIGINT finish what is in flight and stop, at the second one at once; SIGHUP reads \
@@ -42,7 +48,7 @@ struct Cli {
     options: Options,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT (the default)
     Serve,
@@ -52,6 +58,24 @@ enum Command {
     ShowConfig,
     /// Print the OpenAPI document
     Openapi,
+    /// Copy everything that cannot be made again to a new directory; a server may be running
+    Backup {
+        /// The directory to make, such as /backup/adit-2026-11-30
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a backup into an empty data directory
+    Restore {
+        /// The directory that `backup` made
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Make the panel's admin a new bundle, and revoke the old one; a server may be running
     ResetAdmin {
         /// Leave nginx alone: whoever started this one tells it
@@ -79,8 +103,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return print(&api::openapi());
     }
     let settings = Settings::resolve(cli.options.clone())?;
-    if let Command::ShowConfig = command {
-        return print(&settings.to_toml()?);
+    match &command {
+        Command::ShowConfig => return print(&settings.to_toml()?),
+        Command::Backup { to, json } => return backup::back_up(&settings, to, *json),
+        Command::Restore { from, json } => return backup::restore(&settings, from, *json),
+        _ => {}
     }
     let set_filter = logging::init(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;

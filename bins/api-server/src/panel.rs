@@ -94,6 +94,7 @@ pub(crate) fn pair(settings: &Settings) -> anyhow::Result<Pair> {
 /// file, not to a terminal that others may read back.
 pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow::Result<()> {
     let (directory, config) = (&settings.pki_dir, &settings.panel_config);
+    crate::backup::require_restored(&settings.data_dir)?;
     let done = match other_owner(directory)? {
         Some(owner) => reset_as(owner)?,
         None => {
@@ -122,7 +123,7 @@ pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow
 
 /// Whose directory it is, if root runs and it is another's. Links that its
 /// owner lays there must not lead root elsewhere.
-fn other_owner(directory: &Path) -> anyhow::Result<Option<(u32, u32)>> {
+pub(crate) fn other_owner(directory: &Path) -> anyhow::Result<Option<(u32, u32)>> {
     let metadata = match std::fs::metadata(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         metadata => metadata.with_context(|| format!("cannot use {} (pki_dir)", directory.display()))?,

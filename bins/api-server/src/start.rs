@@ -16,6 +16,7 @@ use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
 use store::{SqliteStore, Store};
 use tunnel_model::{ApiKeySecret, OrganizationId, TunnelId};
 
+use crate::backup;
 use crate::panel::Served;
 use crate::reload::{self, now};
 use crate::settings::Settings;
@@ -31,12 +32,13 @@ pub(crate) struct Started {
     pub(crate) validity: Validity,
 }
 
-const ADMIN_KEY_FILE: &str = "admin-api-key";
+pub(crate) const ADMIN_KEY_FILE: &str = "admin-api-key";
 
 /// Opens the data directory, making what is missing.
 pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let data = &settings.data_dir;
     let (passphrase, chosen_key) = (passphrase()?, chosen_key()?);
+    backup::require_restored(data)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -101,10 +103,16 @@ fn warn_of_end(validity: &Validity, issuer_not_after: Time, cert_days: u32) {
     let days_left = (issuer_not_after.unix() - now().unix()) / 86_400;
     match validity.check(now()) {
         Err(error @ CaDirError::Expired { .. }) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the certificate authority has expired: nothing is signed");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the certificate authority has expired: nothing is signed"
+            );
         }
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the certificate authority cannot be used at this time");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the certificate authority cannot be used at this time"
+            );
         }
         Ok(()) if days_left < 2 * i64::from(cert_days) => tracing::warn!(
             days_left,

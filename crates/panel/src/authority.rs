@@ -9,8 +9,8 @@ use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
 use pki_core::pkcs12::{Bundle, Encryption};
 use pki_core::{
-    Certificate, Csr, IssueError, Issuer, KeyPolicy, Profile, ProfileConfig, RevocationList, RevokedCertificate, Subject, Time,
-    Usage, VerifiedCsr, certificates_from_pem, revocation_lists_from_file,
+    Certificate, Csr, IssueError, Issuer, KeyPolicy, Profile, ProfileConfig, RevocationList, RevokedCertificate,
+    Subject, Time, Usage, VerifiedCsr, certificates_from_pem, revocation_lists_from_file,
 };
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;

@@ -190,6 +190,24 @@ pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timesta
     files.commit(&change).map_err(io)
 }
 
+/// Keeps a directory as it is: whoever wants to change it waits until this is dropped.
+#[derive(Debug)]
+pub struct HeldStill {
+    _lock: fs::File,
+}
+
+/// Holds a directory still, having finished what was interrupted: its files fit each other.
+///
+/// # Errors
+///
+/// [`SetupError::Io`].
+pub fn hold_still(directory: &Path, config: &Path) -> Result<HeldStill, SetupError> {
+    let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
+    let files = directory::files(&paths, files::go_on());
+    let held = files.lock().and_then(|lock| files.recover().map(|_| HeldStill { _lock: lock }));
+    held.map_err(|source| SetupError::Io { path: directory.to_owned(), source })
+}
+
 /// What `reset_admin` has done.
 #[derive(Debug)]
 pub struct AdminReset {
@@ -240,8 +258,7 @@ pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: T
             edits.push(reload::mark()?);
             let mut touched = Touched::default();
             edits.iter().try_for_each(|edit| state.apply(edit, &mut touched))?;
-            let make_crl =
-                move |revoked: &_, before: Option<&[u8]>| authority.revocation_list(revoked, before, now);
+            let make_crl = move |revoked: &_, before: Option<&[u8]>| authority.revocation_list(revoked, before, now);
             directory::write(&files, &paths, &make_crl, &state, &edits, touched)?;
             Ok::<_, Error>((ip, revoked))
         }

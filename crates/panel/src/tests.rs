@@ -635,7 +635,9 @@ async fn what_keeps_the_panel_from_answering_is_told() {
         let path = world.pki().join(name);
         let before = fs::read(&path).ok();
         fs::write(&path, "[").expect("written");
-        let Err(Unready::Directory(Error::Internal(cause))) = panel.check().await else { panic!("{name} is malformed") };
+        let Err(Unready::Directory(Error::Internal(cause))) = panel.check().await else {
+            panic!("{name} is malformed")
+        };
         assert!(cause.to_string().contains(path.file_name().expect("a name").to_str().expect("text")), "{cause}");
         match before {
             Some(content) => fs::write(&path, content).expect("written"),

@@ -9,6 +9,7 @@ mod memory;
 mod sqlite;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use tunnel_model::{
 };
 
 pub use memory::MemoryStore;
-pub use sqlite::{OpenError, SCHEMA_VERSION, SqliteStore};
+pub use sqlite::{OpenError, SCHEMA_VERSION, SqliteStore, check_copy, copy, lock_directory};
 pub use tunnel_model::Timestamp;
 
 /// A place to keep the records of the model.
@@ -174,7 +175,11 @@ impl Observers {
             return;
         }
         for observer in self.0.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            observer.committed(events);
+            // The others are to hear of it all the same, and those who wait for their answer.
+            let told = catch_unwind(AssertUnwindSafe(|| observer.committed(events)));
+            if told.is_err() {
+                tracing::error!("an observer of the store panicked");
+            }
         }
     }
 }

@@ -6,10 +6,12 @@
 //! been told. Look-ups have connections
 //! of their own (WAL), so that they never wait for a commit.
 
+mod copy;
 mod health;
 mod rows;
 
 use std::fs::{File, OpenOptions};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,6 +21,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+pub use copy::{check as check_copy, copy, lock as lock_directory};
 use health::{Health, Look};
 
 /// The version of the tables that this program reads and writes.
@@ -83,8 +86,16 @@ pub enum OpenError {
         /// Its version.
         found: i64,
     },
+    /// Pages or records are not as they were written.
+    #[error("the database {} is damaged: {told}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        told: String,
+    },
     /// SQLite.
-    #[error("cannot open the database {}", path.display())]
+    #[error("cannot use the database {}", path.display())]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -352,7 +363,10 @@ impl Writer {
     /// refusals too are answered after the commit only.
     fn commit(&mut self, group: impl Iterator<Item = Job>) {
         let (works, replies): (Vec<_>, Vec<_>) = group.map(|job| (job.work, job.reply)).unzip();
-        let answers = match self.run_group(works) {
+        // Whoever panics takes its group along, and not the store.
+        let ran = catch_unwind(AssertUnwindSafe(|| self.run_group(works)));
+        let panicked = || Err(StoreError::Uncommitted("the writer panicked".to_owned()));
+        let answers = match ran.unwrap_or_else(|_| panicked()) {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, commands = replies.len(), "commit failed");

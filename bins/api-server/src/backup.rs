@@ -1,0 +1,505 @@
+//! A copy of all that cannot be made again, taken while a server runs, and the way back.
+//!
+//! A backup is a directory. `backup.json` names every file in it with its
+//! SHA-256; it is written last, and the directory gets its name when all of it
+//! is on disk. A restore leaves a mark in the data directory until it is done,
+//! and no server starts beside that mark.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::settings::Settings;
+use crate::start::ADMIN_KEY_FILE;
+
+/// What is in a backup: `backup.json`.
+#[derive(Deserialize, Serialize)]
+struct Manifest {
+    /// Of this document and of how files are named.
+    format: u32,
+    /// RFC 3339.
+    made_at: String,
+    /// The version of the program that made it.
+    program: String,
+    /// The version of the database's tables.
+    schema: i64,
+    zone: String,
+    /// `/`-separated, in the order of their names.
+    files: Vec<Kept>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Kept {
+    path: String,
+    size: u64,
+    /// Hex.
+    sha256: String,
+    /// Permission bits.
+    mode: u32,
+}
+
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "backup.json";
+const DATABASE: &str = "adit.db";
+const CA: &str = "ca";
+const PKI: &str = "pki";
+const PANEL_CONFIG: &str = "panel.json";
+/// What the settings were: for whoever restores, and read by nobody.
+const SETTINGS: &str = "adit.toml";
+/// In a data directory whose restore is not done.
+const RESTORING: &str = ".restoring";
+/// The most octets of `backup.json` and of the mark that are read.
+const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
+/// Files of the panel's directory that are of the moment.
+const MOMENTARY: [&str; 4] = [".lock", ".staging", ".intent", ".probe"];
+
+/// Makes a backup at `to`, which must not be there, or be empty.
+pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Result<()> {
+    let data = &settings.data_dir;
+    require_restored(data)?;
+    ensure!(
+        data.join(DATABASE).exists(),
+        "there is nothing to back up: {} has no database; name the server's directory with --data-dir or --config",
+        data.display()
+    );
+    ensure!(is_free(to)?, "{} is there already: nothing is overwritten, name another directory", to.display());
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let within = parent.canonicalize().with_context(|| format!("cannot use {}", parent.display()))?;
+    for copied in [&data.join(CA), &settings.pki_dir] {
+        let is_within = copied.canonicalize().is_ok_and(|copied| within.starts_with(copied));
+        ensure!(!is_within, "{} is in {}, which is copied: name a place elsewhere", to.display(), copied.display());
+    }
+    let partial = Partial::begin(to)?;
+    let mut copy = Copy { root: partial.path.clone(), files: Vec::new() };
+    // The panel first: what its lists name has been put on record in the database before.
+    if settings.pki_dir.exists() {
+        let (pki, config) = (&settings.pki_dir, &settings.panel_config);
+        let held = panel::setup::hold_still(pki, config)
+            .with_context(|| format!("cannot hold {} (pki_dir) still", pki.display()))?;
+        copy.directory(pki, PKI)?;
+        copy.file(config, PANEL_CONFIG)?;
+        drop(held);
+    }
+    copy.directory(&data.join(CA), CA)?;
+    if data.join(ADMIN_KEY_FILE).exists() {
+        copy.file(&data.join(ADMIN_KEY_FILE), ADMIN_KEY_FILE)?;
+    }
+    say(&format!("copying the database, {}", size_of(&data.join(DATABASE))));
+    let schema = store::copy(data, &partial.path.join(DATABASE))?;
+    copy.note(DATABASE)?;
+    copy.text(SETTINGS, &settings.to_toml()?)?;
+    let Copy { mut files, .. } = copy;
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    let manifest = Manifest {
+        format: FORMAT,
+        made_at: format!("{:.0}", Timestamp::now()),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        schema,
+        zone: settings.zone.0.as_str().to_owned(),
+        files,
+    };
+    let text = serde_json::to_vec_pretty(&manifest)?;
+    write_new(&partial.path.join(MANIFEST), &text, 0o600)?;
+    partial.finish(to)?;
+    if json {
+        return crate::print(&(serde_json::json!({"directory": to, "backup": manifest}).to_string() + "\n"));
+    }
+    let (count, octets) = (manifest.files.len(), manifest.files.iter().map(|file| file.size).sum::<u64>());
+    crate::print(&format!(
+        "{}: {count} files, {} KiB, of {}\nIt holds private keys: keep it as you would keep them.\n\
+         To go back to it: api-server restore --from {}\n",
+        to.display(),
+        octets.div_ceil(1024),
+        manifest.made_at,
+        to.display(),
+    ))
+}
+
+/// Puts a backup where the settings say, where nothing may be yet.
+pub(crate) fn restore(settings: &Settings, from: &Path, json: bool) -> anyhow::Result<()> {
+    let manifest = read_manifest(from)?;
+    ensure!(
+        manifest.zone == settings.zone.0.as_str(),
+        "the backup is of the zone {}, and the settings say {}: set `zone`, as {} has it",
+        manifest.zone,
+        settings.zone.0,
+        from.join(SETTINGS).display()
+    );
+    say(&format!("looking through {}", from.display()));
+    for file in &manifest.files {
+        file.verify(from)?;
+    }
+    store::check_copy(&from.join(DATABASE))?;
+
+    let data = &settings.data_dir;
+    if let Some((user, _)) = crate::panel::other_owner(data)? {
+        bail!("{} belongs to the user with the number {user}: restore as that user", data.display());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("cannot create the data directory {}", data.display()))?;
+    let _lock = store::lock_directory(data)?;
+    let places = Places::new(settings);
+    clear_way(data, &places)?;
+    for file in &manifest.files {
+        if let Some(to) = places.of(&file.path) {
+            file.copy(from, &to)?;
+        }
+    }
+    for directory in places.all() {
+        sync_tree(directory)?;
+    }
+    fs::remove_file(data.join(RESTORING)).with_context(|| format!("cannot write in {}", data.display()))?;
+    sync(data)?;
+    if json {
+        return crate::print(&(serde_json::json!({"data_dir": data, "backup": manifest}).to_string() + "\n"));
+    }
+    crate::print(&format!(
+        "{} is as it was at {}. Start the server.\n\
+         What happened since then is forgotten: tunnels, keys and agents made later are gone, and what was\n\
+         revoked later, API keys and certificates of the panel, is good again: revoke it anew.\n",
+        data.display(),
+        manifest.made_at,
+    ))
+}
+
+/// Refuses a data directory whose restore was not finished.
+pub(crate) fn require_restored(data: &Path) -> anyhow::Result<()> {
+    ensure!(
+        !data.join(RESTORING).exists(),
+        "a restore into {} was not finished: run `api-server restore` again, with the same settings",
+        data.display()
+    );
+    Ok(())
+}
+
+/// Where the parts of a backup belong.
+struct Places {
+    parts: Vec<(&'static str, PathBuf)>,
+}
+
+impl Places {
+    fn new(settings: &Settings) -> Self {
+        let data = &settings.data_dir;
+        let parts = vec![
+            (DATABASE, data.join(DATABASE)),
+            (CA, data.join(CA)),
+            (ADMIN_KEY_FILE, data.join(ADMIN_KEY_FILE)),
+            (PKI, settings.pki_dir.clone()),
+            (PANEL_CONFIG, settings.panel_config.clone()),
+        ];
+        Self { parts }
+    }
+
+    /// `None` for what is for people only.
+    fn of(&self, path: &str) -> Option<PathBuf> {
+        self.parts.iter().find_map(|(name, place)| match path.strip_prefix(name)? {
+            "" => Some(place.clone()),
+            below => Some(place.join(below.strip_prefix('/')?)),
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|(_, place)| place.as_path())
+    }
+
+    /// What SQLite leaves beside a database belongs to that one, and to no other.
+    fn taken(&self, data: &Path) -> Vec<PathBuf> {
+        let beside = ["adit.db-wal", "adit.db-shm"].map(|name| data.join(name));
+        self.all().map(Path::to_owned).chain(beside).collect()
+    }
+}
+
+/// Makes sure that nothing is where the backup goes, and leaves the mark. What
+/// an interrupted restore left, to the same places, is removed.
+fn clear_way(data: &Path, places: &Places) -> anyhow::Result<()> {
+    let mark = data.join(RESTORING);
+    let taken = places.taken(data);
+    let text = serde_json::to_string(&taken)?;
+    if mark.exists() {
+        let before = read_document(&mark)?;
+        ensure!(
+            before == text.as_bytes(),
+            "a restore into {} was interrupted, to other places than the settings say now: {}",
+            data.display(),
+            String::from_utf8_lossy(&before)
+        );
+        for path in &taken {
+            remove(path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        return Ok(());
+    }
+    for path in &taken {
+        ensure!(
+            is_free(path)?,
+            "{} is there: nothing is overwritten; stop the server, move what there is away, and restore then",
+            path.display()
+        );
+    }
+    write_new(&mark, text.as_bytes(), 0o600)?;
+    sync(data)
+}
+
+/// Copies into a backup.
+struct Copy {
+    root: PathBuf,
+    files: Vec<Kept>,
+}
+
+impl Copy {
+    /// All regular files of a directory; links are told and left out.
+    fn directory(&mut self, from: &Path, name: &str) -> anyhow::Result<()> {
+        make_directory(&self.root.join(name))?;
+        let cannot = || format!("cannot read {}", from.display());
+        for entry in fs::read_dir(from).with_context(cannot)? {
+            let entry = entry.with_context(cannot)?;
+            let (path, kind) = (entry.path(), entry.file_type().with_context(cannot)?);
+            let Ok(file) = entry.file_name().into_string() else {
+                bail!("{}: a name that is not UTF-8", path.display());
+            };
+            let inner = format!("{name}/{file}");
+            if name == PKI && MOMENTARY.contains(&file.as_str()) {
+                continue;
+            }
+            if kind.is_dir() {
+                self.directory(&path, &inner)?;
+            } else if kind.is_file() {
+                self.file(&path, &inner)?;
+            } else {
+                eprintln!("api-server: warning: {} is no file and not in the backup", path.display());
+            }
+        }
+        sync(&self.root.join(name))
+    }
+
+    fn file(&mut self, from: &Path, name: &str) -> anyhow::Result<()> {
+        let kept = copy_file(from, &self.root.join(name), None)?;
+        self.files.push(Kept { path: name.to_owned(), ..kept });
+        Ok(())
+    }
+
+    fn text(&mut self, name: &str, text: &str) -> anyhow::Result<()> {
+        write_new(&self.root.join(name), text.as_bytes(), 0o600)?;
+        self.note(name)
+    }
+
+    /// A file that is in its place already.
+    fn note(&mut self, name: &str) -> anyhow::Result<()> {
+        let kept = Kept::of(&self.root.join(name))?;
+        self.files.push(Kept { path: name.to_owned(), ..kept });
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// Of a file as it is, with no path.
+    fn of(path: &Path) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot read {}", path.display());
+        let mut file = File::open(path).with_context(cannot)?;
+        let mode = file.metadata().with_context(cannot)?.permissions().mode() & 0o777;
+        let (size, sha256) = pump(&mut file, &mut io::sink()).with_context(cannot)?;
+        Ok(Self { path: String::new(), size, sha256, mode })
+    }
+
+    fn verify(&self, from: &Path) -> anyhow::Result<()> {
+        self.require(&Self::of(&from.join(&self.path))?, from)
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
+        if let Some(parent) = to.parent().filter(|parent| !parent.exists()) {
+            make_directories(parent)?;
+        }
+        let copied = copy_file(&from.join(&self.path), to, Some(self.mode))?;
+        self.require(&copied, from)
+    }
+
+    fn require(&self, found: &Self, from: &Path) -> anyhow::Result<()> {
+        ensure!(
+            (found.size, &found.sha256) == (self.size, &self.sha256),
+            "{} is not as it was when the backup was made: use another backup",
+            from.join(&self.path).display()
+        );
+        Ok(())
+    }
+}
+
+/// A backup in the making, beside its place.
+struct Partial {
+    path: PathBuf,
+    /// Held until it is done, so that two do not make the same.
+    _lock: File,
+}
+
+impl Partial {
+    fn begin(to: &Path) -> anyhow::Result<Self> {
+        let mut path = to.as_os_str().to_owned();
+        path.push(".partial");
+        let path = PathBuf::from(path);
+        let cannot = || format!("cannot create {}", path.display());
+        if path.exists() {
+            Self::lock(&path)?;
+            // Of one that was interrupted.
+            fs::remove_dir_all(&path).with_context(cannot)?;
+        }
+        make_directory(&path)?;
+        let lock = Self::lock(&path)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    fn lock(path: &Path) -> anyhow::Result<File> {
+        let directory = File::open(path).with_context(|| format!("cannot use {}", path.display()))?;
+        match directory.try_lock() {
+            Ok(()) => Ok(directory),
+            Err(fs::TryLockError::WouldBlock) => bail!("another backup is being made in {}", path.display()),
+            Err(fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
+    }
+
+    fn finish(self, to: &Path) -> anyhow::Result<()> {
+        sync(&self.path)?;
+        fs::rename(&self.path, to).with_context(|| format!("cannot create {}", to.display()))?;
+        sync(to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    }
+}
+
+fn read_manifest(from: &Path) -> anyhow::Result<Manifest> {
+    let path = from.join(MANIFEST);
+    let bad = || format!("{} is not the list of a backup", path.display());
+    let text = read_document(&path)?;
+    /// Read first: a later format may have another shape.
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+        program: String,
+    }
+    let head: Head = serde_json::from_slice(&text).with_context(bad)?;
+    ensure!(
+        head.format == FORMAT,
+        "the backup has the format {}, made by version {}: restore it with that version or a later one",
+        head.format,
+        head.program
+    );
+    let manifest: Manifest = serde_json::from_slice(&text).with_context(bad)?;
+    ensure!(
+        manifest.schema <= store::SCHEMA_VERSION,
+        "the backup was made by version {}, whose database this program does not know: restore it with that one",
+        manifest.program
+    );
+    let is_plain = |file: &Kept| Path::new(&file.path).components().all(|part| matches!(part, Component::Normal(_)));
+    ensure!(manifest.files.iter().all(is_plain), "{}: a file that is not in the backup", path.display());
+    ensure!(manifest.files.iter().any(|file| file.path == DATABASE), "{}: it has no database", path.display());
+    Ok(manifest)
+}
+
+fn read_document(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let cannot = || format!("cannot read {}", path.display());
+    let mut text = Vec::new();
+    File::open(path).with_context(cannot)?.take(MAX_DOCUMENT).read_to_end(&mut text).with_context(cannot)?;
+    Ok(text)
+}
+
+/// Copies a file to a new one, durably, with this mode or its own.
+fn copy_file(from: &Path, to: &Path, mode: Option<u32>) -> anyhow::Result<Kept> {
+    let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
+    let copied = || -> io::Result<Kept> {
+        let mut source = File::open(from)?;
+        let mode = mode.map_or_else(|| Ok(source.metadata()?.permissions().mode() & 0o777), Ok::<_, io::Error>)?;
+        // Nobody else's before it has its mode.
+        let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        let (size, sha256) = pump(&mut source, &mut target)?;
+        target.set_permissions(Permissions::from_mode(mode))?;
+        target.sync_all()?;
+        Ok(Kept { path: String::new(), size, sha256, mode })
+    };
+    copied().with_context(cannot)
+}
+
+/// Hands all octets on; how many there were, and their SHA-256 in hex.
+fn pump(from: &mut impl io::Read, to: &mut impl io::Write) -> io::Result<(u64, String)> {
+    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok((size, hash.finalize().iter().map(|octet| format!("{octet:02x}")).collect())),
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                to.write_all(&buffer[..count])?;
+                size += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn write_new(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
+    Ok(ca_dir::write_new(path, content, mode)?)
+}
+
+fn make_directory(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new().mode(0o700).create(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn make_directories(path: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("cannot create {}", path.display()))
+}
+
+/// Is nothing there, or an empty directory?
+fn is_free(path: &Path) -> anyhow::Result<bool> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::read_dir(path).map(|mut entries| entries.next().is_none()),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    };
+    found.with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The directory, those below it, and the one that it is in.
+fn sync_tree(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
+            let entry = entry?.path();
+            if entry.is_dir() {
+                sync_tree(&entry)?;
+            }
+        }
+        sync(path)?;
+    }
+    path.parent().filter(|parent| parent.is_dir()).map_or(Ok(()), sync)
+}
+
+fn sync(directory: &Path) -> anyhow::Result<()> {
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.with_context(|| format!("cannot write {}", directory.display()))
+}
+
+fn size_of(path: &Path) -> String {
+    fs::metadata(path).map_or_else(|_| "size unknown".to_owned(), |file| format!("{} KiB", file.len().div_ceil(1024)))
+}
+
+/// To whoever sits there and waits.
+fn say(text: &str) {
+    if io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr(), "api-server: {text}");
+    }
+}
