@@ -6,6 +6,7 @@ mod answer;
 mod certificates;
 mod enrollment;
 mod limiter;
+mod origin;
 mod others;
 mod validation;
 
@@ -225,18 +226,9 @@ fn require_same_origin(shared: &Shared, request: &Request) -> Result<(), Failure
     if request.method().is_safe() {
         return Ok(());
     }
-    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or_default();
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let is_own = origin.strip_prefix("https://").is_some_and(|authority| authority == host);
-    let is_configured = || {
-        let config = shared.panel.config().ok();
-        config.is_some_and(|config| {
-            let domain = config.domain.as_ref().map(|domain| format!("https://panel.{domain}"));
-            origin == format!("https://{}:9292", config.ip) || domain.as_deref() == Some(origin)
-        })
-    };
-    if is_own || is_configured() { Ok(()) } else { Err(Failure::CROSS_ORIGIN) }
+    let config = shared.panel.config().ok();
+    let configured = config.as_ref().map(|config| (config.ip.as_str(), config.domain.as_deref()));
+    if origin::is_own(request.headers(), configured) { Ok(()) } else { Err(Failure::CROSS_ORIGIN) }
 }
 
 fn require_setup(shared: &Shared) -> Result<(), Failure> {
