@@ -8,6 +8,7 @@ mod enrollment;
 mod limiter;
 mod origin;
 mod others;
+mod strangers;
 mod validation;
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,10 +28,11 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
-use crate::identity::{AgentCaller, Caller, Denied, Presented};
+use crate::identity::{AgentCaller, Caller, Presented};
 use crate::panel::Panel;
 use answer::Failure;
 use limiter::Limiter;
+use strangers::Refused;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -184,7 +186,10 @@ async fn guard(
     // Read before it is answered, for who is refused before all is sent does not hear why; kept for
     // those only who are let in.
     let octets = read_body(&mut request, caller.is_ok(), shared.bounds.request).await;
-    let caller = caller?;
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(refused) => return Ok(refused.answer(&request)),
+    };
     require_same_origin(&shared, &request)?;
     if expects != Expects::NothingNorSetup {
         require_setup(&shared)?;
@@ -195,19 +200,14 @@ async fn guard(
     Ok(next.run(request).await)
 }
 
-fn authenticate(shared: &Shared, request: &Request, is_download: bool) -> Result<Caller, Failure> {
+fn authenticate(shared: &Shared, request: &Request, is_download: bool) -> Result<Caller, Refused> {
     let peer = request.extensions().get::<Peer>();
     let from_proxy = peer.filter(|peer| peer.is_proxy).and_then(|_| presented_to_proxy(request.headers()));
     let presented = match peer {
         Some(peer) if !peer.is_proxy => peer.presented.as_deref(),
         _ => from_proxy.as_ref(),
     };
-    shared.panel.authenticate(presented, is_download).map_err(|denied| match denied {
-        Denied::Internal(error) => Failure::internal(&error),
-        Denied::NoCertificate => Failure::certificate_required(),
-        Denied::Revoked => Failure::REVOKED,
-        Denied::Unknown => Failure::UNKNOWN_CERTIFICATE,
-    })
+    shared.panel.authenticate(presented, is_download).map_err(Refused)
 }
 
 fn presented_to_proxy(headers: &HeaderMap) -> Option<Presented> {
@@ -337,7 +337,7 @@ async fn observe(request: Request, next: Next) -> Response {
 /// What every answer says.
 fn with_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
-    headers.insert(header::VARY, header::HeaderValue::from_static("Origin"));
+    headers.entry(header::VARY).or_insert(header::HeaderValue::from_static("Origin"));
     headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response
