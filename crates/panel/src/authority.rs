@@ -20,8 +20,8 @@ use crate::error::Error;
 use crate::secret::{self, Secret};
 use crate::state::{Revoked, Serial};
 
-/// The organizationName in every certificate of a panel: its clients ask for it.
-pub(crate) const ORGANIZATION: &str = "Portlama";
+/// The organizationName in every certificate that a panel signs: its clients ask for it.
+const ORGANIZATION: &str = "Portlama";
 /// Octets of a request that are read.
 pub(crate) const MAX_CSR: usize = 8192;
 
@@ -156,16 +156,22 @@ impl ClientAuthority {
         Ok(Identity { issued, key_pem, p12, password })
     }
 
-    /// Signs the list of revoked serial numbers, as PEM.
+    /// Signs the list of revoked serial numbers but those that are `withheld`, as PEM.
     ///
     /// # Errors
     ///
     /// [`Error::CaKeyMissing`] and [`Error::Internal`].
-    pub(crate) fn revocation_list(&self, revoked: &Revoked, now: Timestamp) -> Result<String, Error> {
+    pub(crate) fn revocation_list(
+        &self,
+        revoked: &Revoked,
+        withheld: &[Serial],
+        now: Timestamp,
+    ) -> Result<String, Error> {
         let ready = self.ready()?;
         let entries: Vec<_> = revoked
             .revoked
             .iter()
+            .filter(|entry| !withheld.contains(&entry.serial))
             .map(|entry| (entry.serial.octets(), entry.revoked_at.as_deref().and_then(|at| at.parse().ok())))
             .collect();
         let entries: Vec<_> = entries

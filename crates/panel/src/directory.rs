@@ -25,8 +25,8 @@ use crate::error::Error;
 use crate::files;
 use crate::state::{Admin, Config, Edit, Grace, Malformed, Mode, Revoked, Serial, State, Touched};
 
-/// Makes `crl.pem` of a revocation list.
-pub(crate) type MakeCrl = dyn Fn(&Revoked) -> Result<String, Error> + Send + Sync;
+/// Makes `crl.pem` of the revocations.
+pub(crate) type MakeCrl = dyn Fn(&State) -> Result<String, Error> + Send + Sync;
 
 /// The directory of one panel. Clones are the same directory.
 #[derive(Clone)]
@@ -142,14 +142,10 @@ impl Directory {
         .await
     }
 
-    /// Ends the grace of what `successor` superseded, for good and without waiting
-    /// for it. A full queue leaves that to the end of its time.
-    pub(crate) fn end_grace(&self, successor: Serial) {
-        let _ = self.jobs.try_send(Job(Box::new(move |state| {
-            let is_meant = state.grace.as_ref().is_some_and(|grace| grace.successor == successor);
-            let edits = if is_meant { vec![Edit::EndGrace] } else { Vec::new() };
-            Ok(Decided { edits, answer: Box::new(|_| {}) })
-        })));
+    /// Decides a change that nobody waits for. A full queue drops it.
+    pub(crate) fn try_change(&self, decide: impl FnOnce(&State) -> Vec<Edit> + Send + 'static) {
+        let decide = |state: &State| Ok(Decided { edits: decide(state), answer: Box::new(|_| {}) });
+        let _ = self.jobs.try_send(Job(Box::new(decide)));
     }
 
     /// Decides a change on the state and answers when it is on disk. A caller who
@@ -305,7 +301,7 @@ pub(crate) fn write(
         change.write(paths.at(REVOKED), pretty(revoked)?, 0o600);
     }
     if touched.crl {
-        match make_crl(state.revoked()?) {
+        match make_crl(state) {
             Ok(crl) => change.write(paths.at(CRL), Zeroizing::new(crl.into_bytes()), 0o644),
             // To revoke matters more than to tell those who read lists.
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot sign {CRL}"),
