@@ -1719,7 +1719,7 @@ def certificates(report, rig):
         required("self-signed", lambda: self_signed(rig))
         required(
             "issued by an agent, chain presented",
-            lambda: issued_by(rig, sign_by_hand(rig.work, panel.pki, "/CN=Portlama CA/O=Portlama")),
+            lambda: issued_by(rig, sign_by_hand(rig.work, panel.pki, "/CN=Adit Panel CA/O=Adit")),
         )
         required("issued by an agent of ours, chain presented", lambda: issued_by(rig, agent))
         required("for servers only", lambda: signed(rig, panel.pki, usage=ExtendedKeyUsageOID.SERVER_AUTH))
@@ -1891,7 +1891,7 @@ def requests(report, rig):
             profile(panel, panel.pki / "client.crt", "admin")
             profile(panel, panel.pki / "agents" / "bundled" / "client.crt", "agent:bundled")
             text = openssl("x509", "-in", panel.pki / "ca.crt", "-noout", "-text", "-nameopt", "RFC2253,-dn_rev")
-            expect.that("the CA is named", "Subject: CN=Portlama CA,O=Portlama" in text, text)
+            expect.that("the CA is named", "Subject: CN=Adit Panel CA,O=Adit" in text, text)
             expect.that("and is one", "CA:TRUE" in text and "Version: 3 " in text, text)
             serials = [each["serial"] for each in panel.done(admin, "GET", "/api/certs/agent")["agents"]] + [
                 admin.serial
@@ -2119,7 +2119,7 @@ def bundle_is(panel, bundle, password, stem, form, kind):
     der = ssl.PEM_cert_to_DER_cert(leaf.read_text())
     print_of = hashlib.sha1(der).hexdigest().upper()
     expect.that("the leaf comes first, with the localKeyID", f"localKeyID: {spaced(print_of)}" in first, first)
-    expect.that("the CA has no attributes", "localKeyID" not in second and "CN = Portlama CA" in second, second)
+    expect.that("the CA has no attributes", "localKeyID" not in second and "CN = Adit Panel CA" in second, second)
     keys = openssl(*words, "-nocerts", "-nodes", input=password)
     expect.that("the key has the same localKeyID", f"localKeyID: {spaced(print_of)}" in keys, "(the key)")
     expect.equal("the leaf is the file's", ssl.PEM_cert_to_DER_cert(pem_in(first + "-----END CERTIFICATE-----")), der)

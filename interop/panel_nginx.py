@@ -4,7 +4,8 @@
 
 Debian's nginx with `ssl_verify_client optional`, `ssl_crl`, protected locations with the client's headers and
 a public one without. Certificates of version 1 and 3 get in; a revoked one is refused by the panel at once and
-by nginx itself after a reload; what a client says in such headers reaches nobody.
+by nginx itself after a reload; one that a rotation superseded may fetch the new bundle until that is used; what a
+client says in such headers reaches nobody.
 """
 
 import argparse
@@ -13,7 +14,20 @@ import subprocess
 import tempfile
 
 import expect
-from panel_server import Caller, MTLS_REQUIRED, Panel, answers, csr_of, ec_key, free_port, keep, openssl, pem_of
+from panel_server import (
+    MTLS_REQUIRED,
+    REVOKED,
+    Caller,
+    Panel,
+    answers,
+    csr_of,
+    ec_key,
+    free_port,
+    from_p12,
+    keep,
+    openssl,
+    pem_of,
+)
 
 CONFIGURATION = """
 daemon on; pid {root}/nginx.pid; error_log {root}/error.log; user root;
@@ -60,6 +74,7 @@ def main():
                     ("who is let in", lambda: let_in(panel, nginx)),
                     ("what clients say of themselves", lambda: spoofed(panel, nginx)),
                     ("rotation through nginx", lambda: rotation(panel, nginx)),
+                    ("a restart and a reset after a rotation", lambda: grace_and_restart(panel, nginx)),
                     ("revocation, by the panel and by nginx", lambda: revocation(panel, nginx)),
                 ]
             )
@@ -120,30 +135,61 @@ def spoofed(panel, nginx):
 
 
 def rotation(panel, nginx):
-    old = panel.admin()
+    """The old certificate may fetch the new bundle through nginx, too, until the new one is used."""
+    old, agent = panel.admin(), an_agent(panel, nginx, "meanwhile")
     rotated = nginx.ask(old, "POST", "/api/certs/mtls/rotate")
     expect.status("rotate", rotated, 200)
     expect.that("nginx was told", "nginx" not in rotated.json["warning"], rotated.json["warning"])
-    expect.status("the new one", nginx.ask(panel.admin(), "GET", "/api/certs"), 200)
+    expect.that("the panel refuses it at once", old.serial in panel.revoked_serials())
+    expect.that("nginx will hear of it later", old.serial not in panel.crl_serials())
+    answers("it does nothing else", nginx.ask(old, "GET", "/api/certs"), 403, REVOKED)
+    bundle = nginx.ask(old, "GET", "/api/certs/mtls/download")
+    expect.status("the download", bundle, 200)
+    new = from_p12(panel.work, bundle.body, rotated.json["p12Password"])
+    expect.status("as often as it likes", nginx.ask(old, "GET", "/api/certs/mtls/download"), 200)
+    expect.status("the new one", nginx.ask(new, "DELETE", "/api/certs/agent/meanwhile"), 200)
+    expect.until("crl.pem names the old one", 5, lambda: old.serial in panel.crl_serials())
+    expect.that("and the agent", agent.serial in panel.crl_serials())
+    expect.until("nginx is told of it", 5, lambda: is_refused_by_nginx(nginx, old, "/api/certs/mtls/download"))
+    expect.that("and of the agent", is_refused_by_nginx(nginx, agent, "/api/tunnels"))
+    expect.status("and of nobody else", nginx.ask(new, "GET", "/api/certs"), 200)
+
+
+def grace_and_restart(panel, nginx):
+    """A restart in the grace keeps it, and a reset ends it."""
+    old = panel.admin()
+    rotated = nginx.ask(old, "POST", "/api/certs/mtls/rotate")
+    expect.status("rotate", rotated, 200)
+    panel.stop()
+    panel.start()
+    expect.status("the download", nginx.ask(old, "GET", "/api/certs/mtls/download"), 200)
+    expect.that("not named yet", old.serial not in panel.crl_serials())
+    reset = panel.reset_admin()
+    expect.equal(f"the reset: {reset.stderr}", reset.returncode, 0)
+    expect.that("named", old.serial in panel.crl_serials())
+    expect.until("nginx was told", 5, lambda: is_refused_by_nginx(nginx, old, "/api/certs/mtls/download"))
+    expect.status("the admin of the reset", nginx.ask(panel.admin(), "GET", "/api/certs"), 200)
+
+
+def an_agent(panel, nginx, label):
+    made = nginx.ask(panel.admin(), "POST", "/api/certs/agent/enroll", {"label": label}).json
+    key = ec_key()
+    enrolled = nginx.ask(None, "POST", "/api/enroll", {"token": made["token"], "csr": csr_of(key)}).json
+    return keep(panel.work, enrolled["cert"], pem_of(key))
+
+
+def is_refused_by_nginx(nginx, identity, path):
+    answer = nginx.ask(identity, "GET", path)
+    return answer.status == 400 and b"<html>" in answer.body
 
 
 def revocation(panel, nginx):
-    admin = panel.admin()
-    made = nginx.ask(admin, "POST", "/api/certs/agent/enroll", {"label": "to-go"}).json
-    key = ec_key()
-    enrolled = nginx.ask(None, "POST", "/api/enroll", {"token": made["token"], "csr": csr_of(key)}).json
-    agent = keep(panel.work, enrolled["cert"], pem_of(key))
+    admin, agent = panel.admin(), an_agent(panel, nginx, "to-go")
     expect.status("before", nginx.ask(agent, "GET", "/api/tunnels"), 200)
     expect.status("revoke", nginx.ask(admin, "DELETE", "/api/certs/agent/to-go"), 200)
-    after = nginx.ask(agent, "GET", "/api/tunnels")
-    expect.equal("the panel refuses it at once", after.json, {"error": "Certificate has been revoked"})
+    answers("the panel refuses it at once", nginx.ask(agent, "GET", "/api/tunnels"), 403, REVOKED)
     nginx.tell("-s reload")
-
-    def refused_by_nginx():
-        answer = nginx.ask(agent, "GET", "/api/tunnels")
-        return answer.status == 400 and b"<html>" in answer.body
-
-    expect.until("nginx refuses it by crl.pem", 5, refused_by_nginx)
+    expect.until("nginx refuses it by crl.pem", 5, lambda: is_refused_by_nginx(nginx, agent, "/api/tunnels"))
     expect.status("and nobody else", nginx.ask(admin, "GET", "/api/certs"), 200)
 
 

@@ -415,7 +415,7 @@ def another_ca(work):
     place.mkdir()
     key = new_key(work)
     (place / "ca.key").write_bytes(key.read_bytes())
-    openssl("req", "-x509", "-key", key, "-subj", "/CN=Portlama CA/O=Portlama", "-days", 30, "-out", place / "ca.crt")
+    openssl("req", "-x509", "-key", key, "-subj", "/CN=Adit Panel CA/O=Adit", "-days", 30, "-out", place / "ca.crt")
     return place
 
 

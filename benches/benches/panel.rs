@@ -67,6 +67,7 @@ async fn open(directory: &Path, keys: KeyAlgorithm) -> anyhow::Result<Panel> {
         making,
         capabilities: Vec::new(),
         programs: Programs::new().nginx(None),
+        is_proxied: false,
         clock: Arc::new(Timestamp::now),
     };
     Ok(Panel::open(parts).await?)

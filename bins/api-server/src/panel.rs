@@ -57,6 +57,7 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
         making,
         capabilities: settings.panel_capabilities.clone(),
         programs: settings.programs(),
+        is_proxied: settings.panel_proxy.is_some(),
         clock: clock(),
     };
     let panel = Panel::open(parts).await.with_context(|| format!("cannot use {} (pki_dir)", directory.display()))?;

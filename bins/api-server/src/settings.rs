@@ -706,6 +706,8 @@ mod tests {
     fn the_sample_of_the_documentation_can_be_used() {
         let sample = include_str!("../../../docs/samples/adit.toml");
         resolve(sample).expect("docs/samples/adit.toml");
+        let sample = include_str!("../../../docs/samples/adit-panel.toml");
+        resolve(sample).expect("docs/samples/adit-panel.toml");
     }
 
     #[test]

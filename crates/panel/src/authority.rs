@@ -20,8 +20,8 @@ use crate::error::Error;
 use crate::secret::{self, Secret};
 use crate::state::{Revoked, Serial};
 
-/// The organizationName in every certificate of a panel: its clients ask for it.
-pub(crate) const ORGANIZATION: &str = "Portlama";
+/// The organizationName in every certificate that a panel signs: its clients ask for it.
+const ORGANIZATION: &str = "Portlama";
 /// Octets of a request that are read.
 pub(crate) const MAX_CSR: usize = 8192;
 
@@ -161,7 +161,8 @@ impl ClientAuthority {
         (seconds(now) > self.not_after).then(|| timestamp(self.not_after))
     }
 
-    /// Signs the list of revoked serial numbers, as PEM, in place of the one `before`.
+    /// Signs the list of revoked serial numbers but those that are `withheld`, as PEM, in place
+    /// of the one `before`.
     ///
     /// # Errors
     ///
@@ -169,6 +170,7 @@ impl ClientAuthority {
     pub(crate) fn revocation_list(
         &self,
         revoked: &Revoked,
+        withheld: &[Serial],
         before: Option<&[u8]>,
         now: Timestamp,
     ) -> Result<String, Error> {
@@ -176,6 +178,7 @@ impl ClientAuthority {
         let entries: Vec<_> = revoked
             .revoked
             .iter()
+            .filter(|entry| !withheld.contains(&entry.serial))
             .map(|entry| (entry.serial.octets(), entry.revoked_at.as_deref().and_then(|at| at.parse().ok())))
             .collect();
         let entries: Vec<_> = entries

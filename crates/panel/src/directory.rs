@@ -25,8 +25,8 @@ use crate::error::Error;
 use crate::files;
 use crate::state::{Admin, Config, Edit, Grace, Malformed, Mode, Revoked, Serial, State, Touched};
 
-/// Makes `crl.pem` of a revocation list, to take the place of the one that is there.
-pub(crate) type MakeCrl = dyn Fn(&Revoked, Option<&[u8]>) -> Result<String, Error> + Send + Sync;
+/// Makes `crl.pem` of the revocations, to take the place of the one that is there.
+pub(crate) type MakeCrl = dyn Fn(&State, Option<&[u8]>) -> Result<String, Error> + Send + Sync;
 
 /// The directory of one panel. Clones are the same directory.
 #[derive(Clone)]
@@ -142,14 +142,10 @@ impl Directory {
         .await
     }
 
-    /// Ends the grace of what `successor` superseded, for good and without waiting
-    /// for it. A full queue leaves that to the end of its time.
-    pub(crate) fn end_grace(&self, successor: Serial) {
-        let _ = self.jobs.try_send(Job(Box::new(move |state| {
-            let is_meant = state.grace.as_ref().is_some_and(|grace| grace.successor == successor);
-            let edits = if is_meant { vec![Edit::EndGrace] } else { Vec::new() };
-            Ok(Decided { edits, answer: Box::new(|_| {}) })
-        })));
+    /// Decides a change that nobody waits for. A full queue drops it.
+    pub(crate) fn try_change(&self, decide: impl FnOnce(&State) -> Vec<Edit> + Send + 'static) {
+        let decide = |state: &State| Ok(Decided { edits: decide(state), answer: Box::new(|_| {}) });
+        let _ = self.jobs.try_send(Job(Box::new(decide)));
     }
 
     /// Decides a change on the state and answers when it is on disk. A caller who
@@ -306,7 +302,7 @@ pub(crate) fn write(
     }
     if touched.crl {
         let before = read(&paths.at(CRL))?;
-        match make_crl(state.revoked()?, before.as_deref()) {
+        match make_crl(state, before.as_deref()) {
             Ok(crl) => change.write(paths.at(CRL), Zeroizing::new(crl.into_bytes()), 0o644),
             // To revoke matters more than to tell those who read lists.
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot sign {CRL}"),

@@ -6,7 +6,9 @@ mod answer;
 mod certificates;
 mod enrollment;
 mod limiter;
+mod origin;
 mod others;
+mod strangers;
 mod validation;
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,10 +28,11 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
-use crate::identity::{AgentCaller, Caller, Denied, Presented};
+use crate::identity::{AgentCaller, Caller, Presented};
 use crate::panel::Panel;
 use answer::Failure;
 use limiter::Limiter;
+use strangers::Refused;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -183,7 +186,10 @@ async fn guard(
     // Read before it is answered, for who is refused before all is sent does not hear why; kept for
     // those only who are let in.
     let octets = read_body(&mut request, caller.is_ok(), shared.bounds.request).await;
-    let caller = caller?;
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(refused) => return Ok(refused.answer(&request)),
+    };
     require_same_origin(&shared, &request)?;
     if expects != Expects::NothingNorSetup {
         require_setup(&shared)?;
@@ -194,19 +200,14 @@ async fn guard(
     Ok(next.run(request).await)
 }
 
-fn authenticate(shared: &Shared, request: &Request, is_download: bool) -> Result<Caller, Failure> {
+fn authenticate(shared: &Shared, request: &Request, is_download: bool) -> Result<Caller, Refused> {
     let peer = request.extensions().get::<Peer>();
     let from_proxy = peer.filter(|peer| peer.is_proxy).and_then(|_| presented_to_proxy(request.headers()));
     let presented = match peer {
         Some(peer) if !peer.is_proxy => peer.presented.as_deref(),
         _ => from_proxy.as_ref(),
     };
-    shared.panel.authenticate(presented, is_download).map_err(|denied| match denied {
-        Denied::Internal(error) => Failure::internal(&error),
-        Denied::NoCertificate => Failure::certificate_required(),
-        Denied::Revoked => Failure::REVOKED,
-        Denied::Unknown => Failure::UNKNOWN_CERTIFICATE,
-    })
+    shared.panel.authenticate(presented, is_download).map_err(Refused)
 }
 
 fn presented_to_proxy(headers: &HeaderMap) -> Option<Presented> {
@@ -225,18 +226,9 @@ fn require_same_origin(shared: &Shared, request: &Request) -> Result<(), Failure
     if request.method().is_safe() {
         return Ok(());
     }
-    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or_default();
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let is_own = origin.strip_prefix("https://").is_some_and(|authority| authority == host);
-    let is_configured = || {
-        let config = shared.panel.config().ok();
-        config.is_some_and(|config| {
-            let domain = config.domain.as_ref().map(|domain| format!("https://panel.{domain}"));
-            origin == format!("https://{}:9292", config.ip) || domain.as_deref() == Some(origin)
-        })
-    };
-    if is_own || is_configured() { Ok(()) } else { Err(Failure::CROSS_ORIGIN) }
+    let config = shared.panel.config().ok();
+    let configured = config.as_ref().map(|config| (config.ip.as_str(), config.domain.as_deref()));
+    if origin::is_own(request.headers(), configured) { Ok(()) } else { Err(Failure::CROSS_ORIGIN) }
 }
 
 fn require_setup(shared: &Shared) -> Result<(), Failure> {
@@ -345,7 +337,7 @@ async fn observe(request: Request, next: Next) -> Response {
 /// What every answer says.
 fn with_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
-    headers.insert(header::VARY, header::HeaderValue::from_static("Origin"));
+    headers.entry(header::VARY).or_insert(header::HeaderValue::from_static("Origin"));
     headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response

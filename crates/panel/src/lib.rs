@@ -10,6 +10,7 @@ mod authority;
 mod directory;
 mod error;
 mod files;
+mod grace;
 mod http;
 mod identity;
 mod listing;

@@ -139,9 +139,17 @@ impl Panel {
             Err(error) => return failed(format!("certbot cannot be started: {}", error.kind())),
         }
         let path = programs.letsencrypt().join("live").join(domain).join("fullchain.pem");
-        let expires_at = not_after(&path)
-            .inspect_err(|error| tracing::warn!(path = %path.display(), error, "cannot read the renewed certificate"))
-            .ok();
+        let expires_at = match not_after(&path) {
+            Ok(expires_at) => Some(expires_at),
+            Err(error) => {
+                // certbot keeps its directories to root, and tells what is in them.
+                let told = told_end(programs, domain, self.now()).await;
+                if told.is_none() {
+                    tracing::warn!(path = %path.display(), error, "cannot read the renewed certificate");
+                }
+                told
+            }
+        };
         tracing::info!(domain, "renewed a certificate");
         Ok(Renewed { expires_at, nginx: self.tell_nginx().await })
     }
@@ -211,27 +219,53 @@ async fn lineages(programs: &Programs, now: Timestamp) -> Vec<Listed> {
         let live = live.clone();
         tokio::task::spawn_blocking(move || read_live(&live, now)).await
     };
-    match from_directory {
-        Ok(Ok(listed)) => return listed,
-        Ok(Err(error)) => tracing::debug!(path = %live.display(), %error, "asking certbot for its certificates"),
-        Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot list certificates"),
-    }
-    match programs.list().await {
-        Ok(output) if output.status.success() => parse_listing(&output.stdout, now),
-        Ok(output) => {
-            tracing::warn!(status = %output.status, stderr = excerpt(&output.stderr), "certbot does not list certificates");
+    let names = match from_directory {
+        Ok(Ok(Live { listed, is_closed: false })) => return listed,
+        // Names without dates are better than nothing.
+        Ok(Ok(Live { listed, is_closed: true })) => listed,
+        Ok(Err(error)) => {
+            tracing::debug!(path = %live.display(), %error, "asking certbot for its certificates");
             Vec::new()
         }
-        // A host without certbot has no certificates of certbot's.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "certbot does not list certificates");
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot list certificates");
             Vec::new()
         }
-    }
+    };
+    told(programs, now).await.filter(|told| !told.is_empty()).unwrap_or(names)
 }
 
-fn read_live(live: &Path, now: Timestamp) -> std::io::Result<Vec<Listed>> {
+/// What certbot says that it has; `None` if it does not say.
+async fn told(programs: &Programs, now: Timestamp) -> Option<Vec<Listed>> {
+    match programs.list().await {
+        Ok(output) if output.status.success() => return Some(parse_listing(&output.stdout, now)),
+        Ok(output) => {
+            tracing::warn!(status = %output.status, stderr = excerpt(&output.stderr), "certbot does not list certificates");
+        }
+        // A host without certbot has no certificates of certbot's.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "certbot does not list certificates");
+        }
+    }
+    None
+}
+
+/// The end of a certificate as certbot says it.
+async fn told_end(programs: &Programs, name: &str, now: Timestamp) -> Option<Timestamp> {
+    let listed = told(programs, now).await?;
+    let listed = listed.into_iter().find(|listed| listed.domain.as_deref() == Some(name))?;
+    listed.expires_at?.parse().ok()
+}
+
+/// What `live` has.
+struct Live {
+    listed: Vec<Listed>,
+    /// Certificates in it may not be read.
+    is_closed: bool,
+}
+
+fn read_live(live: &Path, now: Timestamp) -> std::io::Result<Live> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(live)?.take(MAX_LINEAGES) {
         let entry = entry?;
@@ -243,6 +277,10 @@ fn read_live(live: &Path, now: Timestamp) -> std::io::Result<Vec<Listed>> {
         }
     }
     names.sort_unstable();
+    let is_closed = names.iter().any(|name| {
+        let opened = std::fs::File::open(live.join(name).join("fullchain.pem"));
+        opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    });
     let listed = names.into_iter().map(|name| {
         let path = live.join(&name).join("fullchain.pem");
         let expires_at = not_after(&path)
@@ -250,7 +288,7 @@ fn read_live(live: &Path, now: Timestamp) -> std::io::Result<Vec<Listed>> {
             .ok();
         Listed::new(ListedType::LetsEncrypt, Some(name), expires_at, &path, now)
     });
-    Ok(listed.collect())
+    Ok(Live { listed: listed.collect(), is_closed })
 }
 
 /// The end of a file's first certificate.

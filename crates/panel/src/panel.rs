@@ -17,6 +17,7 @@ use crate::authority::{ClientAuthority, Identity, Issued, Making};
 use crate::directory::{Directory, Paths};
 use crate::error::Error;
 use crate::files;
+use crate::grace::{self, Graces};
 use crate::identity::{self, Caller, Denied, Presented};
 use crate::programs::{Nginx, Programs};
 use crate::reload::{self, Reloads};
@@ -40,6 +41,8 @@ pub struct Panel {
     capabilities: Vec<String>,
     programs: Arc<Programs>,
     reloads: Reloads,
+    pub(crate) graces: Graces,
+    is_proxied: bool,
     clock: Clock,
     /// The admin's newest certificate that was used: what it superseded fetches nothing more.
     arrived: Mutex<Option<Serial>>,
@@ -104,6 +107,8 @@ pub struct Parts {
     pub capabilities: Vec<String>,
     /// The programs around it.
     pub programs: Programs,
+    /// Does a proxy end TLS, which refuses whomever `crl.pem` names?
+    pub is_proxied: bool,
     /// The time.
     pub clock: Clock,
 }
@@ -125,7 +130,7 @@ impl Panel {
 
     /// As [`Panel::open`], with a say in every step that touches the disk.
     pub(crate) async fn open_stepwise(parts: Parts, step: files::Step) -> Result<Self, Error> {
-        let Parts { pki_dir, config, store, making, capabilities, programs, clock } = parts;
+        let Parts { pki_dir, config, store, making, capabilities, programs, is_proxied, clock } = parts;
         let paths = Paths { root: pki_dir, config };
         let now = clock();
         store.forget_client_certificates(micros(now)).await.map_err(Error::internal)?;
@@ -137,13 +142,17 @@ impl Panel {
         let authority = Arc::new(ClientAuthority::open(&paths)?);
         let make_crl = {
             let (authority, clock) = (Arc::clone(&authority), Arc::clone(&clock));
-            Box::new(move |revoked: &_, before: Option<&[u8]>| authority.revocation_list(revoked, before, clock()))
+            Box::new(move |state: &State, before: Option<&[u8]>| {
+                authority.revocation_list(state.revoked()?, grace::withheld(state, is_proxied), before, clock())
+            })
         };
         let directory = Directory::open(paths, keys, make_crl, step).map_err(Error::internal)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let programs = Arc::new(programs);
         let panel = Self {
             reloads: Reloads::start(&directory, Arc::clone(&programs)),
+            graces: Graces::start(&directory, is_proxied, Arc::clone(&clock)),
+            is_proxied,
             directory,
             authority,
             store,

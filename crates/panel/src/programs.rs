@@ -133,22 +133,28 @@ impl Programs {
     }
 
     /// Tests nginx' configuration and has it loaded. A failure is logged.
+    ///
+    /// A test that lacks rights, as every one of a server that is not root, says nothing of
+    /// the configuration. nginx itself tests that at the reload.
     pub async fn reload_nginx(&self) -> Nginx {
         let Some((test, reload)) = &self.nginx else { return Nginx::Reloaded };
-        for (command, failure) in [(test, Nginx::TestFailed), (reload, Nginx::ReloadFailed)] {
-            match run(command, &[], WORD).await {
-                Ok(output) if output.status.success() => {}
-                Ok(output) => {
-                    tracing::warn!(%command, status = %output.status, stderr = excerpt(&output.stderr), "nginx is not reloaded");
-                    return failure;
-                }
-                Err(error) => {
-                    tracing::warn!(%command, error = &error as &dyn std::error::Error, "nginx is not reloaded");
-                    return failure;
-                }
+        match run(test, &[], WORD).await {
+            Ok(output) if output.status.success() => {}
+            Ok(output) if lacks_rights(&output.stderr) => {
+                tracing::debug!(command = %test, "the test lacks rights: nginx' configuration is tested at the reload");
+            }
+            failed => {
+                not_reloaded(test, &failed);
+                return Nginx::TestFailed;
             }
         }
-        Nginx::Reloaded
+        match run(reload, &[], WORD).await {
+            Ok(output) if output.status.success() => Nginx::Reloaded,
+            failed => {
+                not_reloaded(reload, &failed);
+                Nginx::ReloadFailed
+            }
+        }
     }
 
     /// certbot's own listing.
@@ -169,6 +175,25 @@ impl Programs {
     pub(crate) async fn systemctl_says(&self, arguments: &[&str]) -> io::Result<Output> {
         run(&self.systemctl, arguments, WORD).await
     }
+}
+
+fn not_reloaded(command: &CommandLine, failed: &io::Result<Output>) {
+    match failed {
+        Ok(output) => {
+            tracing::warn!(%command, status = %output.status, stderr = excerpt(&output.stderr), "nginx is not reloaded");
+        }
+        Err(error) => {
+            tracing::warn!(%command, error = error as &dyn std::error::Error, "nginx is not reloaded");
+        }
+    }
+}
+
+/// Did nginx end its test for want of rights, and for nothing else? It reads keys, opens logs and
+/// binds ports as when it starts, and the first of these that fails ends it.
+fn lacks_rights(stderr: &str) -> bool {
+    const REASONS: [&str; 3] = ["Permission denied", "Operation not permitted", "Read-only file system"];
+    let mut ends = stderr.lines().filter(|line| line.contains("[emerg]")).peekable();
+    ends.peek().is_some() && ends.all(|line| REASONS.iter().any(|reason| line.contains(reason)))
 }
 
 impl Default for Programs {
@@ -307,6 +332,41 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("the child {child} is still there");
+    }
+
+    #[tokio::test]
+    async fn a_test_of_nginx_that_lacks_rights_leaves_it_to_the_reload() {
+        const ALERT: &str = "nginx: [alert] could not open error log file: open() \"/var/log/nginx/error.log\" \
+                             failed (13: Permission denied)";
+        const KEY: &str = "2026/11/30 00:00:00 [emerg] 7#7: cannot load certificate key \"/etc/x.key\": BIO_new_file() \
+                           failed (SSL: error:8000000D:system library::Permission denied:calling fopen(/etc/x.key, r))";
+        const PID: &str = "nginx: [emerg] open() \"/run/nginx.pid\" failed (30: Read-only file system)";
+        const PORT: &str = "nginx: [emerg] bind() to 0.0.0.0:80 failed (13: Permission denied)";
+        const WRONG: &str = "nginx: [emerg] unknown directive \"listen\" in /etc/nginx/nginx.conf:3";
+        const FAILED: &str = "nginx: configuration file /etc/nginx/nginx.conf test failed";
+        let directory = tempfile::tempdir().expect("a directory");
+        for (at, (said, is_reloaded, expected)) in [
+            (&[ALERT, KEY, FAILED][..], true, Nginx::Reloaded),
+            (&[PID, FAILED], true, Nginx::Reloaded),
+            (&[PORT, FAILED], true, Nginx::Reloaded),
+            (&[ALERT, KEY, FAILED], false, Nginx::ReloadFailed),
+            (&[ALERT, WRONG, FAILED], true, Nginx::TestFailed),
+            (&[PORT, WRONG], true, Nginx::TestFailed),
+            (&[ALERT], true, Nginx::TestFailed),
+            (&[], true, Nginx::TestFailed),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let said_by = directory.path().join(format!("{at}.said"));
+            std::fs::write(&said_by, said.join("\n")).expect("written");
+            let script = directory.path().join(format!("{at}.sh"));
+            std::fs::write(&script, format!("cat {} >&2; exit 1\n", said_by.display())).expect("written");
+            let test = format!("/bin/sh {}", script.display()).parse().expect("a command");
+            let reload = if is_reloaded { "/bin/true" } else { "/bin/false" }.parse().expect("a command");
+            let programs = Programs::new().nginx(Some((test, reload)));
+            assert_eq!(programs.reload_nginx().await, expected, "{said:?}");
+        }
     }
 
     #[tokio::test]

@@ -15,19 +15,23 @@ use pki_core::{Subject, certificate_to_pem};
 use rcgen::{CertificateParams, DnType, SanType};
 use zeroize::Zeroizing;
 
-use crate::authority::{ClientAuthority, Identity, Making, ORGANIZATION, seconds};
+use crate::authority::{ClientAuthority, Identity, Making, seconds};
 use crate::directory::{self, CA_CERTIFICATE, CA_KEY, CLIENT_CERTIFICATE, CLIENT_P12, P12_PASSWORD, Paths};
 use crate::error::Error;
 use crate::files;
 use crate::panel::{ADMIN, back_up, identity_files, revocation};
 use crate::reload;
-use crate::state::{Admin, AdminAuthMode, COMPLETED, Edit, Serial, Touched};
+use crate::state::{Admin, AdminAuthMode, COMPLETED, Edit, Serial, State, Touched};
 
 /// The server certificate of the panel's port.
 pub const SERVER_CERTIFICATE: &str = "self-signed.pem";
 /// Its private key.
 pub const SERVER_KEY: &str = "self-signed-key.pem";
 
+/// What people see when a browser asks which certificate to show. No client reads it: they compare
+/// the subjects of what it signs, which are as they always were.
+const CA_NAME: &str = "Adit Panel CA";
+const MAKER: &str = "Adit";
 const CA_VALIDITY: Duration = Duration::from_secs(3650 * 86_400);
 const SERVER_DAYS: i64 = 3650;
 
@@ -128,7 +132,7 @@ pub fn ensure(
 fn fill(root: &Path, config: &Path, making: Making, now: Timestamp) -> Result<(), SetupError> {
     let key = ca_dir::generate_key(making.keys).map_err(SetupError::make)?;
     let signer = PrivateKey::from_pkcs8_der(&Zeroizing::new(key.serialize_der())).map_err(SetupError::make)?;
-    let subject = Subject::with_organization("Portlama CA", ORGANIZATION).map_err(SetupError::make)?;
+    let subject = Subject::with_organization(CA_NAME, MAKER).map_err(SetupError::make)?;
     // Clocks of those who verify may be late.
     let since = seconds(now).minus(Duration::from_secs(300));
     let certificate = pki_core::root(&subject, &signer, CA_VALIDITY, ca_dir::random_serial()?, since)
@@ -176,7 +180,7 @@ pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timesta
     params.subject_alt_names.push(SanType::IpAddress(address));
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, address.to_string());
-    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
+    params.distinguished_name.push(DnType::OrganizationName, MAKER);
     let date = |at: Timestamp| {
         let date = at.to_zoned(jiff::tz::TimeZone::UTC).date();
         rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
@@ -258,7 +262,10 @@ pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: T
             edits.push(reload::mark()?);
             let mut touched = Touched::default();
             edits.iter().try_for_each(|edit| state.apply(edit, &mut touched))?;
-            let make_crl = move |revoked: &_, before: Option<&[u8]>| authority.revocation_list(revoked, before, now);
+            // The reset has ended every grace: nothing is withheld.
+            let make_crl = move |state: &State, before: Option<&[u8]>| {
+                authority.revocation_list(state.revoked()?, &[], before, now)
+            };
             directory::write(&files, &paths, &make_crl, &state, &edits, touched)?;
             Ok::<_, Error>((ip, revoked))
         }

@@ -541,18 +541,25 @@ impl State {
                 self.admin = Some(admin.clone());
                 self.superseded.extend(grace.serials.iter().cloned());
                 self.grace = Some(grace.clone());
-                (touched.admin, touched.grace) = (true, true);
+                // What was in grace before is not any more, which the list may have to say.
+                (touched.admin, touched.grace, touched.crl) = (true, true, true);
             }
-            Edit::EndGrace => touched.grace |= self.grace.take().is_some(),
+            Edit::EndGrace => self.end_grace(touched),
             Edit::SetAdmin(admin) => {
                 self.admin = Some(admin.clone());
                 self.superseded.clear();
                 touched.admin = true;
-                touched.grace |= self.grace.take().is_some();
+                self.end_grace(touched);
             }
             Edit::TellNginx | Edit::Put(..) | Edit::PutDirectory(..) | Edit::Remove(_) => {}
         }
         Ok(())
+    }
+
+    fn end_grace(&mut self, touched: &mut Touched) {
+        if self.grace.take().is_some() {
+            (touched.grace, touched.crl) = (true, true);
+        }
     }
 
     pub(crate) fn agents(&self) -> Result<&[Agent], Malformed> {

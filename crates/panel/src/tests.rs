@@ -1,6 +1,7 @@
 //! The use cases on a real directory: killed at every step, and all at once.
 
 mod departures;
+mod graces;
 mod requests;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::files::{self, Step};
 use crate::identity::{Caller, Denied, Presented};
-use crate::panel::{Panel, Parts, Unready};
+use crate::panel::{Clock, Panel, Parts, Unready};
 use crate::programs::Programs;
 use crate::state::{AdminAuthMode, Grant, Serial};
 use crate::{Error, Making, setup};
@@ -36,11 +37,13 @@ fn now() -> Timestamp {
 struct World {
     directory: TempDir,
     store: Arc<MemoryStore>,
+    is_proxied: bool,
 }
 
 impl World {
     fn new() -> Self {
-        let world = Self { directory: tempfile::tempdir().expect("a directory"), store: Arc::default() };
+        let world =
+            Self { directory: tempfile::tempdir().expect("a directory"), store: Arc::default(), is_proxied: true };
         let address = [127, 0, 0, 1].into();
         setup::ensure(&world.pki(), &world.config(), address, "example.test", MAKING, now()).expect("made");
         world
@@ -50,7 +53,7 @@ impl World {
     fn copy(&self) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         copy_tree(self.directory.path(), directory.path());
-        Self { directory, store: Arc::clone(&self.store) }
+        Self { directory, store: Arc::clone(&self.store), is_proxied: self.is_proxied }
     }
 
     fn pki(&self) -> PathBuf {
@@ -62,10 +65,17 @@ impl World {
     }
 
     async fn open_at(&self, at: Timestamp, step: Step) -> Panel {
-        self.open_with(at, step, Programs::new().nginx(None)).await
+        self.open_with(Arc::new(move || at), step, Programs::new().nginx(None)).await
     }
 
-    async fn open_with(&self, at: Timestamp, step: Step, programs: Programs) -> Panel {
+    /// Does `crl.pem` name it?
+    fn lists(&self, serial: &Serial) -> bool {
+        let pem = self.read("crl.pem");
+        let der = pki_core::revocation_lists_from_file(&pem).expect("a list").swap_remove(0);
+        pki_core::RevocationList::from_der(&der).expect("a list").is_revoked(&serial.octets())
+    }
+
+    async fn open_with(&self, clock: Clock, step: Step, programs: Programs) -> Panel {
         let parts = Parts {
             pki_dir: self.pki(),
             config: self.config(),
@@ -73,7 +83,8 @@ impl World {
             making: MAKING,
             capabilities: Vec::new(),
             programs,
-            clock: Arc::new(move || at),
+            is_proxied: self.is_proxied,
+            clock,
         };
         Panel::open_stepwise(parts, step).await.expect("a panel")
     }
@@ -88,6 +99,18 @@ impl World {
 
     fn admin_serial(&self) -> Serial {
         serial_of(&self.read("client.crt"))
+    }
+
+    /// Until nginx has been told of all that is done, and nobody writes.
+    async fn settled(&self, panel: &Panel) {
+        for _ in 0..1000 {
+            panel.directory().change(|_| Ok((Vec::new(), ()))).await.expect("the writer lives");
+            if !self.pki().join(".nginx-reload").exists() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("nginx was not told");
     }
 
     /// What must hold after every start, whatever came before.
@@ -133,6 +156,7 @@ impl World {
         for agent in agents.iter().filter(|agent| agent.revoked) {
             assert!(!admits_agent(&panel, &agent.label, &agent.serial), "{when}: {} is revoked", agent.label);
         }
+        self.settled(&panel).await;
         for left in files_below(self.directory.path()) {
             let name = left.display().to_string();
             assert!(

@@ -89,7 +89,9 @@ pub(super) async fn page(State(shared): State<Shared>, request: Request) -> Resu
     if path == "/api" || path.starts_with("/api/") {
         return Err(Failure::NOT_FOUND);
     }
-    authenticate(&shared, &request, false)?;
+    if let Err(refused) = authenticate(&shared, &request, false) {
+        return Ok(refused.answer(&request));
+    }
     let config = shared.panel.config().map_err(|error| Failure::internal(&error))?;
     match config.static_dir {
         Some(directory) => Ok(serve_static(&directory, request).await),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use super::{
@@ -12,14 +12,13 @@ use super::{
 use crate::authority::Identity;
 use crate::directory::{CLIENT_CERTIFICATE, CLIENT_KEY, CLIENT_P12, P12_PASSWORD, Paths};
 use crate::error::Error;
+use crate::grace;
 use crate::programs::Nginx;
 use crate::reload;
 use crate::state::{Admin, AdminAuthMode, Edit, Grace, Mode, Serial, State};
 
 /// The admin's common name.
 pub(crate) const ADMIN: &str = "admin";
-/// How long after a rotation the old certificate may fetch the new bundle.
-const GRACE: SignedDuration = SignedDuration::from_mins(10);
 
 /// The admin's new bundle, and whether nginx took notice.
 #[derive(Debug)]
@@ -70,6 +69,7 @@ impl Panel {
                 Ok((edits, ()))
             })
             .await?;
+        self.graces.look();
         tracing::info!(serial = %bundle.serial, "the admin's certificate was rotated");
         Ok(Rotated { bundle, nginx: self.reloads.told().await })
     }
@@ -137,9 +137,7 @@ impl Panel {
         let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         let current = state.admin.as_ref().map(|admin| &admin.serial);
         state.grace.as_ref().is_some_and(|grace| {
-            // A clock that was ahead when it began does not make it longer.
-            let lasted = now.duration_since(grace.since).abs();
-            lasted < GRACE
+            grace::left(grace, now).is_some()
                 && Some(&grace.successor) == current
                 && Some(&grace.successor) != arrived.as_ref()
                 && grace.serials.contains(serial)
@@ -153,7 +151,12 @@ impl Panel {
         }
         let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         if arrived.replace(successor.clone()).as_ref() != Some(successor) {
-            self.directory.end_grace(successor.clone());
+            let (successor, is_proxied) = (successor.clone(), self.is_proxied);
+            self.directory.try_change(move |state| {
+                let is_meant = state.grace.as_ref().is_some_and(|grace| grace.successor == successor);
+                // Without random octets the end of its time ends it, too.
+                if is_meant { grace::end(is_proxied).unwrap_or_default() } else { Vec::new() }
+            });
         }
     }
 }

@@ -61,3 +61,55 @@ async fn an_array_is_no_object() {
         }
     }
 }
+
+/// What somebody is told, with or without a certificate: status, type and body.
+async fn told(world: &World, by: Option<Presented>, method: &str, path: &str, accept: &str) -> (u16, String, String) {
+    let panel = Arc::new(world.open().await);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "127.0.0.1:9292")
+        .header("accept", accept)
+        .extension(Peer { address: ([127, 0, 0, 1], 1).into(), presented: by.map(Arc::new), is_proxy: false })
+        .body(Body::empty())
+        .expect("a request");
+    let answer = router(panel, Bounds::default()).oneshot(request).await.expect("routers do not fail");
+    let kind = answer.headers()["content-type"].to_str().expect("text").to_owned();
+    let status = answer.status().as_u16();
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.expect("a body").to_bytes();
+    (status, kind, String::from_utf8(body.to_vec()).expect("text"))
+}
+
+#[tokio::test]
+async fn a_person_without_a_certificate_gets_a_page_and_a_program_what_it_always_got() {
+    const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    const REQUIRED: &str = r#"{"error":"mTLS certificate required","details":{"hint":"Access to the Portlama panel requires a valid client certificate."}}"#;
+    let world = World::new();
+    let before = world.admin_serial();
+    world.open().await.rotate(before.clone()).await.expect("rotated");
+    let revoked = || Some(presented("admin", &before));
+    let unknown = || Some(presented("agent:nobody", &nobodys()));
+    for path in ["/", "/index.html", "/api/certs", "/api/certs/mtls/download", "/api/onboarding/status"] {
+        let (status, kind, body) = told(&world, None, "GET", path, BROWSER).await;
+        assert_eq!((status, kind.as_str()), (403, "text/html; charset=utf-8"), "{path}");
+        assert!(body.contains("client.p12") && body.contains("127.0.0.1:9292"), "{path}: {body}");
+        for accept in ["*/*", "application/json", "application/json, text/plain, */*"] {
+            let (status, kind, body) = told(&world, None, "GET", path, accept).await;
+            assert_eq!((status, kind.as_str()), (403, "application/json; charset=utf-8"), "{path} {accept}");
+            assert_eq!(body, REQUIRED);
+        }
+    }
+    for (by, title) in [(revoked(), "has been revoked"), (unknown(), "not one that counts")] {
+        let (status, _, body) = told(&world, by, "GET", "/", BROWSER).await;
+        assert_eq!((status, body.contains(title)), (403, true), "{body}");
+    }
+    assert_eq!(told(&world, None, "POST", "/api/certs/mtls/rotate", BROWSER).await.2, REQUIRED);
+    assert_eq!(told(&world, None, "GET", "/api/nothing", BROWSER).await.2, r#"{"error":"Not found"}"#);
+    let (status, kind, _) = told(&world, Some(presented("admin", &world.admin_serial())), "GET", "/", BROWSER).await;
+    assert_eq!((status, kind.as_str()), (200, "text/html; charset=utf-8"));
+}
+
+/// A serial number that nobody has.
+fn nobodys() -> Serial {
+    Serial::from_octets(&[1, 2, 3])
+}
