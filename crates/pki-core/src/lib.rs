@@ -60,12 +60,14 @@ mod extension;
 mod fingerprint;
 mod inspect;
 mod issue;
+mod issuer;
 mod key;
 mod lint;
 mod name;
 mod name_constraints;
 mod oid;
 mod pem;
+mod profile;
 mod time;
 mod weak_rsa;
 
@@ -85,13 +87,17 @@ pub use der::DerError;
 pub use dns_name::{DnsName, DnsNameError};
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use inspect::{CertificateSummary, CsrSummary, inspect_certificate, inspect_csr};
-pub use issue::{
-    IssueError, Issuer, IssuerError, Leaf, Profile, ProfileConfig, ProfileError, SerialNumber, ToBeSigned, Usage,
-    certificate_to_pem,
-};
+pub use issue::{IssueError, Leaf, SerialNumber, ToBeSigned, certificate_to_pem};
+pub use issuer::{Issuer, IssuerError};
 pub use key::{KeyError, KeyPolicy, PublicKey};
 pub use lint::{Lint, lint};
 pub use name::{Subject, SubjectError};
 pub use oid::ObjectIdentifier;
 pub use pem::PemError;
+pub use profile::{Profile, ProfileConfig, ProfileError, Usage};
 pub use time::Time;
+
+/// The example of the README compiles.
+#[cfg(all(doctest, feature = "rustcrypto"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
