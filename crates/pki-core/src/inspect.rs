@@ -3,6 +3,7 @@
 //! Nothing is verified here. Text from the document is passed on as it is;
 //! whoever prints it to a terminal escapes control characters.
 
+use base16ct::lower::encode_string as hex;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use x509_cert::name::RdnSequence;
@@ -13,7 +14,7 @@ use crate::csr::Csr;
 use crate::csr_error::CsrError;
 use crate::der::Tlv;
 use crate::extension::{self, Extension, GeneralName};
-use crate::fingerprint::{Fingerprint, hex};
+use crate::fingerprint::Fingerprint;
 use crate::key::PublicKey;
 use crate::name::attributes;
 use crate::oid::{self, ObjectIdentifier};
