@@ -81,7 +81,7 @@ pub use crl::{
     Crl, CrlError, CrlSummary, CrlToBeSigned, MAX_CRL_OCTETS, RevocationList, RevokedCertificate, RevokedEntries,
     RevokedEntry, RevokedSummary, inspect_crl, revocation_lists_from_file,
 };
-pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr};
+pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr, requests_from_file};
 pub use csr_error::CsrError;
 pub use der::DerError;
 pub use dns_name::{DnsName, DnsNameError};
