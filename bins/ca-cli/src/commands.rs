@@ -9,7 +9,7 @@ use pki_core::crypto::aws_lc::{self, AwsLc};
 use pki_core::crypto::{PrivateKeyError, Signer, rustcrypto};
 use pki_core::{
     Csr, CsrError, DnsName, Expectation, Issuer, KeyPolicy, MAX_CRL_OCTETS, PemError, Profile, Time, Usage,
-    certificate_to_pem, certificates_from_file, inspect_certificate, inspect_crl, inspect_csr,
+    certificate_to_pem, certificates_from_file, inspect_certificate, inspect_crl, inspect_csr, requests_from_file,
     revocation_lists_from_file, verify_chain,
 };
 use serde::Serialize;
@@ -41,13 +41,15 @@ pub(crate) fn csr(csr: &NewCsr, json: bool) -> anyhow::Result<()> {
     }
     let key_path = csr.key.clone().unwrap_or_else(|| PathBuf::from(format!("{}.key", csr.host)));
     let out = csr.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.csr", csr.host)));
-    let output = Output::new(&out, &[&key_path], csr.force)?;
+    let inputs: Vec<&Path> = [&key_path].into_iter().chain(&csr.passphrase_file).map(PathBuf::as_path).collect();
+    let output = Output::new(&out, &inputs, csr.force)?;
+    let passphrase = files::passphrase(csr.passphrase_file.as_deref())?;
     let key = if key_path.exists() {
         eprintln!("using the key in {}", key_path.display());
-        files::read_key_pair(&key_path)?
+        files::read_key_pair(&key_path, passphrase.as_ref())?
     } else {
         let key = ca_dir::generate_key(csr.algorithm)?;
-        ca_dir::write_private_key(&key_path, &key, None)?;
+        ca_dir::write_private_key(&key_path, &key, passphrase.as_ref())?;
         eprintln!("made a private key: {}", key_path.display());
         key
     };
@@ -128,44 +130,52 @@ pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// What a file holds, for programs and for people: a request, or any number of
+/// What a file holds, for programs and for people: any number of requests,
 /// certificates and revocation lists, whatever else stands between them.
 fn parts(bytes: &[u8]) -> anyhow::Result<Vec<(Value, String)>> {
     let mut parts = Vec::new();
-    let refused = match Csr::from_file(bytes) {
-        Ok(request) => {
-            let summary = inspect_csr(&request)?;
-            let refusal = refusal(request).map(|error| error.to_string());
-            let mut value = serde_json::to_value(&summary)?;
-            value["refused"] = json!(refusal);
-            return Ok(vec![(value, text::csr(&summary, refusal.as_deref()))]);
-        }
-        Err(error) => error,
-    };
-    let (certificates, lists) = (certificates_from_file(bytes), revocation_lists_from_file(bytes));
+    // DER has no label: what one reader refuses may be another one's.
+    let is_der = bytes.first() == Some(&0x30);
+    let is_other = is_der && (inspect_certificate(bytes).is_ok() || inspect_crl(bytes).is_ok());
+    let requests = requests_from_file(bytes);
+    for der in requests.as_deref().unwrap_or_default() {
+        let (summary, refusal) = match (inspect_csr(der), Csr::from_der(der)) {
+            (_, Err(_)) if is_other => continue,
+            (Some(summary), Ok(request)) => (summary, refusal(request).map(|error| error.to_string())),
+            (Some(summary), Err(error)) => (summary, Some(error.to_string())),
+            (None, Err(error)) if !is_der => return Err(error.into()),
+            (None, _) => continue,
+        };
+        let mut value = serde_json::to_value(&summary)?;
+        value["refused"] = json!(refusal);
+        parts.push((value, text::csr(&summary, refusal.as_deref())));
+    }
+    let certificates = certificates_from_file(bytes);
     for der in certificates.as_deref().unwrap_or_default() {
-        match (inspect_certificate(der), inspect_crl(der)) {
-            (Ok(summary), _) => parts.push((serde_json::to_value(&summary)?, text::certificate(&summary))),
-            // In DER it may yet be a list, which is told below.
-            (Err(_), Ok(_)) if der == bytes => {}
-            // A request says so by its label, or by an error that only requests have.
-            (Err(error), _) => match refused {
-                CsrError::Der(_) | CsrError::Pem(_) | CsrError::TooLarge { .. } => return Err(error.into()),
-                refused => return Err(refused.into()),
-            },
+        match inspect_certificate(der) {
+            Ok(summary) => parts.push((serde_json::to_value(&summary)?, text::certificate(&summary))),
+            Err(_) if is_der => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    for der in lists.as_deref().unwrap_or_default() {
+    for der in revocation_lists_from_file(bytes).as_deref().unwrap_or_default() {
         match inspect_crl(der) {
             Ok(summary) => parts.push((serde_json::to_value(&summary)?, text::revocation_list(&summary))),
-            Err(error) if parts.is_empty() => return Err(error.into()),
+            Err(error) if parts.is_empty() && !is_der => return Err(error.into()),
             Err(_) => {}
         }
     }
-    match (certificates, refused) {
-        _ if !parts.is_empty() => Ok(parts),
-        (Err(error), CsrError::Pem(PemError::WrongLabel { .. } | PemError::NoBlock { .. })) => Err(error.into()),
-        (_, refused) => Err(refused.into()),
+    if !parts.is_empty() {
+        return Ok(parts);
+    }
+    // Nothing is readable: a request says so by its label, or by an error that only requests have.
+    let not_a_request = if is_der { Csr::from_der(bytes).map(drop) } else { requests.map(drop) };
+    let not_a_certificate = if is_der { inspect_certificate(bytes).map(drop) } else { certificates.map(drop) };
+    match (not_a_request, not_a_certificate) {
+        (Err(CsrError::Der(_) | CsrError::TooLarge { .. }), Err(error)) => Err(error.into()),
+        (Err(CsrError::Pem(PemError::WrongLabel { .. } | PemError::NoBlock { .. })), Err(error)) => Err(error.into()),
+        (Err(error), _) => Err(error.into()),
+        (Ok(()), _) => bail!("there is neither a subject nor a key in it"),
     }
 }
 
@@ -224,8 +234,7 @@ pub(crate) fn borrowed(certificates: &[Vec<u8>]) -> Vec<&[u8]> {
 
 /// The one common name of a request that its reader did not name a host for.
 fn own_name(request: &Csr) -> anyhow::Result<DnsName> {
-    let summary = inspect_csr(request)?;
-    match summary.common_names.as_slice() {
+    match request.common_names()?.as_slice() {
         [name] => name.parse().with_context(|| format!("its common name {name:?} is no host name")),
         [] => bail!("it has no common name: say --host"),
         _ => bail!("it has several common names: say --host"),

@@ -94,9 +94,9 @@ fn to_stdout(content: &[u8]) -> io::Result<()> {
     }
 }
 
-pub(crate) fn read_key_pair(path: &Path) -> anyhow::Result<rcgen::KeyPair> {
+pub(crate) fn read_key_pair(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<rcgen::KeyPair> {
     let pem = Zeroizing::new(read(path)?);
-    let pkcs8 = pkcs8_from_pem(&pem, path)?;
+    let pkcs8 = ca_dir::pkcs8_from_text(&pem, path, passphrase)?;
     rcgen::KeyPair::try_from(pkcs8.as_slice()).with_context(|| format!("cannot use the key {}", path.display()))
 }
 

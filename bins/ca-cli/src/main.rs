@@ -87,6 +87,9 @@ struct NewCsr {
     /// Write the request over a file with a private key or over an input
     #[arg(long)]
     force: bool,
+    /// Decrypt the key, or encrypt a new one, with the first line of this file
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Args)]

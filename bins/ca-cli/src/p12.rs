@@ -5,6 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use base16ct::lower::encode_string as hex;
 use clap::{Args, Subcommand};
 use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::PrivateKey;
@@ -298,13 +299,4 @@ fn random_password() -> anyhow::Result<Zeroizing<String>> {
     let mut octets = Zeroizing::new([0; 16]);
     getrandom::fill(&mut *octets).context("the system gives no random numbers")?;
     Ok(Zeroizing::new(hex(&*octets)))
-}
-
-/// Lower-case hex.
-fn hex(octets: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * octets.len());
-    for digit in octets.iter().flat_map(|octet| [octet >> 4, octet & 0xf]) {
-        text.extend(char::from_digit(u32::from(digit), 16));
-    }
-    text
 }

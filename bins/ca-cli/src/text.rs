@@ -7,14 +7,15 @@ use pki_core::{CertificateSummary, ChainError, CrlSummary, CsrError, CsrSummary,
 
 pub(crate) fn csr(csr: &CsrSummary, refusal: Option<&str>) -> String {
     let mut text = Text("certificate signing request\n".to_owned());
-    text.line("subject", &csr.subject);
-    text.line("public key", &csr.public_key);
-    text.line("signature", &csr.signature_algorithm);
+    let or_unreadable = |value: &Option<String>| value.clone().unwrap_or_else(|| "not readable".to_owned());
+    text.line("subject", &or_unreadable(&csr.subject));
+    text.line("public key", &or_unreadable(&csr.public_key));
+    text.line("signature", &or_unreadable(&csr.signature_algorithm));
     text.list("names", &csr.subject_alt_names);
     text.list("extensions", &csr.requested_extensions);
     text.list("malformed", &csr.malformed_extensions);
     text.list("refused", refusal.as_slice());
-    text.line("SPKI SHA-256", &csr.spki_sha256);
+    text.list("SPKI SHA-256", csr.spki_sha256.as_slice());
     text.0
 }
 

@@ -25,3 +25,8 @@ pub use hello::{HelloAnswer, HelloAnswerError};
 pub use id::{BridgeId, IdError, OwnerToken, RequestId};
 pub use reply::{ReplyError, ReplyHead};
 pub use stream::{Bridge, BridgeKind, Credential, Hello, Intake, Reply, StreamError, StreamRequest};
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use percent_encoding::{AsciiSet, percent_decode, percent_decode_str, utf8_percent_encode};
 
 use crate::stream::text;
 
@@ -83,17 +84,7 @@ pub fn acceptance_headers(headers: HeaderMap) -> HeaderMap {
 /// A request target as it crosses: octets of 0x80 and above, which fit no header field,
 /// are percent-encoded (RFC 3986 section 2.1), and the rest is as it came.
 pub fn ascii_target(target: &str) -> Cow<'_, str> {
-    if target.is_ascii() {
-        return Cow::Borrowed(target);
-    }
-    let mut encoded = String::with_capacity(target.len() + 16);
-    for octet in target.bytes() {
-        match octet {
-            0x80.. => encoded.push_str(&format!("%{octet:02X}")),
-            _ => encoded.push(char::from(octet)),
-        }
-    }
-    Cow::Owned(encoded)
+    utf8_percent_encode(target, &AsciiSet::EMPTY).into()
 }
 
 /// What an agent forwards no path for.
@@ -114,30 +105,14 @@ pub fn check_path(path_and_query: &str) -> Result<(), PathError> {
     if lower.contains("%2f") || lower.contains("%5c") {
         return Err(PathError);
     }
-    let once = percent_decoded(path.as_bytes());
-    if percent_decoded(&once) != once || once.iter().any(|octet| octet.is_ascii_control() || *octet == b'\\') {
+    let once: Cow<'_, [u8]> = percent_decode_str(path).into();
+    if percent_decode(&once).ne(once.iter().copied())
+        || once.iter().any(|octet| octet.is_ascii_control() || *octet == b'\\')
+    {
         return Err(PathError);
     }
     let is_dots = |segment: &[u8]| segment == b"." || segment == b"..";
     if once.split(|octet| *octet == b'/').any(is_dots) { Err(PathError) } else { Ok(()) }
-}
-
-fn percent_decoded(path: &[u8]) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.first_chunk::<2>().filter(|_| *first == b'%');
-        let octet = digits.and_then(|digits| std::str::from_utf8(digits).ok()).and_then(hex_octet);
-        decoded.push(octet.unwrap_or(*first));
-        rest = if octet.is_some() { &after[2..] } else { after };
-    }
-    decoded
-}
-
-fn hex_octet(digits: &str) -> Option<u8> {
-    // from_str_radix would take a sign.
-    let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)
 }
 
 fn connection_options(headers: &HeaderMap) -> Vec<&str> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Uri;
+use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
@@ -275,15 +276,7 @@ impl fmt::Debug for Proxy {
 
 /// A word of a URL without percent-encoding (RFC 3986 section 2.1).
 fn decoded(word: &str) -> String {
-    let mut octets = Vec::with_capacity(word.len());
-    let mut rest = word.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        let octet = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        octets.push(octet.unwrap_or(*first));
-        rest = if octet.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&octets).into_owned()
+    percent_decode_str(word).decode_utf8_lossy().into_owned()
 }
 
 /// A host of a URL as resolvers take it: an IPv6 address without its brackets.

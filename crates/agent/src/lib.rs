@@ -649,6 +649,11 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use super::*;

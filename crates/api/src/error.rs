@@ -92,11 +92,7 @@ impl Error {
             Self::HandleUnavailable(refusal) => Problem {
                 detail: Detail::Handle {
                     error: "agent_handle_unavailable",
-                    blocking_namespace: match refusal {
-                        Refusal::NameTaken { by_identity: true } => Some("identities"),
-                        Refusal::NameTaken { by_identity: false } => Some("tunnels"),
-                        _ => None,
-                    },
+                    blocking_namespace: blocking_namespace(refusal),
                     message: format!("the handle is unavailable: {refusal}"),
                 },
                 ..problem(StatusCode::CONFLICT, "name-taken", "Name not available")
@@ -128,6 +124,25 @@ impl Error {
     }
 }
 
+/// Among what a name is taken, for clients that ask.
+fn blocking_namespace(refusal: &Refusal) -> Option<&'static str> {
+    match refusal {
+        Refusal::NameTaken { by_identity: true } => Some("identities"),
+        Refusal::NameTaken { by_identity: false } => Some("tunnels"),
+        Refusal::AdminKeyForbidden
+        | Refusal::CreateQuota { .. }
+        | Refusal::Forbidden
+        | Refusal::IdentityOwned
+        | Refusal::NameUnavailable(_)
+        | Refusal::NotDeletePending
+        | Refusal::NotFound(_)
+        | Refusal::NotPassthrough
+        | Refusal::NotSignable
+        | Refusal::RestoreWindowOver
+        | Refusal::SignQuota { .. } => None,
+    }
+}
+
 fn refused(refusal: &Refusal) -> Problem {
     let problem = |status, slug, title| Problem::new(status, slug, title, refusal.to_string());
     match refusal {
@@ -152,8 +167,6 @@ fn refused(refusal: &Refusal) -> Problem {
             retry_after: Some(*retry_after),
             ..problem(StatusCode::TOO_MANY_REQUESTS, "sign-quota", "Too many certificates signed")
         },
-        // The enum is open to other crates' eyes only; a new refusal is told as a conflict.
-        _ => problem(StatusCode::CONFLICT, "refused", "Refused"),
     }
 }
 

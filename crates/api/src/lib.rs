@@ -15,3 +15,8 @@ pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
 pub use metrics::{Metrics, TrafficStats};
 pub use server::{Limits, serve, serve_connection};
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -370,6 +370,11 @@ fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> CaDirErro
     move |source| CaDirError::Io { doing, path: path.to_owned(), source }
 }
 
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;

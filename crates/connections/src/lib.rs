@@ -48,3 +48,8 @@ pub struct Arrival {
     /// The peer's account, to be kept for as long as anything serves it.
     pub place: Place,
 }
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

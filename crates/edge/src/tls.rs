@@ -117,7 +117,7 @@ impl Certificates {
         let serial = SerialNumber::from_random(octets);
         let leaf = self.authority.issue(request.map_err(Error::certificate)?.as_bytes(), &host, serial, now);
         let leaf = leaf.map_err(Error::certificate)?;
-        tracing::info!(name, serial = %hex(leaf.serial().as_bytes()), "issued a certificate for a name that ends here");
+        tracing::info!(name, serial = %base16ct::lower::encode_string(leaf.serial().as_bytes()), "issued a certificate for a name that ends here");
         let chain =
             pki_core::certificates_from_pem(self.authority.chain_pem().as_bytes()).map_err(Error::certificate)?;
         let chain = std::iter::once(leaf.der().to_vec()).chain(chain).map(CertificateDer::from).collect();
@@ -188,13 +188,4 @@ pub(crate) fn server_config(certificates: Arc<Certificates>, protocols: &[&[u8]]
 fn covers(certified: &CertifiedKey, name: &str) -> bool {
     let (Some(leaf), Ok(name)) = (certified.cert.first(), ServerName::try_from(name)) else { return false };
     webpki::EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
-}
-
-fn hex(octets: &[u8]) -> String {
-    use fmt::Write as _;
-    octets.iter().fold(String::new(), |mut text, octet| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{octet:02x}");
-        text
-    })
 }

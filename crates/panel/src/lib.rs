@@ -35,3 +35,8 @@ pub use programs::{CommandLine, Nginx, Programs};
 pub use secret::Secret;
 pub use server::{Limits, Listener, TlsError, tls};
 pub use state::{AdminAuthMode, Agent, EnrollmentMethod, Grant, Serial};
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -16,7 +16,7 @@ use crate::directory::{Directory, Paths};
 use crate::error::Error;
 use crate::programs::{Nginx, Programs};
 use crate::secret::random;
-use crate::state::{Edit, Mode, hex};
+use crate::state::{Edit, Mode};
 
 /// The task that tells nginx. It ends when this is dropped.
 pub(crate) struct Reloads {
@@ -38,7 +38,7 @@ const MARK: &str = ".nginx-reload";
 
 /// Leaves the mark.
 pub(crate) fn mark() -> Result<Edit, Error> {
-    let content = hex(&random::<8>()?).into_bytes();
+    let content = base16ct::lower::encode_string(&random::<8>()?).into_bytes();
     Ok(Edit::Put(MARK.into(), Zeroizing::new(content), Mode::Owner))
 }
 

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use base16ct::lower::encode_string;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::state::hex;
 
 /// A token or a password. It shows itself to nobody who does not ask for it.
 pub struct Secret(Zeroizing<String>);
@@ -25,12 +25,12 @@ impl fmt::Debug for Secret {
 
 /// 128 bits as 32 lower-case hex digits.
 pub(crate) fn p12_password() -> Result<Secret, Error> {
-    Ok(Secret(Zeroizing::new(hex(&random::<16>()?))))
+    Ok(Secret(Zeroizing::new(encode_string(&random::<16>()?))))
 }
 
 /// 256 bits as 64 lower-case hex digits.
 pub(crate) fn enrollment_token() -> Result<Secret, Error> {
-    Ok(Secret(Zeroizing::new(hex(&random::<32>()?))))
+    Ok(Secret(Zeroizing::new(encode_string(&random::<32>()?))))
 }
 
 /// Octets of the operating system's generator.

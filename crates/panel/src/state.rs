@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use base16ct::{lower, upper};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -154,7 +155,7 @@ pub(crate) struct TokenHash(String);
 
 impl TokenHash {
     pub(crate) fn of(token: &str) -> Self {
-        Self(format!("{HASHED}{}", hex(&Sha256::digest(token.as_bytes()))))
+        Self(format!("{HASHED}{}", lower::encode_string(&Sha256::digest(token.as_bytes()))))
     }
 }
 
@@ -377,7 +378,7 @@ impl Serial {
     /// From the octets of the INTEGER, big-endian.
     pub fn from_octets(octets: &[u8]) -> Self {
         let zeros = octets.iter().take_while(|octet| **octet == 0).count().min(octets.len().saturating_sub(1));
-        Self(octets[zeros..].iter().map(|octet| format!("{octet:02X}")).collect())
+        Self(upper::encode_string(&octets[zeros..]))
     }
 
     /// From text, which may have colons, blanks or `0x`; `None` without a digit.
@@ -400,8 +401,8 @@ impl Serial {
 
     /// The octets, big-endian.
     pub(crate) fn octets(&self) -> Vec<u8> {
-        let digits = self.0.as_bytes().chunks(2);
-        digits.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+        // Every way in leaves pairs of digits.
+        upper::decode_vec(&self.0).unwrap_or_default()
     }
 }
 
@@ -622,10 +623,6 @@ mod rfc3339 {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
-}
-
-pub(crate) fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -53,11 +53,11 @@ fn unescaped(value: &str) -> Option<String> {
             at += 1;
             continue;
         }
-        let digits = octets.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let is_hex = |digits: &&str| digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        match digits.filter(is_hex).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        let mut octet = [0];
+        let digits = octets.get(at + 1..at + 3).and_then(|digits| base16ct::mixed::decode(digits, &mut octet).ok());
+        match digits.and_then(<[u8]>::first) {
             Some(octet) => {
-                text.push(octet);
+                text.push(*octet);
                 at += 3;
             }
             None => {

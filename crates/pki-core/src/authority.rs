@@ -11,14 +11,15 @@ use crate::der;
 use crate::dns_name::DnsName;
 use crate::extension::{CRL_SIGN, KEY_CERT_SIGN};
 use crate::issue::{
-    DNS_NAME, Fields, IP_ADDRESS, IssueError, Issuer, IssuerError, Leaf, Profile, SerialNumber, ToBeSigned,
-    certificate_to_pem, key_identifier, write_authority_key_identifier, write_extension, write_key_usage,
-    write_subject_key_identifier,
+    DNS_NAME, Fields, IP_ADDRESS, IssueError, Leaf, SerialNumber, ToBeSigned, certificate_to_pem, key_identifier,
+    write_authority_key_identifier, write_extension, write_key_usage, write_subject_key_identifier,
 };
+use crate::issuer::{Issuer, IssuerError};
 use crate::key::KeyPolicy;
 use crate::lint::lint;
 use crate::name::Subject;
 use crate::oid;
+use crate::profile::Profile;
 use crate::time::Time;
 
 /// An issuer with its key, and all that it goes by: signs requests for one

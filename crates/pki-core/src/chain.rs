@@ -11,10 +11,10 @@ use crate::certificate::{Certificate, CertificateError};
 use crate::crypto::Verifier;
 use crate::dns_name::DnsName;
 use crate::extension::{self, BasicConstraints, GeneralName, KEY_CERT_SIGN};
-use crate::issue::Usage;
 use crate::key::{KeyError, PublicKey};
 use crate::name_constraints::Objection;
 use crate::oid::{self, ObjectIdentifier};
+use crate::profile::Usage;
 use crate::time::Time;
 
 /// What a chain must be good for.

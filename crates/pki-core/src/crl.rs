@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use base16ct::lower::encode_string as hex;
 use serde::Serialize;
 
 use crate::algorithm::SignatureAlgorithm;
@@ -14,9 +15,10 @@ use crate::certificate::{Certificate, CertificateError};
 use crate::crypto::{SignError, Signer, Verifier};
 use crate::der::{self, DerError, Reader, Tlv, Writer, without_leading_zeros};
 use crate::extension::{self, CRL_SIGN, Extension};
-use crate::fingerprint::{Fingerprint, hex};
+use crate::fingerprint::Fingerprint;
 use crate::inspect::{distinguished_name, signature_algorithm};
-use crate::issue::{Issuer, write_authority_key_identifier, write_extension};
+use crate::issue::{write_authority_key_identifier, write_extension};
+use crate::issuer::Issuer;
 use crate::key::PublicKey;
 use crate::oid::{self, ObjectIdentifier};
 use crate::pem::{self, PemError};

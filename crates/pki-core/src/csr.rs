@@ -15,17 +15,20 @@ use std::ops::Range;
 use crate::algorithm::{AlgorithmError, KeyKind, SignatureAlgorithm};
 use crate::crypto::{Verifier, VerifyError};
 use crate::csr_error::CsrError;
-use crate::der::{self, DerError, Reader};
+use crate::der::{self, DerError, Reader, Tlv};
 use crate::dns_name::DnsName;
 use crate::extension::{self, Extension, GeneralName};
 use crate::key::{KeyError, KeyPolicy, PublicKey};
 use crate::name::{Attribute, Subject, attributes};
 use crate::oid::{self, ObjectIdentifier};
-use crate::pem::{self, Shown};
+use crate::pem::{self, PemError, Shown};
 
 /// The most octets of PEM or DER that the gate reads: about five times a
 /// request in PEM with an RSA-8192 key.
 pub const MAX_CSR_OCTETS: usize = 16 * 1024;
+
+/// RFC 7468 section 7; the second one is of Windows and older Javas.
+const LABELS: [&str; 2] = ["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"];
 
 /// A well-formed PKCS #10 request (RFC 2986). Nothing in it is proved.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -52,7 +55,7 @@ impl Csr {
     /// [`CsrError::TooLarge`], [`CsrError::Pem`], and those of [`Csr::from_der`].
     pub fn from_pem(pem: &[u8]) -> Result<Self, CsrError> {
         within_limit(pem)?;
-        Self::parse(pem::decode(pem, &["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"])?)
+        Self::parse(pem::decode(pem, &LABELS)?)
     }
 
     /// Reads the DER of one request.
@@ -66,13 +69,18 @@ impl Csr {
         Self::parse(der.to_vec())
     }
 
-    /// Reads PEM or DER, whichever a file holds.
+    /// Reads PEM or DER, whichever a file holds. In PEM the one request may stand
+    /// among other blocks, such as its key: this is for one's own files, and
+    /// [`Csr::from_pem`] for what others send.
     ///
     /// # Errors
     ///
     /// As [`Csr::from_pem`] and [`Csr::from_der`].
     pub fn from_file(bytes: &[u8]) -> Result<Self, CsrError> {
-        if bytes.first() == Some(&der::SEQUENCE) { Self::from_der(bytes) } else { Self::from_pem(bytes) }
+        match requests_from_file(bytes)?.as_slice() {
+            [one] => Self::from_der(one),
+            _ => Err(PemError::SeveralBlocks.into()),
+        }
     }
 
     fn parse(der: Vec<u8>) -> Result<Self, CsrError> {
@@ -145,56 +153,56 @@ impl Csr {
         &self.der
     }
 
+    /// The common names of the subject, whoever they are; what is no text is told by
+    /// a replacement character.
+    ///
+    /// # Errors
+    ///
+    /// [`CsrError::Der`] for a subject that is no Name.
+    pub fn common_names(&self) -> Result<Vec<String>, CsrError> {
+        let mut names = attributes(self.subject(), self.subject.start)?;
+        names.retain(|attribute| attribute.kind == oid::COMMON_NAME);
+        Ok(names.iter().map(|name| String::from_utf8_lossy(name.value).into_owned()).collect())
+    }
+
     /// The SubjectPublicKeyInfo in DER; well-formed outside, unchecked inside.
     pub fn spki(&self) -> &[u8] {
         &self.der[self.spki.clone()]
     }
 
     /// The subject's Name in DER.
-    pub(crate) fn subject(&self) -> &[u8] {
+    fn subject(&self) -> &[u8] {
         &self.der[self.subject.clone()]
     }
 
-    pub(crate) fn read_signature_algorithm(&self) -> Result<SignatureAlgorithm, CsrError> {
+    fn read_signature_algorithm(&self) -> Result<SignatureAlgorithm, CsrError> {
         let identifier = Reader::at(&self.der[self.signature_algorithm.clone()], self.signature_algorithm.start)
             .any("AlgorithmIdentifier of the signature")?;
-        SignatureAlgorithm::read(&identifier).map_err(|error| match error {
-            AlgorithmError::Der(error) => error.into(),
-            AlgorithmError::Parameters => CsrError::SignatureParameters,
-            AlgorithmError::SaltLength { found, expected } => CsrError::SaltLength { found, expected },
-            AlgorithmError::Unknown(algorithm) => CsrError::SignatureAlgorithm { algorithm },
-            AlgorithmError::WeakDigest(digest) => CsrError::WeakDigest { digest },
-        })
+        signature_algorithm(&identifier)
     }
 
     /// The extensions of the one extensionRequest, or none.
     pub(crate) fn requested_extensions(&self) -> Result<Vec<Extension<'_>>, CsrError> {
-        let mut attributes = Reader::at(&self.der[self.attributes.clone()], self.attributes.start);
-        let mut requested = None;
-        let mut count = 0;
-        while !attributes.is_empty() {
-            let mut attribute = attributes.element(der::SEQUENCE, "Attribute")?.reader();
-            let kind = attribute.element(der::OBJECT_IDENTIFIER, "type of an Attribute")?.object_identifier()?;
-            let values = attribute.element(der::SET, "values of an Attribute")?;
-            attribute.end("the end of an Attribute")?;
-            if kind != oid::EXTENSION_REQUEST {
-                continue;
-            }
-            if values.value.is_empty() {
-                return Err(CsrError::ExtensionRequestCount { count: 0 });
-            }
-            let mut values = values.reader();
-            while !values.is_empty() {
-                requested = Some(values.element(der::SEQUENCE, "Extensions")?);
-                count += 1;
-            }
-        }
-        match requested {
-            None => Ok(Vec::new()),
-            Some(extensions) if count == 1 => Ok(extension::read_all(extensions.reader())?),
-            Some(_) => Err(CsrError::ExtensionRequestCount { count }),
-        }
+        requested_extensions(Reader::at(&self.der[self.attributes.clone()], self.attributes.start))
     }
+}
+
+/// The DER of every request of a file: PEM blocks, or one request in DER. Other
+/// blocks are passed over.
+///
+/// # Errors
+///
+/// [`CsrError::TooLarge`] for PEM beyond 1 MiB, and [`CsrError::Pem`] when there is
+/// no block of a request; DER is not parsed here.
+pub fn requests_from_file(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CsrError> {
+    const LIMIT: usize = 1024 * 1024;
+    if bytes.first() == Some(&der::SEQUENCE) {
+        return Ok(vec![bytes.to_vec()]);
+    }
+    if bytes.len() > LIMIT {
+        return Err(CsrError::TooLarge { size: bytes.len(), limit: LIMIT });
+    }
+    Ok(pem::decode_all(bytes, &LABELS)?)
 }
 
 /// A request whose signer holds the private key, with a key that the policy accepts.
@@ -317,6 +325,45 @@ fn within_limit(input: &[u8]) -> Result<(), CsrError> {
         return Err(CsrError::TooLarge { size: input.len(), limit: MAX_CSR_OCTETS });
     }
     Ok(())
+}
+
+/// The extensions of the one extensionRequest among attributes, or none.
+pub(crate) fn requested_extensions(mut attributes: Reader<'_>) -> Result<Vec<Extension<'_>>, CsrError> {
+    let mut requested = None;
+    let mut count = 0;
+    while !attributes.is_empty() {
+        let mut attribute = attributes.element(der::SEQUENCE, "Attribute")?.reader();
+        let kind = attribute.element(der::OBJECT_IDENTIFIER, "type of an Attribute")?.object_identifier()?;
+        let values = attribute.element(der::SET, "values of an Attribute")?;
+        attribute.end("the end of an Attribute")?;
+        if kind != oid::EXTENSION_REQUEST {
+            continue;
+        }
+        if values.value.is_empty() {
+            return Err(CsrError::ExtensionRequestCount { count: 0 });
+        }
+        let mut values = values.reader();
+        while !values.is_empty() {
+            requested = Some(values.element(der::SEQUENCE, "Extensions")?);
+            count += 1;
+        }
+    }
+    match requested {
+        None => Ok(Vec::new()),
+        Some(extensions) if count == 1 => Ok(extension::read_all(extensions.reader())?),
+        Some(_) => Err(CsrError::ExtensionRequestCount { count }),
+    }
+}
+
+/// How a signature is made, from the AlgorithmIdentifier of a request.
+pub(crate) fn signature_algorithm(identifier: &Tlv<'_>) -> Result<SignatureAlgorithm, CsrError> {
+    SignatureAlgorithm::read(identifier).map_err(|error| match error {
+        AlgorithmError::Der(error) => error.into(),
+        AlgorithmError::Parameters => CsrError::SignatureParameters,
+        AlgorithmError::SaltLength { found, expected } => CsrError::SaltLength { found, expected },
+        AlgorithmError::Unknown(algorithm) => CsrError::SignatureAlgorithm { algorithm },
+        AlgorithmError::WeakDigest(digest) => CsrError::WeakDigest { digest },
+    })
 }
 
 fn check_common_name(common_names: &[Attribute<'_>], host: &DnsName) -> Result<(), CsrError> {

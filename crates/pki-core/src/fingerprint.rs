@@ -34,15 +34,11 @@ impl FromStr for Fingerprint {
     type Err = FingerprintError;
 
     fn from_str(text: &str) -> Result<Self, FingerprintError> {
-        let mut octets = [0; 32];
         let digits: Vec<u8> = text.bytes().filter(|octet| *octet != b':').collect();
-        if digits.len() != 64 {
-            return Err(FingerprintError);
-        }
-        for (octet, pair) in octets.iter_mut().zip(digits.chunks_exact(2)) {
-            let digit = |digit: u8| char::from(digit).to_digit(16).ok_or(FingerprintError);
-            let value = digit(pair[0])? << 4 | digit(pair[1])?;
-            *octet = u8::try_from(value).map_err(|_| FingerprintError)?;
+        let mut octets = [0; 32];
+        match base16ct::mixed::decode(&digits, &mut octets) {
+            Ok(all) if all.len() == 32 => {}
+            _ => return Err(FingerprintError),
         }
         Ok(Self(octets))
     }
@@ -50,7 +46,7 @@ impl FromStr for Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&base16ct::lower::encode_string(&self.0))
     }
 }
 
@@ -58,16 +54,6 @@ impl Serialize for Fingerprint {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(octets: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    octets
-        .iter()
-        .flat_map(|octet| [octet >> 4, octet & 0xf])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
 }
 
 #[cfg(test)]

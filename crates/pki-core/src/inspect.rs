@@ -3,17 +3,17 @@
 //! Nothing is verified here. Text from the document is passed on as it is;
 //! whoever prints it to a terminal escapes control characters.
 
+use base16ct::lower::encode_string as hex;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use x509_cert::name::RdnSequence;
 
 use crate::algorithm::SignatureAlgorithm;
 use crate::certificate::{Certificate, CertificateError};
-use crate::csr::Csr;
-use crate::csr_error::CsrError;
-use crate::der::Tlv;
+use crate::csr::{self, requested_extensions};
+use crate::der::{self, DerError, Reader, Tlv};
 use crate::extension::{self, Extension, GeneralName};
-use crate::fingerprint::{Fingerprint, hex};
+use crate::fingerprint::Fingerprint;
 use crate::key::PublicKey;
 use crate::name::attributes;
 use crate::oid::{self, ObjectIdentifier};
@@ -66,19 +66,19 @@ pub struct CertificateSummary {
     pub fingerprint_sha256: Fingerprint,
 }
 
-/// A request in words.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+/// A request in words: as much of it as can be read.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct CsrSummary {
     /// RFC 4514, most specific part first; empty for an empty Name.
-    pub subject: String,
+    pub subject: Option<String>,
     /// The common names among it.
     pub common_names: Vec<String>,
     /// For example `P-256` or `RSA 2048`; why it is not accepted otherwise.
-    pub public_key: String,
+    pub public_key: Option<String>,
     /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex.
-    pub spki_sha256: String,
+    pub spki_sha256: Option<String>,
     /// For example `ECDSA with SHA-256`, or why it is none that is accepted.
-    pub signature_algorithm: String,
+    pub signature_algorithm: Option<String>,
     /// `DNS:…`, `IP:…`, `URI:…`, `email:…` of the requested subjectAltName.
     pub subject_alt_names: Vec<String>,
     /// All requested extensions, by identifier.
@@ -151,34 +151,85 @@ fn malformed(extensions: &[Extension<'_>]) -> Vec<String> {
     twice.into_iter().chain(unreadable).collect()
 }
 
-/// Tells what a parsed request asks for, whether or not it would be signed.
+/// Tells what a request says, whether or not it would be signed, is well-formed, or
+/// is all there; `None` if there is neither a subject nor a key.
 ///
-/// # Errors
-///
-/// [`CsrError`] when its attributes are not DER.
-pub fn inspect_csr(csr: &Csr) -> Result<CsrSummary, CsrError> {
-    let extensions = csr.requested_extensions()?;
+/// What is wrong with it is [`Csr`](crate::Csr)'s to say.
+pub fn inspect_csr(der: &[u8]) -> Option<CsrSummary> {
+    let mut parts = Parts::default();
+    // Where it ends is told by what is missing.
+    let _ = parts.read(der);
+    let names = parts.subject.and_then(|subject| attributes(subject.whole, subject.offset).ok());
+    let is_key = parts.spki.is_some_and(|spki| PublicKey::from_der(spki.whole).is_ok());
+    if names.is_none() && !is_key {
+        return None;
+    }
+    let (extensions, unreadable) = match parts.attributes.map(|attributes| requested_extensions(attributes.reader())) {
+        Some(Err(error)) => (Vec::new(), Some(error.to_string())),
+        Some(Ok(extensions)) => (extensions, None),
+        None => (Vec::new(), None),
+    };
     let alt_name = extensions.iter().find(|extension| extension.id == oid::SUBJECT_ALT_NAME);
-    Ok(CsrSummary {
-        subject: distinguished_name(csr.subject()),
-        common_names: attributes(csr.subject(), 0)?
+    Some(CsrSummary {
+        subject: parts.subject.map(|subject| distinguished_name(subject.whole)),
+        common_names: names
+            .unwrap_or_default()
             .iter()
             .filter(|attribute| attribute.kind == oid::COMMON_NAME)
             .map(|attribute| text(attribute.value))
             .collect(),
-        public_key: public_key(csr.spki()),
-        spki_sha256: hex(&Sha256::digest(csr.spki())),
-        signature_algorithm: match csr.read_signature_algorithm() {
+        public_key: parts.spki.map(|spki| public_key(spki.whole)),
+        spki_sha256: parts.spki.map(|spki| hex(&Sha256::digest(spki.whole))),
+        signature_algorithm: parts.signature_algorithm.map(|identifier| match csr::signature_algorithm(&identifier) {
             Ok(algorithm) => algorithm.to_string(),
             Err(error) => error.to_string(),
-        },
+        }),
         subject_alt_names: alt_name.map_or_else(Vec::new, general_names),
         requested_extensions: extensions
             .iter()
             .map(|extension| ObjectIdentifier::new(extension.id).to_string())
             .collect(),
-        malformed_extensions: malformed(&extensions),
+        malformed_extensions: unreadable.into_iter().chain(malformed(&extensions)).collect(),
     })
+}
+
+/// The parts of a request that may be cut, or wrong anywhere.
+#[derive(Default)]
+struct Parts<'a> {
+    subject: Option<Tlv<'a>>,
+    spki: Option<Tlv<'a>>,
+    attributes: Option<Tlv<'a>>,
+    signature_algorithm: Option<Tlv<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    /// Keeps what there is before something is wrong.
+    fn read(&mut self, der: &'a [u8]) -> Result<(), DerError> {
+        let (request, at, _) = opened(der, 0)?;
+        let (info, info_at, end) = opened(request, at)?;
+        let mut fields = Reader::at(info, info_at);
+        fields.element(der::INTEGER, "INTEGER of the version")?;
+        self.subject = Some(fields.element(der::SEQUENCE, "Name of the subject")?);
+        self.spki = Some(fields.element(der::SEQUENCE, "SubjectPublicKeyInfo")?);
+        self.attributes = fields.optional(der::context(0), "[0] attributes").unwrap_or_default();
+        let mut rest = Reader::at(&request[end - at..], end);
+        self.signature_algorithm = Some(rest.element(der::SEQUENCE, "AlgorithmIdentifier of the signature")?);
+        Ok(())
+    }
+}
+
+/// The content of a SEQUENCE that may be cut: as much as is there, where it begins
+/// in the document, and where it ends.
+fn opened(part: &[u8], offset: usize) -> Result<(&[u8], usize, usize), DerError> {
+    let error = DerError { offset, expected: "SEQUENCE" };
+    let (header, length) = match *part {
+        [der::SEQUENCE, length @ 0..0x80, ..] => (2, usize::from(length)),
+        [der::SEQUENCE, 0x81, length, ..] => (3, usize::from(length)),
+        [der::SEQUENCE, 0x82, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        _ => return Err(error),
+    };
+    let end = part.len().min(header + length);
+    Ok((&part[header..end], offset + header, offset + end))
 }
 
 /// Extensions that have a field of their own.

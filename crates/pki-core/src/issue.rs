@@ -6,317 +6,24 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use base16ct::lower::encode_string as hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::algorithm::{KeyKind, SignatureAlgorithm};
-use crate::certificate::{Certificate, CertificateError};
 use crate::crypto::Signer;
 use crate::csr::Approved;
 use crate::der::{self, Writer};
 use crate::dns_name::DnsName;
-use crate::extension::{CRL_SIGN, DIGITAL_SIGNATURE, GeneralName, KEY_CERT_SIGN, KEY_ENCIPHERMENT};
-use crate::fingerprint::{Fingerprint, hex};
+use crate::extension::{DIGITAL_SIGNATURE, KEY_ENCIPHERMENT};
+use crate::fingerprint::Fingerprint;
+use crate::issuer::Issuer;
 use crate::key::PublicKey;
 use crate::lint::{Lint, lint};
 use crate::name::Subject;
-use crate::name_constraints::{NameConstraints, Subtree, is_within};
 use crate::oid;
 use crate::pem;
+use crate::profile::{Profile, Usage};
 use crate::time::Time;
-
-/// What the certificate is for: its extended key usage.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Usage {
-    /// id-kp-clientAuth: agents and admins.
-    ClientAuth,
-    /// id-kp-serverAuth: tunnels.
-    ServerAuth,
-}
-
-/// A profile as a file says it; [`Profile`] is what is trusted.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProfileConfig {
-    /// Server or client certificates.
-    pub usage: Usage,
-    /// Seconds from notBefore to notAfter, both included: 600 to 10 years.
-    pub validity_seconds: u64,
-    /// Seconds by which notBefore lies before the time of signing, for
-    /// clocks that are late: 0 to 300.
-    pub backdate_seconds: u64,
-    /// `http` URI of the certificate revocation list, if there is one.
-    #[serde(default)]
-    pub crl_distribution_point: Option<String>,
-    /// `http` URI of the issuer's certificate, if it is published.
-    #[serde(default)]
-    pub ca_issuers: Option<String>,
-}
-
-/// The shape of the certificates that are signed.
-///
-/// ```
-/// use std::time::Duration;
-/// use pki_core::{Profile, ProfileConfig, Usage};
-///
-/// let profile = Profile::try_from(ProfileConfig {
-///     usage: Usage::ServerAuth,
-///     validity_seconds: 90 * 86_400,
-///     backdate_seconds: 300,
-///     crl_distribution_point: None,
-///     ca_issuers: None,
-/// })?;
-/// assert_eq!(profile.validity(), Duration::from_secs(90 * 86_400));
-/// # Ok::<(), pki_core::ProfileError>(())
-/// ```
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Profile {
-    usage: Usage,
-    validity: Duration,
-    backdate: Duration,
-    crl_distribution_point: Option<String>,
-    ca_issuers: Option<String>,
-}
-
-/// A profile that must not be signed by.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProfileError {
-    /// `backdate_seconds` is more than five minutes.
-    #[error("backdate_seconds is {0}: at most 300 are allowed")]
-    Backdate(u64),
-    /// Not an `http` URI in ASCII.
-    #[error("{field} is {uri:?}: use an http:// URI in ASCII of at most 1024 characters")]
-    Uri {
-        /// The field of [`ProfileConfig`].
-        field: &'static str,
-        /// What was given.
-        uri: String,
-    },
-    /// `validity_seconds` is out of range.
-    #[error("validity_seconds is {0}: use 600 (ten minutes) to 315360000 (ten years)")]
-    Validity(u64),
-}
-
-const MIN_VALIDITY_SECONDS: u64 = 600;
-const MAX_VALIDITY_SECONDS: u64 = 3650 * 86_400;
-const MAX_BACKDATE_SECONDS: u64 = 300;
-
-impl Profile {
-    /// From notBefore to notAfter, both seconds included.
-    pub fn validity(&self) -> Duration {
-        self.validity
-    }
-
-    /// Server or client certificates.
-    pub fn usage(&self) -> Usage {
-        self.usage
-    }
-}
-
-impl TryFrom<ProfileConfig> for Profile {
-    type Error = ProfileError;
-
-    fn try_from(config: ProfileConfig) -> Result<Self, ProfileError> {
-        if !(MIN_VALIDITY_SECONDS..=MAX_VALIDITY_SECONDS).contains(&config.validity_seconds) {
-            return Err(ProfileError::Validity(config.validity_seconds));
-        }
-        if config.backdate_seconds > MAX_BACKDATE_SECONDS {
-            return Err(ProfileError::Backdate(config.backdate_seconds));
-        }
-        let uris = [("crl_distribution_point", &config.crl_distribution_point), ("ca_issuers", &config.ca_issuers)];
-        for (field, uri) in uris {
-            if let Some(uri) = uri
-                && (!uri.starts_with("http://")
-                    || uri.len() > 1024
-                    || !uri.bytes().all(|octet| octet.is_ascii_graphic()))
-            {
-                return Err(ProfileError::Uri { field, uri: uri.clone() });
-            }
-        }
-        Ok(Self {
-            usage: config.usage,
-            validity: Duration::from_secs(config.validity_seconds),
-            backdate: Duration::from_secs(config.backdate_seconds),
-            crl_distribution_point: config.crl_distribution_point,
-            ca_issuers: config.ca_issuers,
-        })
-    }
-}
-
-/// A serial number of exactly 20 octets, positive, with 158 random bits.
-///
-/// The top bit is clear, for a positive INTEGER (RFC 5280 section 4.1.2.2),
-/// and the next one set, so that every serial takes the same 20 octets.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct SerialNumber([u8; 20]);
-
-impl SerialNumber {
-    /// From octets of a cryptographically secure generator.
-    pub const fn from_random(mut octets: [u8; 20]) -> Self {
-        octets[0] = octets[0] & 0x7f | 0x40;
-        Self(octets)
-    }
-
-    /// The 20 octets, big-endian.
-    pub fn as_bytes(&self) -> &[u8; 20] {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for SerialNumber {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
-}
-
-/// A certificate authority that signs: its certificate, and the algorithm of
-/// its key. The key itself stays with the [`Signer`].
-#[derive(Clone, Debug)]
-pub struct Issuer {
-    certificate: Vec<u8>,
-    name: Vec<u8>,
-    key_identifier: Vec<u8>,
-    not_before: Time,
-    not_after: Time,
-    algorithm: SignatureAlgorithm,
-    /// Without a key usage, or with cRLSign in it.
-    signs_revocation_lists: bool,
-    /// What the nameConstraints say of the kinds of names that are signed.
-    hosts: Subtrees,
-    subjects: Subtrees,
-}
-
-/// A certificate that cannot issue with this key.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum IssuerError {
-    /// Not a certificate.
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
-    /// The certificate's public key is not the signer's.
-    #[error("the issuer's certificate and its private key do not belong together")]
-    KeyMismatch,
-    /// No basicConstraints with cA, or a key usage without keyCertSign.
-    #[error("the issuer's certificate is not one of a certificate authority")]
-    NotAnAuthority,
-}
-
-impl Issuer {
-    /// The issuer with this certificate, whose key `signer` holds.
-    ///
-    /// Whether the certificate is valid, now or under an anchor, is not checked.
-    ///
-    /// # Errors
-    ///
-    /// [`IssuerError`] when the certificate is malformed, not of an authority or
-    /// has another key.
-    pub fn new(certificate: &[u8], signer: &dyn Signer) -> Result<Self, IssuerError> {
-        let parsed = Certificate::from_der(certificate)?;
-        if parsed.spki() != signer.spki() {
-            return Err(IssuerError::KeyMismatch);
-        }
-        let tbs = &parsed.tbs;
-        let basic = tbs.extension(oid::BASIC_CONSTRAINTS).map(|extension| extension.basic_constraints());
-        let usage = tbs.extension(oid::KEY_USAGE).map(|extension| extension.key_usage());
-        let is_authority = matches!(basic, Some(Ok(basic)) if basic.ca);
-        let allows = |bit| usage.as_ref().is_none_or(|usage| usage.as_ref().is_ok_and(|usage| usage & bit != 0));
-        if !is_authority || !allows(KEY_CERT_SIGN) {
-            return Err(IssuerError::NotAnAuthority);
-        }
-        let key_identifier = match tbs.extension(oid::SUBJECT_KEY_IDENTIFIER) {
-            Some(extension) => extension.subject_key_identifier().map_err(CertificateError::from)?.to_vec(),
-            // Certificates of others leave it out. What is signed names the key all the same; nothing above
-            // disagrees, and readers that look for a matching identifier find none to match.
-            None => key_identifier(signer.spki()).to_vec(),
-        };
-        let constraints = match tbs.extension(oid::NAME_CONSTRAINTS) {
-            Some(extension) => extension.name_constraints().map_err(CertificateError::from)?,
-            None => NameConstraints::default(),
-        };
-        Ok(Self {
-            name: tbs.subject.to_vec(),
-            key_identifier,
-            not_before: tbs.not_before,
-            not_after: tbs.not_after,
-            algorithm: signer.algorithm(),
-            signs_revocation_lists: allows(CRL_SIGN),
-            hosts: Subtrees::of(&constraints, |name| match name {
-                GeneralName::Dns(base) => Some(base),
-                _ => None,
-            }),
-            subjects: Subtrees::of(&constraints, |name| match name {
-                GeneralName::Directory(base) => Some(base),
-                _ => None,
-            }),
-            certificate: certificate.to_vec(),
-        })
-    }
-
-    /// The issuer's certificate in DER.
-    pub fn certificate(&self) -> &[u8] {
-        &self.certificate
-    }
-
-    /// The last second of the issuer's own life; nothing that it signs lives longer.
-    pub fn not_after(&self) -> Time {
-        self.not_after
-    }
-
-    /// RFC 5280 section 4.2.1.3: with a key usage, only cRLSign allows it.
-    pub(crate) fn signs_revocation_lists(&self) -> bool {
-        self.signs_revocation_lists
-    }
-
-    pub(crate) fn algorithm(&self) -> SignatureAlgorithm {
-        self.algorithm
-    }
-
-    /// The certificate's subjectKeyIdentifier, or one of its key.
-    pub(crate) fn key_identifier(&self) -> &[u8] {
-        &self.key_identifier
-    }
-
-    pub(crate) fn name(&self) -> &[u8] {
-        &self.name
-    }
-
-    /// Do the issuer's nameConstraints allow certificates for this host?
-    pub fn permits(&self, host: &DnsName) -> bool {
-        self.hosts.permit(host.as_str().as_bytes(), GeneralName::Dns)
-    }
-
-    /// Do they allow this subject, a Name in DER? An empty one is no name.
-    fn permits_subject(&self, subject: &Subject) -> bool {
-        let mut name = Writer::default();
-        subject.write(&mut name);
-        subject.is_empty() || self.subjects.permit(&name.finish(), GeneralName::Directory)
-    }
-}
-
-/// The bases of one kind among nameConstraints.
-#[derive(Clone, Debug)]
-struct Subtrees {
-    permitted: Vec<Vec<u8>>,
-    excluded: Vec<Vec<u8>>,
-}
-
-impl Subtrees {
-    fn of<'a>(constraints: &NameConstraints<'a>, base: impl Fn(&GeneralName<'a>) -> Option<&'a [u8]>) -> Self {
-        let bases = |names: &[GeneralName<'a>]| names.iter().filter_map(&base).map(<[u8]>::to_vec).collect();
-        Self { permitted: bases(&constraints.permitted), excluded: bases(&constraints.excluded) }
-    }
-
-    fn permit<'a>(&'a self, name: &'a [u8], kind: impl Fn(&'a [u8]) -> GeneralName<'a>) -> bool {
-        let is_inside = |base: &'a Vec<u8>, subtree| is_within(&kind(name), &kind(base), subtree) == Some(true);
-        // RFC 5280 section 4.2.1.10: without a permitted subtree of the kind, all of it is.
-        let is_permitted =
-            self.permitted.is_empty() || self.permitted.iter().any(|base| is_inside(base, Subtree::Permitted));
-        is_permitted && !self.excluded.iter().any(|base| is_inside(base, Subtree::Excluded))
-    }
-}
 
 /// Why an approved request is not signed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -379,19 +86,19 @@ impl Approved {
         if !issuer.permits_subject(&self.subject) {
             return Err(IssueError::SubjectNotPermitted);
         }
-        let not_before = now.minus(profile.backdate).max(issuer.not_before);
+        let not_before = now.minus(profile.backdate).max(issuer.not_before());
         if not_before > now {
             return Err(IssueError::NotYetValid { not_before, now });
         }
         // RFC 5280 section 4.1.2.5: both ends are part of the validity.
         let not_after = not_before.plus(profile.validity - Duration::from_secs(1));
-        if not_after > issuer.not_after {
-            return Err(IssueError::OutlivesIssuer { not_after, issuer_not_after: issuer.not_after });
+        if not_after > issuer.not_after() {
+            return Err(IssueError::OutlivesIssuer { not_after, issuer_not_after: issuer.not_after() });
         }
         let fields = Fields {
             serial,
-            algorithm: issuer.algorithm,
-            issuer: &issuer.name,
+            algorithm: issuer.algorithm(),
+            issuer: issuer.name(),
             not_before,
             not_after,
             subject: &self.subject,
@@ -401,11 +108,11 @@ impl Approved {
         if let Some(finding) = lint(&tbs).into_iter().next() {
             return Err(IssueError::Lint(finding));
         }
-        Ok(ToBeSigned { tbs, algorithm: issuer.algorithm, serial, not_before, not_after })
+        Ok(ToBeSigned { tbs, algorithm: issuer.algorithm(), serial, not_before, not_after })
     }
 
     fn write_extensions(&self, issuer: &Issuer, profile: &Profile, extensions: &mut Writer) {
-        write_authority_key_identifier(extensions, &issuer.key_identifier);
+        write_authority_key_identifier(extensions, issuer.key_identifier());
         write_subject_key_identifier(extensions, &self.spki);
         // CA:FALSE is the default, so the DER is an empty SEQUENCE.
         write_extension(extensions, oid::BASIC_CONSTRAINTS, true, |value| value.element(der::SEQUENCE, &[]));
@@ -550,6 +257,32 @@ impl Leaf {
     /// The last second of its life.
     pub fn not_after(&self) -> Time {
         self.not_after
+    }
+}
+
+/// A serial number of exactly 20 octets, positive, with 158 random bits.
+///
+/// The top bit is clear, for a positive INTEGER (RFC 5280 section 4.1.2.2),
+/// and the next one set, so that every serial takes the same 20 octets.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct SerialNumber([u8; 20]);
+
+impl SerialNumber {
+    /// From octets of a cryptographically secure generator.
+    pub const fn from_random(mut octets: [u8; 20]) -> Self {
+        octets[0] = octets[0] & 0x7f | 0x40;
+        Self(octets)
+    }
+
+    /// The 20 octets, big-endian.
+    pub fn as_bytes(&self) -> &[u8; 20] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for SerialNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex(&self.0))
     }
 }
 

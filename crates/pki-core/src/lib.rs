@@ -60,12 +60,14 @@ mod extension;
 mod fingerprint;
 mod inspect;
 mod issue;
+mod issuer;
 mod key;
 mod lint;
 mod name;
 mod name_constraints;
 mod oid;
 mod pem;
+mod profile;
 mod time;
 mod weak_rsa;
 
@@ -79,19 +81,23 @@ pub use crl::{
     Crl, CrlError, CrlSummary, CrlToBeSigned, MAX_CRL_OCTETS, RevocationList, RevokedCertificate, RevokedEntries,
     RevokedEntry, RevokedSummary, inspect_crl, revocation_lists_from_file,
 };
-pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr};
+pub use csr::{Approved, Csr, MAX_CSR_OCTETS, VerifiedCsr, requests_from_file};
 pub use csr_error::CsrError;
 pub use der::DerError;
 pub use dns_name::{DnsName, DnsNameError};
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use inspect::{CertificateSummary, CsrSummary, inspect_certificate, inspect_csr};
-pub use issue::{
-    IssueError, Issuer, IssuerError, Leaf, Profile, ProfileConfig, ProfileError, SerialNumber, ToBeSigned, Usage,
-    certificate_to_pem,
-};
+pub use issue::{IssueError, Leaf, SerialNumber, ToBeSigned, certificate_to_pem};
+pub use issuer::{Issuer, IssuerError};
 pub use key::{KeyError, KeyPolicy, PublicKey};
 pub use lint::{Lint, lint};
 pub use name::{Subject, SubjectError};
 pub use oid::ObjectIdentifier;
 pub use pem::PemError;
+pub use profile::{Profile, ProfileConfig, ProfileError, Usage};
 pub use time::Time;
+
+/// The example of the README compiles.
+#[cfg(all(doctest, feature = "rustcrypto"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -363,3 +363,8 @@ fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> R
         | Event::TunnelUpdated(tunnel) => transaction.update_tunnel(tunnel),
     }
 }
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

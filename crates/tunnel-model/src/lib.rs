@@ -29,3 +29,8 @@ pub use record::{
 };
 pub use secret::{ApiKeySecret, SecretError, connect_secret, key_id_text, parse_key_id};
 pub use time::Timestamp;
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -214,34 +214,48 @@ pub enum LiveRefusal {
     UnwantedBridge,
 }
 
-/// How long things may take, and how many may wait.
+/// How long things may take, and how many may wait. In parentheses the values of
+/// [`LiveRules::new`], with their reasons.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LiveRules {
-    /// From a visitor's request to an intake that takes it.
+    /// From a visitor's request to an intake that takes it (5 s: an agent parks a new
+    /// intake a round trip after the last one was used; one that does not within seconds
+    /// is stuck, and its visitors shall know before they give up by themselves).
     pub queue_time: Duration,
-    /// Visitors that wait for an intake.
+    /// Visitors that wait for an intake (4096: a burst for an agent of 32 intakes that
+    /// answers within 40 ms is gone within [`Self::queue_time`]; more would only wait to
+    /// be refused).
     pub queue_limit: usize,
-    /// Streams that a session may park.
+    /// Streams that a session may park (64: twice of what agents are told that they may).
     pub intake_limit: usize,
-    /// From an envelope to its reply.
+    /// From an envelope to its reply (35 s: five seconds more than the 30 that agents are
+    /// told, so that their own 504, which says more, comes first).
     pub reply_time: Duration,
-    /// From acceptance, or a TCP envelope, to the bridge.
+    /// From acceptance, or a TCP envelope, to the bridge (10 s: what published agents
+    /// themselves wait for a bridge's answer. An agent that takes no TCP ignores the
+    /// envelope without a word).
     pub bridge_time: Duration,
-    /// How long an agent that was lost may still reply, over another session.
+    /// How long an agent that was lost may still reply, over another session (5 s: as
+    /// long as published agents keep a reply for their next connection).
     pub orphan_time: Duration,
-    /// How long visitors wait for an agent that was lost.
+    /// How long visitors wait for an agent that was lost (5 s: published agents are back
+    /// after one to two; a third try would come at seven).
     pub reconnect_time: Duration,
-    /// How long a session that was taken over may finish its exchanges.
+    /// How long a session that was taken over may finish its exchanges (2 s: they are
+    /// answered within that as a rule, and the older agent believes so long that it
+    /// serves).
     pub supersede_time: Duration,
-    /// From the signal to go elsewhere to the end of the parked intakes.
+    /// From the signal to go elsewhere to the end of the parked intakes (500 ms: an agent
+    /// leaves within milliseconds of the signal, or needs a round trip to learn of it; an
+    /// intake that ends before looks like a refusal).
     pub drain_pause: Duration,
-    /// From the signal to go elsewhere to the end of the session.
+    /// From the signal to go elsewhere to the end of the session (90 s: as long as the
+    /// most patient of the published agents keeps the old connection for its bridges).
     pub drain_time: Duration,
 }
 
 impl LiveRules {
-    /// The values that agents expect. A reply may take five seconds more than
-    /// the 30 that agents are told, so that their own 504 comes first.
+    /// The values that agents expect.
     pub const fn new() -> Self {
         Self {
             queue_time: Duration::from_secs(5),
@@ -265,6 +279,44 @@ impl Default for LiveRules {
 }
 
 /// One tunnel's traffic.
+///
+/// A session, from its hello to the end of its connection. One at most is admitted;
+/// from every stage [`LiveCommand::CloseSession`] leads out of the picture, and
+/// [`LiveCommand::RevokeSession`] to *ended*.
+///
+/// ```text
+///  AdmitSession
+///       │
+///       ▼        Drain            drain_pause: IntakesReleased
+///   admitted ───────────► draining ───────────────► released
+///       │                                              │ its last exchange ends,
+///       │ a newer hello                                │ or drain_time
+///       ▼            its last exchange ends,           ▼
+///   superseded ───────────────────────────────────►  ended ───► CloseSession
+///                    or supersede_time          SessionEnded
+/// ```
+///
+/// An exchange, from the visitor's request to its end. From every phase
+/// [`LiveCommand::EndExchange`] leads out.
+///
+/// ```text
+///  StartExchange ──► queued ──────────────────────────────────► failed: queue_time,
+///       │              │ ParkIntake                              reconnect_time
+///       │ an intake    │       ▲ ReturnEnvelope
+///       │ is parked    ▼       │
+///       ├──────────► delivered ───────────────────────────────► failed: reply_time,
+///       │              │   │ Reply                               orphan_time
+///       │              │   └────────► replying ───────────────► BridgeLost, if the
+///       │              │ Reply that accepts a WebSocket          session goes
+///       │ TCP          ▼
+///       └──────────► accepted ────────────────────────────────► failed: bridge_time,
+///                      │ OpenBridge                              orphan_time
+///                      ▼
+///                   bridged ──────────────────────────────────► BridgeLost, if the
+///                                                                session goes
+/// ```
+///
+/// Each timer is a rule of [`LiveRules`], and no other time counts.
 #[derive(Debug)]
 pub struct Live {
     rules: LiveRules,

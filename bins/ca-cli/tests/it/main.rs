@@ -1,5 +1,6 @@
 //! The program as people and scripts run it: files, output, exit status.
 
+mod errors;
 mod p12;
 
 use std::fs;
@@ -164,6 +165,59 @@ fn inspect_tells_what_is_there_and_what_is_wrong_with_it() {
     write("all.pem", &format!("{}{}{old}", read(&format!("{HOST}.key")), read("ca/issuing.crt")));
     let shown = directory.succeed(&["inspect", "all.pem"]);
     assert_eq!(shown.matches("certificate of an authority").count(), 2, "{shown}");
+}
+
+/// A request that was cut, or is wrong anywhere: subject and key are told beside the reason.
+#[test]
+fn inspect_tells_what_can_be_read_of_a_request_that_is_refused() {
+    let directory = Directory::with_request();
+    let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).expect("written");
+    let pem = fs::read_to_string(directory.path().join(format!("{HOST}.csr"))).expect("a request");
+    let lines: Vec<&str> = pem.lines().collect();
+    let cut = [lines[0], lines[1], lines[2], lines[3], *lines.last().expect("a line"), ""].join("\n");
+    write("cut.csr", cut.as_bytes());
+    let shown = directory.succeed(&["inspect", "cut.csr"]);
+    assert!(shown.contains(&format!("CN={HOST}")) && shown.contains("P-256"), "{shown}");
+    assert!(shown.contains("not readable") && shown.contains("refused       the request is not valid DER"), "{shown}");
+    let shown: serde_json::Value =
+        serde_json::from_str(&directory.succeed(&["inspect", "cut.csr", "--json"])).expect("JSON");
+    assert_eq!((&shown["common_names"][0], &shown["signature_algorithm"]), (&HOST.into(), &serde_json::Value::Null));
+    assert!(shown["refused"].as_str().is_some_and(|reason| reason.contains("not valid DER")), "{shown}");
+    // It is refused all the same.
+    let error = directory.fail(1, &["sign", "cut.csr", "--ca", "ca"]);
+    assert!(error.contains("the request is not valid DER"), "{error}");
+
+    // Key, request and certificate in one file: each is told, and the one request is signed.
+    directory.succeed(&["sign", &format!("{HOST}.csr"), "--ca", "ca", "--out", "leaf.crt"]);
+    let all = [&format!("{HOST}.key"), "leaf.crt", &format!("{HOST}.csr")]
+        .map(|name| fs::read_to_string(directory.path().join(name)).expect("a file"));
+    write("all.pem", all.concat().as_bytes());
+    let shown = directory.succeed(&["inspect", "all.pem"]);
+    assert_eq!(shown.matches("certificate signing request").count(), 1, "{shown}");
+    assert_eq!(shown.matches("certificate (version 3)").count(), 1, "{shown}");
+    directory.succeed(&["sign", "all.pem", "--ca", "ca", "--out", "again.crt"]);
+}
+
+#[test]
+fn a_request_is_made_with_an_encrypted_key() {
+    let directory = Directory::new();
+    for (name, passphrase) in [("right", "correct horse\n"), ("wrong", "battery staple\n")] {
+        fs::write(directory.path().join(name), passphrase).expect("written");
+    }
+    directory.succeed(&["csr", HOST, "--key", "k", "--passphrase-file", "right"]);
+    let key = fs::read_to_string(directory.path().join("k")).expect("a key");
+    assert!(key.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"), "{key}");
+    let csr = format!("{HOST}.csr");
+    let spki = |shown: &str| shown.lines().find(|line| line.contains("SPKI")).map(str::to_owned);
+    let first = spki(&directory.succeed(&["inspect", &csr]));
+    directory.succeed(&["csr", HOST, "--key", "k", "--passphrase-file", "right"]);
+    assert_eq!(spki(&directory.succeed(&["inspect", &csr])), first);
+    let error = directory.fail(1, &["csr", HOST, "--key", "k", "--passphrase-file", "wrong"]);
+    assert!(error.contains("passphrase"), "{error}");
+    let error = directory.fail(1, &["csr", HOST, "--key", "k"]);
+    assert!(error.contains("encrypted") && error.contains("--passphrase-file"), "{error}");
+    let error = directory.fail(1, &["csr", HOST, "--key", "k", "--passphrase-file", "right", "--out", "right"]);
+    assert!(error.contains("is an input"), "{error}");
 }
 
 #[test]

@@ -8,11 +8,11 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header;
 use axum::http::request::Parts;
+use base16ct::{lower, mixed};
 use serde::de::DeserializeOwned;
 use store::{Page, Place};
 use tunnel_model::{ApiKey, KeyId, Kind, Refusal, Timestamp, TunnelId, TunnelName, parse_key_id};
 
-use super::wire::hex;
 use super::{Shared, json};
 use crate::error::Error;
 
@@ -116,17 +116,13 @@ const MAX_PAGE: u32 = 1000;
 
 /// A place in a list, for clients to hand back as it is.
 pub(super) fn cursor(place: Place) -> String {
-    hex(&place.created_at.micros().to_be_bytes()) + &hex(&place.id)
+    lower::encode_string(&place.created_at.micros().to_be_bytes()) + &lower::encode_string(&place.id)
 }
 
 fn parse_cursor(text: &str) -> Option<Place> {
-    if text.len() != 48 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    let (created_at, id) = text.split_at(16);
-    let created_at = u64::from_str_radix(created_at, 16).ok()?.cast_signed();
-    let id = u128::from_str_radix(id, 16).ok()?.to_be_bytes();
-    Some(Place { created_at: Timestamp::from_micros(created_at), id })
+    let octets: [u8; 24] = mixed::decode_vec(text).ok()?.try_into().ok()?;
+    let (created_at, id) = octets.split_first_chunk()?;
+    Some(Place { created_at: Timestamp::from_micros(i64::from_be_bytes(*created_at)), id: id.try_into().ok()? })
 }
 
 /// The one value of a query parameter; others are not looked at.

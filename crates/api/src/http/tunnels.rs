@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use super::extract::{Caller, Json, NameQuery, PageQuery, TunnelPath, cursor};
-use super::wire::{TlsModeBody, TunnelBody, hex, nullable, rfc3339};
+use super::wire::{TlsModeBody, TunnelBody, nullable, rfc3339};
 use crate::app::Listed;
 use crate::error::{Error, Problem};
 
@@ -198,7 +198,7 @@ pub(super) async fn sign_csr(
 ) -> Result<JsonResponse<SignedCsr>, Error> {
     let signed = shared.app.sign_csr(caller, id, &body.csr_pem).await?;
     Ok(JsonResponse(SignedCsr {
-        cert_fingerprint_sha256: hex(&signed.certificate.fingerprint),
+        cert_fingerprint_sha256: base16ct::lower::encode_string(&signed.certificate.fingerprint),
         cert_expires_at: rfc3339(signed.certificate.expires_at),
         cert_pem: signed.certificate.pem,
         chain_pem: signed.chain_pem,

@@ -1,6 +1,7 @@
 //! The JSON of tunnels, identities and keys: every field that a client of
 //! either generation reads, always sent.
 
+use base16ct::lower;
 use jiff::tz::Offset;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -64,9 +65,11 @@ impl TunnelBody {
         // A rename drops the certificate, and most agents sign when they start only.
         let is_stale = tunnel.status == Status::AwaitingCert && currently_connected;
         let (cert_pem, fingerprint, expires_at) = match tunnel.certificate {
-            Some(certificate) => {
-                (Some(certificate.pem), Some(hex(&certificate.fingerprint)), Some(certificate.expires_at))
-            }
+            Some(certificate) => (
+                Some(certificate.pem),
+                Some(lower::encode_string(&certificate.fingerprint)),
+                Some(certificate.expires_at),
+            ),
             None => (None, None, None),
         };
         Self {
@@ -312,10 +315,6 @@ where
     D: Deserializer<'de>,
 {
     Option::deserialize(deserializer).map(Some)
-}
-
-pub(super) fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 #[cfg(test)]

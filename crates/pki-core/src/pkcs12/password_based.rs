@@ -523,7 +523,7 @@ fn derive<D: Digest + BlockSizeUser>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fingerprint::hex;
+    use base16ct::lower::encode_string as hex;
 
     /// The vectors that PKCS #12 implementations have passed on since the 1990s.
     #[test]

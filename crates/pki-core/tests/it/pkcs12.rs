@@ -155,6 +155,27 @@ fn macs_with_a_key_by_pbkdf2_are_verified() {
     assert!(matches!(refused, Err(Pkcs12Error::Der(_))), "{:?}", refused.err());
 }
 
+/// The vectors of RFC 9579 appendix A: the first three are good, of the others the
+/// iterations and the salt are wrong, or the length of the key is missing.
+#[test]
+fn vectors_of_rfc_9579_are_judged_as_it_says() {
+    for (file, mac) in [
+        ("rfc9579-a1.p12", "HMAC-SHA-256 with a key by PBKDF2-HMAC-SHA-256, 2048 iterations"),
+        ("rfc9579-a2.p12", "HMAC-SHA-256 with a key by PBKDF2-HMAC-SHA-512, 2048 iterations"),
+        ("rfc9579-a3.p12", "HMAC-SHA-512 with a key by PBKDF2-HMAC-SHA-512, 2048 iterations"),
+    ] {
+        let contents = open(&data(file), "1234").unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert_eq!((contents.private_keys.len(), contents.certificates.len()), (1, 1), "{file}");
+        assert_eq!(contents.mac, mac);
+        assert_eq!(open(&data(file), "12345").err(), Some(Pkcs12Error::WrongPassword), "{file}");
+    }
+    for file in ["rfc9579-a4.p12", "rfc9579-a5.p12"] {
+        assert_eq!(open(&data(file), "1234").err(), Some(Pkcs12Error::WrongPassword), "{file}");
+    }
+    let refused = open(&data("rfc9579-a6.p12"), "1234");
+    assert!(matches!(refused, Err(Pkcs12Error::Der(_))), "{:?}", refused.err());
+}
+
 /// What Windows, Java and scripts write where a BMPString or an OCTET STRING
 /// should stand, or nothing at all.
 #[test]

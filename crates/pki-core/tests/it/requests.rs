@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use pki_core::{Approved, Csr, CsrError, DnsName, KeyPolicy};
+use pki_core::{Approved, Csr, CsrError, DnsName, KeyPolicy, PemError, inspect_csr, requests_from_file};
 
 use crate::authority::backends;
 
@@ -71,6 +71,88 @@ fn every_request_gets_the_verdict_that_it_was_made_for() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The cause and the mend, for what people send most.
+#[test]
+fn refusals_name_the_cause_and_the_mend() {
+    for (file, words) in [
+        ("refuse-point-compressed-p256.pem", &["point is not in uncompressed form", "-conv_form uncompressed"][..]),
+        ("refuse-point-compressed-p384.pem", &["point is not in uncompressed form", "-conv_form uncompressed"]),
+        ("refuse-cms.pem", &["CMS message", "send PKCS #10", "openssl req"]),
+        ("refuse-cms-new-label.pem", &["CMS message", "send PKCS #10", "openssl req"]),
+        ("refuse-pem-utf16.pem", &["UTF-16", "save it as UTF-8"]),
+    ] {
+        let bytes = std::fs::read(directory().join(file)).expect("the file");
+        for (backend, verifier) in backends() {
+            let verified = Csr::from_pem(&bytes).and_then(|csr| csr.verify(verifier.as_ref(), &KeyPolicy::new()));
+            let text = verified.expect_err("refused").to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{backend}: {file}: {text}");
+        }
+    }
+}
+
+/// Cut after every octet, and with every octet changed: what is told is what is
+/// there, and nothing of it needs the whole to be right.
+#[test]
+fn what_can_be_read_of_a_request_is_told() {
+    let fixture = fixtures().into_iter().find(|fixture| fixture.file == "accept-asks-everything.pem");
+    let fixture = fixture.expect("a request with extensions");
+    let pem = std::fs::read(directory().join(fixture.file)).expect("the file");
+    let der = Csr::from_pem(&pem).expect("a request").der().to_vec();
+    let whole = inspect_csr(&der).expect("readable");
+    assert!(whole.subject.is_some() && !whole.requested_extensions.is_empty());
+    let mut told = [0; 4];
+    for end in 0..der.len() {
+        let cut = inspect_csr(&der[..end]).unwrap_or_default();
+        let extensions = (!cut.requested_extensions.is_empty()).then(|| format!("{:?}", cut.requested_extensions));
+        let of_whole = Some(format!("{:?}", whole.requested_extensions));
+        for (at, (part, whole)) in [
+            (&cut.subject, &whole.subject),
+            (&cut.public_key, &whole.public_key),
+            (&extensions, &of_whole),
+            (&cut.signature_algorithm, &whole.signature_algorithm),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert!(part.is_none() || part == whole, "octets to {end}: {part:?}");
+            told[at] += usize::from(part.is_some());
+        }
+        assert_eq!(cut.public_key.is_some(), cut.spki_sha256.is_some());
+    }
+    assert!(told[0] > told[1] && told[1] > told[2] && told[2] >= told[3] && told[3] > 0, "{told:?}");
+    for at in 0..der.len() {
+        let mut changed = der.clone();
+        changed[at] ^= 0xff;
+        let _ = inspect_csr(&changed);
+    }
+    // A bad attribute hides neither subject nor key.
+    let attributes = der.windows(2).position(|pair| pair[0] == 0xa0).expect("[0] attributes");
+    let mut changed = der.clone();
+    let attribute =
+        attributes + if der[attributes + 1] < 0x80 { 2 } else { 2 + usize::from(der[attributes + 1] & 0x7f) };
+    changed[attribute] = 0x04;
+    let told = inspect_csr(&changed).expect("readable");
+    assert_eq!((&told.subject, &told.public_key), (&whole.subject, &whole.public_key));
+    assert!(told.malformed_extensions[0].contains("Attribute"), "{told:?}");
+    // A certificate of version 1 begins with two INTEGERs less, and is none.
+    assert_eq!(inspect_csr(b""), None);
+    assert_eq!(inspect_csr(&der[..4]), None);
+}
+
+/// From one's own file; what others send is one block and nothing else.
+#[test]
+fn a_request_is_read_beside_other_blocks_of_a_file() {
+    let read = |file: &str| std::fs::read(directory().join(file)).expect("the file");
+    for file in ["refuse-pem-key-then-request.pem", "refuse-pem-several-then-key.pem"] {
+        assert!(Csr::from_pem(&read(file)).is_err(), "{file}");
+        assert!(Csr::from_file(&read(file)).is_ok(), "{file}");
+        assert_eq!(requests_from_file(&read(file)).map(|requests| requests.len()), Ok(1), "{file}");
+    }
+    let two = read("refuse-pem-several-two-requests.pem");
+    assert_eq!(Csr::from_file(&two), Err(CsrError::Pem(PemError::SeveralBlocks)));
+    assert_eq!(requests_from_file(&two).map(|requests| requests.len()), Ok(2));
 }
 
 #[test]

@@ -157,6 +157,18 @@ def structure() -> Iterator[Fixture]:
     ):
         yield refuse(f"trailing-{file}", data, "TrailingData", note)
 
+    # RFC 5272 section 3.2: a CMC request is SignedData around PKIData, and Windows puts it in the armour of a request.
+    signed_data = sequence(
+        oid("1.2.840.113549.1.7.2"),
+        context(0, sequence(integer(3), set_of(), sequence(oid("1.3.6.1.5.5.7.12.2")), set_of())),
+    )
+    for file, data, note in (
+        ("cms.der", signed_data, "a CMC request in CMS"),
+        ("cms.pem", pem(signed_data), f"a CMC request in CMS under {LABEL}"),
+        ("cms-new-label.pem", pem(signed_data, f"NEW {LABEL}"), f"a CMC request in CMS under NEW {LABEL}"),
+    ):
+        yield refuse(file, data, "Message", note)
+
     for file, data, note in (
         ("empty.der", b"", "no octets"),
         ("text.der", b"not DER", "text"),
