@@ -41,6 +41,8 @@ def main():
         [
             ("SIGHUP reads what may change again", lambda: hangup(options.server)),
             ("a certificate that cannot be used is told by its cause", lambda: causes(options.server)),
+            ("a clock that cannot be right is refused", lambda: wrong_clock(options.server)),
+            ("an authority whose time is over is told", lambda: expired(options.server)),
             ("damage to the database is found at the start", lambda: damaged(options.server)),
             ("an unusable panel directory is told", lambda: unusable(options.server)),
             ("a second signal stops at once", lambda: told_twice(options.server)),
@@ -184,6 +186,34 @@ def causes(binary):
             with Server(binary, **settings) as server:
                 expect.that("the cause is told", words in server.log.read_text(), server.output())
                 expect.status("the rest is served", server.ask("GET", "/api/whoami"), 200)
+
+
+def wrong_clock(binary):
+    """No battery, no network yet: 1970. What was made then would be of the past."""
+    for directory in ("new", "made before"):
+        server = Server(binary)
+        if directory == "made before":
+            server.start()
+            server.stop()
+        server.clock = "1970-01-02 00:00:00"
+        try:
+            with server:
+                expect.that("it starts", False)
+        except StartError as error:
+            expect.equal(f"{directory}: the status", error.exit_status, 1)
+            expect.that(f"{directory}: what to do", "before this program was written: set it first" in error.output, error)
+
+
+def expired(binary):
+    with Server(binary) as server:
+        server.stop()
+        server.clock = "+11y"
+        server.start_not_ready()
+        answer = server.ready()
+        expect.status("it is not ready", answer, 503)
+        expect.that("why not", b"the certificate authority has expired" in answer.body, answer)
+        expect.that("the log names the file and the day", "issuing.crt expired on 203" in server.output(), server.output())
+        expect.status("what is there is served", server.ask("GET", "/api/v1/tunnels/"), 200)
 
 
 def damaged(binary):

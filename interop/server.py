@@ -96,6 +96,7 @@ class Server:
         self._edge_port = edge_port
         self._edge_socket = edge_socket
         self._own_key = key is None
+        self.clock = None  # what the machine's clock shows, as faketime(1) takes it
         self.settings = {
             "zone": ZONE,
             "creates_per_day": 1_000_000,
@@ -137,7 +138,8 @@ class Server:
         """Starts on the data directory and does not wait."""
         self.port, self._metrics_port, edge_port = _free_ports(3)
         self.edge_port = self._edge_port or edge_port
-        command = [self._binary, "serve", "--data-dir", self.data_dir]
+        command = ["faketime", "-m", "-f", self.clock] if self.clock else []
+        command += [self._binary, "serve", "--data-dir", self.data_dir]
         command += ["--api-listen", f"127.0.0.1:{self.port}", "--metrics-listen", f"127.0.0.1:{self._metrics_port}"]
         command += ["--edge-listen", f"127.0.0.1:{self.edge_port}"]
         # Its keys take time to make, and its port is one for all.
@@ -146,6 +148,8 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}
         if not self._own_key:
             environment["ADIT_BOOTSTRAP_API_KEY"] = self.key
+        if self.clock:
+            environment["DONT_FAKE_MONOTONIC"] = "1"
         stdin = subprocess.DEVNULL
         if self._edge_socket is not None:
             # The first inherited socket is descriptor 3, for the process that LISTEN_PID names.

@@ -71,8 +71,8 @@ impl World {
     /// Does `crl.pem` name it?
     fn lists(&self, serial: &Serial) -> bool {
         let pem = self.read("crl.pem");
-        let der = pki_core::revocation_lists_from_file(&pem).expect("a list").swap_remove(0);
-        pki_core::RevocationList::from_der(&der).expect("a list").is_revoked(&serial.octets())
+        let der = revocation_lists_from_file(&pem).expect("a list").swap_remove(0);
+        RevocationList::from_der(&der).expect("a list").is_revoked(&serial.octets())
     }
 
     async fn open_with(&self, clock: Clock, step: Step, programs: Programs) -> Panel {
