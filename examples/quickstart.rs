@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use agent::{Agent, Credential, Event, Rest, Trust, Upstream};
 use anyhow::{Context as _, ensure};
-use api::{App, Clock as _, DataPlane, Limits, Metrics, SystemClock, SystemRandom};
+use api::{App, DataPlane, Limits, Metrics, SystemRandom};
 use axum::Router;
 use axum::routing::get;
 use ca_dir::{CaDir, leaf_profile};
@@ -25,7 +25,7 @@ use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage, inspect_cert
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
-use store::{SqliteStore, Store};
+use store::{Clock as _, SqliteStore, Store, SystemClock};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tunnel_model::{OrganizationId, Rules, TunnelId};
@@ -121,7 +121,12 @@ impl Server {
         let ca = CaDir::create(&directory.join("ca"), &zone, None, now)?;
         let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, 90))?;
         let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
-        let edge = Edge::new(edge::Settings::new(ZONE.parse()?), Arc::clone(&store), authority.clone())?;
+        let edge = Edge::new(
+            edge::Settings::new(ZONE.parse()?),
+            Arc::clone(&store),
+            authority.clone(),
+            Arc::new(SystemClock),
+        )?;
         let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
         let app = App::new(store, clock, random, authority, Rules::new(), ZONE.parse()?)
             .with_data_plane(Arc::new(Joint(edge.clone())));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use api::{App, Limits, Metrics, SystemClock, SystemRandom};
+use api::{App, Limits, Metrics, SystemRandom};
 use benches::{interleaved, percentile};
 use ca_dir::{CaDir, leaf_profile};
 use http_body_util::{BodyExt as _, Full};
@@ -20,7 +20,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, KeyPolicy, Profile, Time, Usage};
-use store::{SqliteStore, Store};
+use store::{SqliteStore, Store, SystemClock};
 use tunnel_model::{
     Caller, Certificate, Command, KeyId, OrganizationId, Quota, Rules, Scope, SecretHash, Timestamp, TlsMode, TunnelId,
 };

@@ -12,7 +12,7 @@ use ca_dir::{KeyAlgorithm, generate_key};
 use jiff::Timestamp;
 use panel::{Grant, Making, Panel, Parts, Presented, Programs, Serial, setup};
 use pki_core::pkcs12::Encryption;
-use store::{ClientCertificate, SqliteStore, Store as _};
+use store::{ClientCertificate, ClientCertificates as _, SqliteStore, SystemClock};
 
 /// Agents that enrol at once.
 const CALLERS: usize = 32;
@@ -68,7 +68,7 @@ async fn open(directory: &Path, keys: KeyAlgorithm) -> anyhow::Result<Panel> {
         capabilities: Vec::new(),
         programs: Programs::new().nginx(None),
         is_proxied: false,
-        clock: Arc::new(Timestamp::now),
+        clock: Arc::new(SystemClock),
     };
     Ok(Panel::open(parts).await?)
 }

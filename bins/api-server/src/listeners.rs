@@ -145,10 +145,10 @@ impl Watched {
         match self.validity.check(now()) {
             Ok(()) => {}
             Err(error @ CaDirError::Expired { .. }) => {
-                failures.push(told(&error, "the certificate authority has expired"))
+                failures.push(told(&error, "the certificate authority has expired"));
             }
             Err(error) => {
-                failures.push(told(&error, "the clock is wrong, or the certificate authority is of another time"))
+                failures.push(told(&error, "the clock is wrong, or the certificate authority is of another time"));
             }
         }
         match timeout(PATIENCE, self.app.check()).await {

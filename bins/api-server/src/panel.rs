@@ -11,8 +11,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use panel::setup::{self, AdminReset, SERVER_CERTIFICATE, SERVER_KEY};
-use panel::{Clock, Listener, Nginx, Panel, Parts};
-use store::Store;
+use panel::{Listener, Nginx, Panel, Parts};
+use store::{Store, SystemClock};
 
 use crate::pem::Pair;
 use crate::reload::{PanelCertificate, warned};
@@ -53,12 +53,12 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
     let parts = Parts {
         pki_dir: directory.clone(),
         config: config.clone(),
-        store: Arc::clone(store),
+        store: Arc::<dyn Store>::clone(store),
         making,
         capabilities: settings.panel_capabilities.clone(),
         programs: settings.programs(),
         is_proxied: settings.panel_proxy.is_some(),
-        clock: clock(),
+        clock: Arc::new(SystemClock),
     };
     let panel = Panel::open(parts).await.with_context(|| format!("cannot use {} (pki_dir)", directory.display()))?;
     if is_new {
@@ -77,7 +77,8 @@ fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<(Listener, Opt
     let config = panel::tls(pair.chain.clone(), pair.key.clone_key(), panel.ca_der())?;
     let mut config = Arc::unwrap_or_clone(config);
     let certificate = PanelCertificate::new(&mut config, pair)?;
-    let listener = Listener::Tls { config: Arc::new(config), authority: panel.ca_der().into(), clock: clock() };
+    let listener =
+        Listener::Tls { config: Arc::new(config), authority: panel.ca_der().into(), clock: Arc::new(SystemClock) };
     Ok((listener, Some(certificate)))
 }
 
@@ -168,10 +169,6 @@ Copy both to the admin's device, import the bundle there, and delete the copies:
         bundle = reset.bundle.display(),
         password = reset.password.display(),
     )
-}
-
-fn clock() -> Clock {
-    Arc::new(Timestamp::now)
 }
 
 /// Where clients on this host reach a listener of all addresses.

@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
-use api::{Clock as _, SystemClock};
 use edge::Edge;
 use pki_core::Time;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use store::{Clock as _, SystemClock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging::SetFilter;

@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use api::{App, DataPlane, SystemClock, SystemRandom};
+use api::{App, DataPlane, SystemRandom};
 use ca_dir::{CaDir, CaDirError, Passphrase, Validity, leaf_profile};
 use edge::Edge;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
-use store::{SqliteStore, Store};
+use store::{SqliteStore, Store, SystemClock};
 use tunnel_model::{ApiKeySecret, OrganizationId, TunnelId};
 
 use crate::backup;
@@ -61,7 +61,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let issuer_not_after = authority.not_after();
     warn_of_end(&validity, issuer_not_after, settings.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
-    let edge = Edge::new(settings.edge(), Arc::clone(&store), authority.clone())?;
+    let edge = Edge::new(settings.edge(), Arc::clone(&store), authority.clone(), Arc::new(SystemClock))?;
     if let (Some(path), Some(pair)) = (&settings.edge_tls_cert, reload::edge_pair(settings)) {
         reload::use_at_edge(&edge, reload::warned(pair?, path))?;
     }

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use pki_core::{Authority, DnsName, SerialNumber, Time};
-use store::{Observer, Page, Place, Placed, Store, StoreError};
+use store::{Clock, Observer, Page, Place, Placed, Store, StoreError};
 use tunnel_model::{
     ApiKey, ApiKeySecret, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId,
     Kind, Label, Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId,
@@ -15,12 +15,6 @@ use tunnel_model::{
 };
 
 use crate::error::Error;
-
-/// Tells the time.
-pub trait Clock: Send + Sync {
-    /// Now, in microseconds since the Unix epoch.
-    fn now(&self) -> Timestamp;
-}
 
 /// Fills octets from a cryptographically secure generator.
 pub trait Random: Send + Sync {
@@ -30,17 +24,6 @@ pub trait Random: Send + Sync {
     ///
     /// When the generator fails; nothing may be made of `octets` then.
     fn fill(&self, octets: &mut [u8]) -> Result<(), Error>;
-}
-
-/// The operating system's clock.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Timestamp::from_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
-    }
 }
 
 /// The operating system's generator.

@@ -10,7 +10,7 @@ mod http;
 mod metrics;
 mod server;
 
-pub use app::{App, Clock, DataPlane, Listed, NewTunnel, Random, SignedCertificate, SystemClock, SystemRandom};
+pub use app::{App, DataPlane, Listed, NewTunnel, Random, SignedCertificate, SystemRandom};
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
 pub use metrics::{Metrics, TrafficStats};

@@ -26,18 +26,18 @@ use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use agent_proto::limits::{MAX_BODY, RESPONSE_DEADLINE};
 use connections::{Arrival, Budget, Full, Places, Throttle};
-use pki_core::{Authority, Time};
+use pki_core::Authority;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use store::{ExecuteError, Observer, Store};
+use store::{Clock, ExecuteError, Observer, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
-use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, Timestamp, TunnelId, Zone};
+use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, TunnelId, Zone};
 
 use crate::passthrough::Bridges;
 use crate::reply::Buffered;
@@ -217,7 +217,7 @@ impl Shared {
 }
 
 impl Edge {
-    /// A data plane over `store`, whose own certificates `authority` signs.
+    /// A data plane over `store`, whose own certificates `authority` signs for as long as `clock` says.
     ///
     /// From now on it observes the store: what is deleted or revoked there has no
     /// traffic any more when the command is answered.
@@ -225,13 +225,18 @@ impl Edge {
     /// # Errors
     ///
     /// When TLS cannot be prepared.
-    pub fn new(settings: Settings, store: Arc<dyn Store>, authority: Authority) -> Result<Self, Error> {
-        let clock = || Time::from_unix(now().micros() / 1_000_000);
-        let certificates = Arc::new(Certificates::new(authority, Arc::clone(&store), clock)?);
+    pub fn new(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        authority: Authority,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Error> {
+        let certificates = Arc::new(Certificates::new(authority, Arc::clone(&store), Arc::clone(&clock))?);
         let mut prefix = [0; 8];
         getrandom::fill(&mut prefix).map_err(Error::certificate)?;
         let (stop, stopping) = watch::channel(false);
-        let tunnels = Arc::new(Tunnels::new(settings.live, u64::from_be_bytes(prefix), settings.visitor.buffered));
+        let prefix = u64::from_be_bytes(prefix);
+        let tunnels = Arc::new(Tunnels::new(settings.live, prefix, settings.visitor.buffered, clock));
         store.observe(Arc::clone(&tunnels) as Arc<dyn Observer>);
         let mut places = settings.places.clone();
         places.octets_per_address = (settings.visitor.buffered / 4).max(MAX_BODY);
@@ -360,11 +365,6 @@ async fn record(shared: Arc<Shared>) {
         }
         shared.tunnels.observations.recorded();
     }
-}
-
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// The example of the README compiles.

@@ -11,7 +11,7 @@ use rustls::crypto::aws_lc_rs::{Ticketer, sign};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use store::{EdgeCertificate, Store};
+use store::{Clock, EdgeCertificate, Store};
 use tunnel_model::Timestamp;
 
 use crate::Error;
@@ -21,7 +21,7 @@ use crate::Error;
 pub(crate) struct Certificates {
     authority: Authority,
     store: Arc<dyn Store>,
-    clock: fn() -> Time,
+    clock: Arc<dyn Clock>,
     /// One key for all names that end here: whoever reads this memory has them all anyway.
     key_pair: rcgen::KeyPair,
     configured: RwLock<Option<Arc<CertifiedKey>>>,
@@ -51,9 +51,13 @@ impl Certificates {
     /// # Errors
     ///
     /// When no key can be generated.
-    pub(crate) fn new(authority: Authority, store: Arc<dyn Store>, clock: fn() -> Time) -> Result<Self, Error> {
+    pub(crate) fn new(authority: Authority, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let key_pair = rcgen::KeyPair::generate().map_err(Error::certificate)?;
         Ok(Self { authority, store, clock, key_pair, configured: RwLock::default(), issued: RwLock::default() })
+    }
+
+    fn now(&self) -> Time {
+        Time::from_unix(self.clock.now().micros().div_euclid(1_000_000))
     }
 
     /// Uses this chain, leaf first, for every name that its leaf covers.
@@ -75,7 +79,7 @@ impl Certificates {
     /// Has a certificate ready for a name that is about to be shown one: it is on
     /// record before anybody sees it. A failure is logged.
     pub(crate) async fn prepare(&self, name: &str) {
-        let now = (self.clock)();
+        let now = self.now();
         if self.for_name(name, |issued| now.unix() < issued.renew_at.unix()).is_some() {
             return;
         }
@@ -161,7 +165,7 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
         // One that could not be renewed is as good as before, as long as it lives.
-        let now = (self.clock)();
+        let now = self.now();
         self.for_name(name.trim_end_matches('.'), |issued| now.unix() < issued.not_after.unix())
     }
 }

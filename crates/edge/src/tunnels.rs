@@ -18,7 +18,7 @@ use connections::Budget;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use store::Observer;
+use store::{Clock, Observer};
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, oneshot};
 use tunnel_model::{
     EndReason, Event, ExchangeId, ExchangeKind, Failure, IntakeId, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal,
@@ -33,6 +33,8 @@ use crate::splice::Windows;
 pub(crate) struct Tunnels {
     rules: LiveRules,
     started: Instant,
+    /// For what is recorded; what is timed goes by `started`.
+    clock: Arc<dyn Clock>,
     maps: RwLock<Maps>,
     next_session: AtomicU64,
     next_exchange: AtomicU64,
@@ -126,10 +128,11 @@ pub(crate) struct Ticket {
 
 impl Tunnels {
     /// Nothing has traffic yet. Of `buffered` octets of bodies, one tunnel may have half.
-    pub(crate) fn new(rules: LiveRules, prefix: u64, buffered: usize) -> Self {
+    pub(crate) fn new(rules: LiveRules, prefix: u64, buffered: usize, clock: Arc<dyn Clock>) -> Self {
         Self {
             rules,
             started: Instant::now(),
+            clock,
             maps: RwLock::default(),
             next_session: AtomicU64::new(1),
             next_exchange: AtomicU64::new(1),
@@ -511,10 +514,10 @@ impl Tunnels {
                 }
                 LiveEvent::SessionAdmitted(session) => {
                     if let Some(session) = state.sessions.get(&session) {
-                        self.observations.hello(entry.id, session.link.ip, crate::now());
+                        self.observations.hello(entry.id, session.link.ip, self.clock.now());
                     }
                 }
-                LiveEvent::TunnelWentOffline(_) => self.observations.goodbye(entry.id, crate::now()),
+                LiveEvent::TunnelWentOffline(_) => self.observations.goodbye(entry.id, self.clock.now()),
                 LiveEvent::ExchangeQueued(_) | LiveEvent::ReplyAccepted(_) | LiveEvent::BridgeOpened(_) => {}
             }
         }

@@ -12,6 +12,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -180,7 +181,7 @@ impl Directory {
                 })),
             }
         }));
-        let stopped = || Error::internal("the directory's writer is gone");
+        let stopped = || Error::internal("the directory's writer panicked, or is gone");
         self.jobs.send(job).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
@@ -224,7 +225,11 @@ struct Writer {
 impl Writer {
     fn run(self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = queue.blocking_recv() {
-            self.group(job, &mut queue);
+            // Whoever panics takes its group along, and not the panel. What was promised on disk
+            // is finished before the next change.
+            if catch_unwind(AssertUnwindSafe(|| self.group(job, &mut queue))).is_err() {
+                tracing::error!("a change of the panel's directory panicked");
+            }
         }
     }
 

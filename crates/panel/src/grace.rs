@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use store::Clock;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::directory::Directory;
 use crate::error::Error;
-use crate::panel::Clock;
+use crate::panel::now;
 use crate::reload;
 use crate::state::{Edit, Grace, Serial, State};
 
@@ -32,7 +33,7 @@ pub(crate) struct Graces {
 
 impl Graces {
     /// Starts the task, which first looks at what an earlier one has left.
-    pub(crate) fn start(directory: &Directory, is_proxied: bool, clock: Clock) -> Self {
+    pub(crate) fn start(directory: &Directory, is_proxied: bool, clock: Arc<dyn Clock>) -> Self {
         let changed = Arc::new(Notify::new());
         let mut task = JoinSet::new();
         task.spawn(keep(directory.clone(), is_proxied, clock, Arc::clone(&changed)));
@@ -66,15 +67,15 @@ pub(crate) fn end(is_proxied: bool) -> Result<Vec<Edit>, Error> {
     Ok(edits)
 }
 
-async fn keep(directory: Directory, is_proxied: bool, clock: Clock, changed: Arc<Notify>) {
+async fn keep(directory: Directory, is_proxied: bool, clock: Arc<dyn Clock>, changed: Arc<Notify>) {
     loop {
-        let left = directory.state().grace.as_ref().map(|grace| left(grace, clock()));
+        let left = directory.state().grace.as_ref().map(|grace| left(grace, now(&*clock)));
         let Some(left) = left else {
             changed.notified().await;
             continue;
         };
         if left.is_none() {
-            let now = clock();
+            let now = now(&*clock);
             let ended = directory.change(move |state| {
                 let is_over = state.grace.as_ref().is_some_and(|grace| self::left(grace, now).is_none());
                 Ok((if is_over { end(is_proxied)? } else { Vec::new() }, ()))

@@ -30,7 +30,7 @@ pub use error::{Cause, Error};
 pub use http::{Bounds, Peer, router};
 pub use identity::{AgentCaller, Caller, Denied, Presented};
 pub use listing::{AutoRenewal, Listed, ListedType, NotRenewed, Renewed};
-pub use panel::{Clock, NewBundle, NewCertificate, NewToken, Panel, Parts, Rotated, Unready};
+pub use panel::{NewBundle, NewCertificate, NewToken, Panel, Parts, Rotated, Unready};
 pub use programs::{CommandLine, Nginx, Programs};
 pub use secret::Secret;
 pub use server::{Limits, Listener, TlsError, tls};

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
-use store::{ClientCertificate, Store};
+use store::{ClientCertificate, ClientCertificates, Clock};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -29,21 +29,24 @@ pub(crate) use admin::{ADMIN, back_up, identity_files};
 pub(crate) use agents::{DELEGATED, is_label};
 pub use enrollment::NewToken;
 
-/// Tells the time.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+/// What a clock says, as the lists have it.
+pub(crate) fn now(clock: &dyn Clock) -> Timestamp {
+    // Beyond the year 9999 it stands still, as X.509 does.
+    Timestamp::from_microsecond(clock.now().micros()).unwrap_or(Timestamp::MAX)
+}
 
 /// The certificates API of one directory.
 pub struct Panel {
     directory: Directory,
     authority: Arc<ClientAuthority>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn ClientCertificates>,
     making: Making,
     capabilities: Vec<String>,
     programs: Arc<Programs>,
     reloads: Reloads,
     pub(crate) graces: Graces,
     is_proxied: bool,
-    clock: Clock,
+    clock: Arc<dyn Clock>,
     /// The admin's newest certificate that was used: what it superseded fetches nothing more.
     arrived: Mutex<Option<Serial>>,
     /// Keys and signatures that are made at once: they take a processor each.
@@ -100,7 +103,7 @@ pub struct Parts {
     /// `panel.json`, which must be there.
     pub config: PathBuf,
     /// Where the rest is kept.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn ClientCertificates>,
     /// How keys and bundles are made.
     pub making: Making,
     /// Capabilities that may be granted beyond the seven.
@@ -110,7 +113,7 @@ pub struct Parts {
     /// Does a proxy end TLS, which refuses whomever `crl.pem` names?
     pub is_proxied: bool,
     /// The time.
-    pub clock: Clock,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// The capabilities that every panel knows.
@@ -132,7 +135,7 @@ impl Panel {
     pub(crate) async fn open_stepwise(parts: Parts, step: files::Step) -> Result<Self, Error> {
         let Parts { pki_dir, config, store, making, capabilities, programs, is_proxied, clock } = parts;
         let paths = Paths { root: pki_dir, config };
-        let now = clock();
+        let now = now(&*clock);
         store.forget_client_certificates(micros(now)).await.map_err(Error::internal)?;
         let certificates = store.client_certificates().await.map_err(Error::internal)?;
         let keys = certificates
@@ -143,7 +146,12 @@ impl Panel {
         let make_crl = {
             let (authority, clock) = (Arc::clone(&authority), Arc::clone(&clock));
             Box::new(move |state: &State, before: Option<&[u8]>| {
-                authority.revocation_list(state.revoked()?, grace::withheld(state, is_proxied), before, clock())
+                authority.revocation_list(
+                    state.revoked()?,
+                    grace::withheld(state, is_proxied),
+                    before,
+                    self::now(&*clock),
+                )
             })
         };
         let directory = Directory::open(paths, keys, make_crl, step).map_err(Error::internal)?;
@@ -193,7 +201,7 @@ impl Panel {
     ///
     /// [`Denied`] says why it is nobody.
     pub fn authenticate(&self, presented: Option<&Presented>, for_download: bool) -> Result<Caller, Denied> {
-        let now = (self.clock)();
+        let now = self.now();
         let presented = presented.filter(|presented| presented.is_valid_at(now)).ok_or(Denied::NoCertificate)?;
         let state = self.directory.state();
         if state.revoked().map_err(Error::from)?.contains(&presented.serial) {
@@ -214,7 +222,7 @@ impl Panel {
     ///
     /// [`Unready`].
     pub async fn check(&self) -> Result<(), Unready> {
-        let expired = self.authority.expired((self.clock)());
+        let expired = self.authority.expired(self.now());
         self.directory.check().await.map_err(Unready::Directory)?;
         expired.map_or(Ok(()), |not_after| Err(Unready::Expired(not_after)))
     }
@@ -258,7 +266,7 @@ impl Panel {
 
     /// Now.
     pub(crate) fn now(&self) -> Timestamp {
-        (self.clock)()
+        now(&*self.clock)
     }
 
     pub(crate) fn config(&self) -> Result<Config, Error> {
@@ -275,13 +283,13 @@ impl Panel {
     }
 
     async fn sign(&self, csr: String, common_name: String) -> Result<Issued, Error> {
-        let (authority, now) = (Arc::clone(&self.authority), (self.clock)());
+        let (authority, now) = (Arc::clone(&self.authority), self.now());
         self.at_work(move || authority.sign(&csr, &common_name, now)).await
     }
 
     async fn make(&self, common_name: &str) -> Result<Identity, Error> {
         self.authority.check()?;
-        let (authority, making, now) = (Arc::clone(&self.authority), self.making, (self.clock)());
+        let (authority, making, now) = (Arc::clone(&self.authority), self.making, self.now());
         let common_name = common_name.to_owned();
         self.at_work(move || authority.make(&common_name, making, now)).await
     }

@@ -15,6 +15,7 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use store::Clock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -22,7 +23,7 @@ use tower::ServiceExt as _;
 
 use crate::http::Peer;
 use crate::identity::Presented;
-use crate::panel::Clock;
+use crate::panel::now;
 
 /// How connections come in.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ pub enum Listener {
         /// Whose certificates count.
         authority: Arc<[u8]>,
         /// When they count.
-        clock: Clock,
+        clock: Arc<dyn Clock>,
     },
 }
 
@@ -129,7 +130,7 @@ impl Listener {
                 };
                 let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let authority = CertificateDer::from(&authority[..]);
-                let presented = shown.and_then(|shown| Presented::verify(shown, &authority, clock()));
+                let presented = shown.and_then(|shown| Presented::verify(shown, &authority, now(&*clock)));
                 let peer = Peer { address, presented: presented.map(Arc::new), is_proxy: false };
                 Box::pin(serve(stream, peer, router, limits, stopped)).await;
             }

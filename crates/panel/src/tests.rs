@@ -17,12 +17,12 @@ use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::PrivateKey;
 use pki_core::pkcs12::{self, Encryption};
 use pki_core::{Certificate, RevocationList, certificates_from_pem, revocation_lists_from_file};
-use store::{MemoryStore, Store};
+use store::{ClientCertificates, MemoryStore};
 use tempfile::TempDir;
 
 use crate::files::{self, Step};
 use crate::identity::{Caller, Denied, Presented};
-use crate::panel::{Clock, Panel, Parts, Unready};
+use crate::panel::{Panel, Parts, Unready};
 use crate::programs::Programs;
 use crate::state::{AdminAuthMode, Grant, Serial};
 use crate::{Error, Making, setup};
@@ -32,6 +32,8 @@ const MAKING: Making = Making { keys: KeyAlgorithm::P256, encryption: Encryption
 fn now() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().expect("a time")
 }
+
+type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// A directory with what the panel needs besides.
 struct World {
@@ -79,12 +81,12 @@ impl World {
         let parts = Parts {
             pki_dir: self.pki(),
             config: self.config(),
-            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            store: Arc::clone(&self.store) as Arc<dyn ClientCertificates>,
             making: MAKING,
             capabilities: Vec::new(),
             programs,
             is_proxied: self.is_proxied,
-            clock,
+            clock: Arc::new(move || store::Timestamp::from_micros(clock().as_microsecond())),
         };
         Panel::open_stepwise(parts, step).await.expect("a panel")
     }
@@ -856,4 +858,13 @@ async fn of_a_group_that_is_killed_what_was_acknowledged_holds() {
         }
     }
     panic!("it takes too many steps");
+}
+
+#[tokio::test]
+async fn a_change_that_panics_costs_its_group_only() {
+    let world = World::new();
+    let panel = world.open().await;
+    let panicked = panel.directory().change(|_| -> Result<(Vec<_>, ()), Error> { panic!("as told") }).await;
+    assert!(matches!(panicked, Err(Error::Internal(_))), "{panicked:?}");
+    panel.create_agent(grant("after"), somebody()).await.expect("the writer lives");
 }

@@ -5,7 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::*;
+use tunnel_model::{
+    ApiKey, Caller, Command, Event, Identity, IdentityId, IdentityKey, KeyId, OrganizationId, Rules, Scope, Timestamp,
+    Tunnel, TunnelId, TunnelName, Usage,
+};
+
+use crate::decide::{Transaction, run};
+use crate::observer::{Observer, Observers};
+use crate::{
+    ApiKeys, ClientCertificate, ClientCertificates, Commands, EdgeCertificate, EdgeCertificates, ExecuteError,
+    Identities, Page, Placed, Store, StoreError, Tunnels,
+};
 
 /// A store without a disk.
 #[derive(Debug, Default)]
@@ -38,7 +48,7 @@ impl MemoryStore {
 }
 
 #[async_trait]
-impl Store for MemoryStore {
+impl Commands for MemoryStore {
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.observers.add(observer);
     }
@@ -57,6 +67,17 @@ impl Store for MemoryStore {
         Ok(events)
     }
 
+    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.state().uses.retain(|_, times| {
+            times.retain(|time| *time >= before);
+            !times.is_empty()
+        });
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Tunnels for MemoryStore {
     async fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {
         Transaction::tunnel(&*self.state(), id)
     }
@@ -70,6 +91,22 @@ impl Store for MemoryStore {
         Ok(page_of(page, state.tunnels.values().filter(|tunnel| tunnel.organization == *organization).cloned()))
     }
 
+    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        let state = self.state();
+        let expired = state.tunnels.values().filter(|tunnel| tunnel.is_expired(now)).map(|tunnel| tunnel.id);
+        Ok(expired.take(limit as usize).collect())
+    }
+
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        let state = self.state();
+        let is_late = |tunnel: &&Tunnel| tunnel.restore_deadline.is_some_and(|deadline| deadline > latest);
+        let late = state.tunnels.values().filter(is_late).map(|tunnel| tunnel.id);
+        Ok(late.take(limit as usize).collect())
+    }
+}
+
+#[async_trait]
+impl Identities for MemoryStore {
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
         let state = self.state();
         let identity = Transaction::identity(&*state, key)?;
@@ -89,7 +126,10 @@ impl Store for MemoryStore {
             .filter_map(|identity| Some((identity.clone(), state.tunnels.get(&identity.tunnel)?.clone())));
         Ok(page_of(page, identities))
     }
+}
 
+#[async_trait]
+impl ApiKeys for MemoryStore {
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         Transaction::api_key(&*self.state(), id)
     }
@@ -105,28 +145,10 @@ impl Store for MemoryStore {
         }
         Ok(())
     }
+}
 
-    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
-        let state = self.state();
-        let expired = state.tunnels.values().filter(|tunnel| tunnel.is_expired(now)).map(|tunnel| tunnel.id);
-        Ok(expired.take(limit as usize).collect())
-    }
-
-    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
-        let state = self.state();
-        let is_late = |tunnel: &&Tunnel| tunnel.restore_deadline.is_some_and(|deadline| deadline > latest);
-        let late = state.tunnels.values().filter(is_late).map(|tunnel| tunnel.id);
-        Ok(late.take(limit as usize).collect())
-    }
-
-    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
-        self.state().uses.retain(|_, times| {
-            times.retain(|time| *time >= before);
-            !times.is_empty()
-        });
-        Ok(())
-    }
-
+#[async_trait]
+impl ClientCertificates for MemoryStore {
     async fn record_client_certificate(&self, certificate: ClientCertificate) -> Result<(), StoreError> {
         self.state().client_certificates.insert(certificate.serial.clone(), certificate);
         Ok(())
@@ -140,7 +162,10 @@ impl Store for MemoryStore {
         self.state().client_certificates.retain(|_, certificate| certificate.not_after >= now);
         Ok(())
     }
+}
 
+#[async_trait]
+impl EdgeCertificates for MemoryStore {
     async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
         self.state().edge_certificates.insert(certificate.serial.clone(), certificate);
         Ok(())
@@ -153,7 +178,10 @@ impl Store for MemoryStore {
         certificates.sort_by_key(|certificate| certificate.not_after);
         Ok(certificates)
     }
+}
 
+#[async_trait]
+impl Store for MemoryStore {
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
     }

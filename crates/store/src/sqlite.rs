@@ -13,14 +13,23 @@ mod rows;
 use std::fs::{File, OpenOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
+use tunnel_model::{
+    ApiKey, Caller, Command, Event, Identity, IdentityId, IdentityKey, KeyId, OrganizationId, Rules, Timestamp, Tunnel,
+    TunnelId, TunnelName, Usage,
+};
 
-use super::*;
+use crate::decide::{Transaction, run};
+use crate::observer::{Observer, Observers};
+use crate::{
+    ApiKeys, ClientCertificate, ClientCertificates, Commands, EdgeCertificate, EdgeCertificates, ExecuteError,
+    Identities, Page, Store, StoreError, Tunnels,
+};
 pub use copy::{check as check_copy, copy, lock as lock_directory};
 use health::{Health, Look};
 
@@ -183,7 +192,7 @@ impl Drop for SqliteStore {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Commands for SqliteStore {
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.observers.add(observer);
     }
@@ -198,6 +207,13 @@ impl Store for SqliteStore {
         self.write(Work::Execute { caller, command: Box::new(command), rules: Arc::clone(rules), now }).await
     }
 
+    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::Prune { before }).await
+    }
+}
+
+#[async_trait]
+impl Tunnels for SqliteStore {
     async fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError> {
         self.read(|connection| rows::tunnel(connection, id))
     }
@@ -211,6 +227,17 @@ impl Store for SqliteStore {
         self.read_many(move |connection| rows::tunnels(connection, &organization, page)).await
     }
 
+    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        self.read_many(move |connection| rows::expired_tunnels(connection, now, limit)).await
+    }
+
+    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
+        self.read_many(move |connection| rows::tunnels_restorable_after(connection, latest, limit)).await
+    }
+}
+
+#[async_trait]
+impl Identities for SqliteStore {
     async fn identity(&self, key: IdentityKey<'_>) -> Result<Option<(Identity, Tunnel)>, StoreError> {
         self.read(|connection| {
             // One snapshot for both queries: a rename between them would tear the names apart.
@@ -226,9 +253,16 @@ impl Store for SqliteStore {
         page: Page,
     ) -> Result<Vec<(Identity, Tunnel)>, StoreError> {
         let organization = organization.clone();
-        self.read_many(move |connection| rows::identities(connection, &organization, page)).await
+        self.read_many(move |connection| {
+            let snapshot = connection.unchecked_transaction()?;
+            rows::identities(&snapshot, &organization, page)
+        })
+        .await
     }
+}
 
+#[async_trait]
+impl ApiKeys for SqliteStore {
     async fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError> {
         self.read(|connection| rows::api_key(connection, id))
     }
@@ -241,19 +275,10 @@ impl Store for SqliteStore {
     async fn touch_api_key(&self, id: KeyId, now: Timestamp) -> Result<(), StoreError> {
         self.write_only(Work::Touch { id, now }).await
     }
+}
 
-    async fn expired_tunnels(&self, now: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
-        self.read_many(move |connection| rows::expired_tunnels(connection, now, limit)).await
-    }
-
-    async fn tunnels_restorable_after(&self, latest: Timestamp, limit: u32) -> Result<Vec<TunnelId>, StoreError> {
-        self.read_many(move |connection| rows::tunnels_restorable_after(connection, latest, limit)).await
-    }
-
-    async fn prune_uses(&self, before: Timestamp) -> Result<(), StoreError> {
-        self.write_only(Work::Prune { before }).await
-    }
-
+#[async_trait]
+impl ClientCertificates for SqliteStore {
     async fn record_client_certificate(&self, certificate: ClientCertificate) -> Result<(), StoreError> {
         self.write_only(Work::RecordClientCertificate(certificate)).await
     }
@@ -265,7 +290,10 @@ impl Store for SqliteStore {
     async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError> {
         self.write_only(Work::ForgetClientCertificates { now }).await
     }
+}
 
+#[async_trait]
+impl EdgeCertificates for SqliteStore {
     async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
         self.write_only(Work::RecordEdgeCertificate(certificate)).await
     }
@@ -274,7 +302,10 @@ impl Store for SqliteStore {
         let name = name.to_owned();
         self.read_many(move |connection| rows::edge_certificates(connection, &name)).await
     }
+}
 
+#[async_trait]
+impl Store for SqliteStore {
     async fn check(&self) -> Result<(), StoreError> {
         self.write_only(Work::Check).await?;
         self.read(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))?;
@@ -329,13 +360,28 @@ struct Job {
 }
 
 enum Work {
-    Execute { caller: Caller, command: Box<Command>, rules: Arc<Rules>, now: Timestamp },
-    Touch { id: KeyId, now: Timestamp },
-    Prune { before: Timestamp },
+    Execute {
+        caller: Caller,
+        command: Box<Command>,
+        rules: Arc<Rules>,
+        now: Timestamp,
+    },
+    Touch {
+        id: KeyId,
+        now: Timestamp,
+    },
+    Prune {
+        before: Timestamp,
+    },
     RecordClientCertificate(ClientCertificate),
     RecordEdgeCertificate(EdgeCertificate),
-    ForgetClientCertificates { now: Timestamp },
+    ForgetClientCertificates {
+        now: Timestamp,
+    },
     Check,
+    /// Writes a use and panics.
+    #[cfg(test)]
+    Panic,
 }
 
 struct Writer {
@@ -422,6 +468,12 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
         Work::ForgetClientCertificates { now } => {
             Ok(rows::forget_client_certificates(rows.0, now).map(|()| Vec::new()).map_err(store_error)?)
         }
+        #[cfg(test)]
+        Work::Panic => {
+            let usage = Usage::Create(OrganizationId::new("org"));
+            rows::record_use(rows.0, &usage, Timestamp::from_micros(0)).map_err(store_error)?;
+            panic!("as told");
+        }
         // Writes what is there already, so that the commit must reach the disk.
         Work::Check => {
             let written = rows.0.pragma_update(None, "user_version", SCHEMA_VERSION);
@@ -459,7 +511,7 @@ impl Transaction for Rows<'_> {
     }
 
     fn nth_use(&self, usage: &Usage, nth: u32) -> Result<Option<Timestamp>, StoreError> {
-        rows::nth_use(self.0, usage, nth).optional().map_err(store_error)
+        rows::nth_use(self.0, usage, nth).map_err(store_error)
     }
 
     fn insert_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), StoreError> {
@@ -578,7 +630,7 @@ fn store_error(error: rusqlite::Error) -> StoreError {
             StoreError::Corrupt("record")
         }
         error if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => StoreError::Full,
-        error => StoreError::Sqlite(error),
+        error => StoreError::Backend(Box::new(error)),
     }
 }
 
@@ -586,7 +638,25 @@ fn store_error(error: rusqlite::Error) -> StoreError {
 fn same_error(error: &StoreError) -> StoreError {
     match error {
         StoreError::Full => StoreError::Full,
-        StoreError::Sqlite(error) => StoreError::Uncommitted(error.to_string()),
+        StoreError::Backend(error) => StoreError::Uncommitted(error.to_string()),
         error => StoreError::Uncommitted(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever it is that panics, in the writer or in who hears of it: the next one is answered.
+    #[tokio::test]
+    async fn a_panic_of_the_writer_costs_its_group_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = SqliteStore::open(directory.path()).expect("a store");
+        let failed = store.write_only(Work::Panic).await;
+        assert!(matches!(failed, Err(StoreError::Uncommitted(_))), "{failed:?}");
+        store.prune_uses(Timestamp::from_micros(0)).await.expect("the writer lives");
+        let connection = store.readers.open().expect("a connection");
+        let left = rows::nth_use(&connection, &Usage::Create(OrganizationId::new("org")), 1).expect("read");
+        assert_eq!(left, None, "what was written before the panic is rolled back");
     }
 }

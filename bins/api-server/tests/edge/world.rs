@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agent::{Agent, Credential, Error, Event, Rest, Trust, Upstream};
-use api::{App, DataPlane, Limits, Metrics, SystemClock, SystemRandom};
+use api::{App, DataPlane, Limits, Metrics, SystemRandom};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request};
@@ -18,7 +18,7 @@ use http::StatusCode;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, KeyPolicy, Profile, Time, Usage};
 use rustls::pki_types::CertificateDer;
-use store::{MemoryStore, Store};
+use store::{MemoryStore, Store, SystemClock};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -78,7 +78,7 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let mut settings = Settings::new(ZONE.parse().expect("a zone"));
         change(&mut settings);
-        let edge = Edge::new(settings, Arc::clone(&store), authority.clone()).expect("an edge");
+        let edge = Edge::new(settings, Arc::clone(&store), authority.clone(), Arc::new(SystemClock)).expect("an edge");
         let app = App::new(
             store,
             Arc::new(SystemClock),

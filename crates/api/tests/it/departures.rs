@@ -137,7 +137,7 @@ impl api::DataPlane for Traffic {
 async fn the_store_goes_with_those_who_use_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).expect("a store"));
-    let app = app(Arc::clone(&store), Arc::new(api::SystemClock), Rules::new())
+    let app = app(Arc::clone(&store), Arc::new(store::SystemClock), Rules::new())
         .with_data_plane(Arc::new(Traffic(Arc::clone(&store))));
     let app = Arc::new(app);
     drop(api::router(Arc::clone(&app), Arc::default(), &api::Limits::default()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use api::{App, Clock, DataPlane, Limits, Metrics, SystemRandom, router};
+use api::{App, DataPlane, Limits, Metrics, SystemRandom, router};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, header};
@@ -14,7 +14,7 @@ use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
 use pki_core::{Authority, DnsName, Issuer, KeyPolicy, Profile, ProfileConfig, SerialNumber, Subject, Time, Usage};
 use serde_json::{Value, json};
-use store::{MemoryStore, Store};
+use store::{Clock, MemoryStore, Store};
 use tower::ServiceExt as _;
 use tunnel_model::{OrganizationId, Rules, Timestamp, TunnelId};
 

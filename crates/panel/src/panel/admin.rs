@@ -42,7 +42,7 @@ impl Panel {
         require_mode(&self.directory.state(), AdminAuthMode::P12, Error::NoBundle)?;
         let Identity { issued, key_pem, p12, password } = self.make(ADMIN).await?;
         self.remember(&issued).await?;
-        let now = (self.clock)();
+        let now = self.now();
         let bundle = NewBundle { serial: issued.serial.clone(), expires_at: issued.not_after, password };
         let admin = Admin { serial: issued.serial, key: issued.key };
         let paths = self.directory.paths().clone();
@@ -103,7 +103,7 @@ impl Panel {
         require_mode(&self.directory.state(), AdminAuthMode::P12, Error::AlreadyHardwareBound)?;
         let issued = self.sign(csr, ADMIN.to_owned()).await?;
         self.remember(&issued).await?;
-        let now = (self.clock)();
+        let now = self.now();
         let certificate = new_certificate(&issued);
         let mark = reload::mark()?;
         self.directory

@@ -23,7 +23,7 @@ impl Panel {
         require_free_label(&self.directory.state(), &grant.label)?;
         let Identity { issued, key_pem, p12, password } = self.make(&common_name(&grant.label)).await?;
         self.remember(&issued).await?;
-        let now = (self.clock)();
+        let now = self.now();
         let bundle = NewBundle { password, serial: issued.serial.clone(), expires_at: issued.not_after };
         self.directory
             .change(move |state| {
@@ -111,7 +111,7 @@ impl Panel {
     ///
     /// [`Error::AgentNotFound`].
     pub async fn revoke(&self, label: String, by: Serial) -> Result<(), Error> {
-        let now = (self.clock)();
+        let now = self.now();
         self.directory
             .change(move |state| {
                 require_valid(state, &by)?;

@@ -48,7 +48,10 @@ impl Health {
     fn note(&self, error: &StoreError, codes: &[ErrorCode]) {
         let is_damage = match error {
             StoreError::Corrupt(_) => true,
-            StoreError::Sqlite(error) => error.sqlite_error_code().is_some_and(|code| codes.contains(&code)),
+            StoreError::Backend(error) => {
+                let code = error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code);
+                code.is_some_and(|code| codes.contains(&code))
+            }
             _ => false,
         };
         if is_damage {
@@ -146,7 +149,7 @@ fn look(connection: &Connection) -> rusqlite::Result<Option<String>> {
 
 fn in_words(error: &StoreError) -> String {
     match error {
-        StoreError::Sqlite(source) => source.to_string(),
+        StoreError::Backend(source) => source.to_string(),
         error => error.to_string(),
     }
 }
