@@ -223,7 +223,7 @@ impl<'a> Parts<'a> {
 fn opened(part: &[u8], offset: usize) -> Result<(&[u8], usize, usize), DerError> {
     let error = DerError { offset, expected: "SEQUENCE" };
     let (header, length) = match *part {
-        [der::SEQUENCE, length @ 0..0x80, ..] => (2, usize::from(length)),
+        [der::SEQUENCE, length @ 0..=0x7f, ..] => (2, usize::from(length)),
         [der::SEQUENCE, 0x81, length, ..] => (3, usize::from(length)),
         [der::SEQUENCE, 0x82, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
         _ => return Err(error),
