@@ -260,4 +260,24 @@ mod tests {
         assert!(told.contains("clock is wrong") && !told.contains("passed"), "{told}");
         assert!(clock_error(now + 23 * DAY, held.not_after).contains("passed its end 3 days ago"));
     }
+    #[test]
+    fn only_what_fits_together_is_presented() {
+        let (key, other) = (rcgen::KeyPair::generate().expect("a key"), rcgen::KeyPair::generate().expect("a key"));
+        let mut params = rcgen::CertificateParams::new(vec!["bank.example".to_owned()]).expect("a name");
+        let begun = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        (params.not_before, params.not_after) = (begun.into(), (begun + 90 * DAY).into());
+        let chain = params.self_signed(&key).expect("a certificate").pem();
+        let fits = held(&chain, &key.serialize_pem(), "bank.example").expect("it fits");
+        assert_eq!(fits.renew_at(), begun + 60 * DAY, "after two thirds of its life");
+        for (chain, key, host) in [
+            (chain.as_str(), key.serialize_pem(), "shop.example"),
+            (&chain, other.serialize_pem(), "bank.example"),
+            (&chain, "no key".to_owned(), "bank.example"),
+            ("", key.serialize_pem(), "bank.example"),
+            (&chain, key.serialize_pem(), "not a host"),
+        ] {
+            let refused = held(chain, &key, host);
+            assert!(matches!(refused, Err(Error::Certificate(_))), "{host}");
+        }
+    }
 }

@@ -362,6 +362,20 @@ mod tests {
         assert!(!format!("{:?}", Proxies::always("http://u:secret@one:1")).contains("secret"));
     }
 
+    #[test]
+    fn credentials_of_a_url_are_read_without_their_escapes() {
+        let user = |url: &str| Proxy::parse(url).expect(url).user;
+        let pair = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
+        assert_eq!(user("http://one:1"), None);
+        assert_eq!(user("http://u@one:1"), pair("u", ""));
+        assert_eq!(user("http://u:p:q@one:1"), pair("u", "p:q"));
+        assert_eq!(user("http://u%40b:%70%C3%A4ss@one:1"), pair("u@b", "päss"));
+        // What is no escape stands for itself; a sign is no digit.
+        assert_eq!(user("http://u:100%25%@one:1"), pair("u", "100%%"));
+        assert_eq!(user("http://u:%+1%zz@one:1"), pair("u", "%+1%zz"));
+        assert!(Proxy::parse(&format!("http://{}:p@one:1", "u".repeat(256))).is_err(), "SOCKS has no place for it");
+    }
+
     /// A proxy that accepts one connection, checks what it is told and joins.
     async fn proxy(steps: Vec<(Vec<u8>, Vec<u8>)>) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

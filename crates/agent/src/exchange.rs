@@ -308,3 +308,52 @@ pub(crate) async fn send_all(send: &mut SendStream<Bytes>, mut octets: Bytes) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_application_is_told_who_asked_and_for_what() {
+        let forwarded =
+            |headers: &[(&'static str, &'static str)], authority: Option<&'static str>, visitor: Option<&str>| {
+                let mut fields: HeaderMap = headers
+                    .iter()
+                    .map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value)))
+                    .collect();
+                put_forwarded(
+                    &mut fields,
+                    authority.map(HeaderValue::from_static),
+                    visitor.map(|ip| ip.parse().expect("an address")),
+                );
+                let text = |name: &str| fields.get(name).map(|value| value.to_str().expect("ASCII").to_owned());
+                ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-for", "forwarded"].map(text)
+            };
+        let told = |values: [Option<&str>; 4]| values.map(|value| value.map(str::to_owned));
+        assert_eq!(
+            forwarded(&[], Some("shop.example:4443"), Some("192.0.2.7")),
+            told([Some("https"), Some("shop.example:4443"), Some("192.0.2.7"), Some("for=192.0.2.7")])
+        );
+        assert_eq!(
+            forwarded(&[], Some("shop.example"), Some("2001:db8::7")),
+            told([Some("https"), Some("shop.example"), Some("2001:db8::7"), Some("for=\"[2001:db8::7]\"")])
+        );
+        // What is known replaces what was said; what is not known is not made up.
+        assert_eq!(
+            forwarded(&[("x-forwarded-proto", "http"), ("x-forwarded-for", "10.0.0.1")], None, Some("192.0.2.7")),
+            told([Some("https"), None, Some("192.0.2.7"), Some("for=192.0.2.7")])
+        );
+        assert_eq!(forwarded(&[], None, None), told([Some("https"), None, None, None]));
+    }
+
+    #[test]
+    fn a_failure_of_our_own_says_why_in_head_and_body() {
+        let (head, body) = failure(StatusCode::BAD_GATEWAY, "upstream-unreachable");
+        assert_eq!((head.status, head.reason.as_deref()), (StatusCode::BAD_GATEWAY, Some("upstream-unreachable")));
+        assert_eq!(head.headers[header::CONTENT_TYPE], "text/plain; charset=utf-8");
+        assert_eq!(body, "upstream-unreachable\n");
+        let (head, body) = *refusal(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded");
+        assert_eq!((head.status.as_u16(), &body[..]), (504, &b"response-deadline-exceeded\n"[..]));
+        assert_eq!(headers_too_large().0.reason.as_deref(), Some("response-headers-too-large"));
+    }
+}

@@ -679,6 +679,82 @@ mod tests {
         })
     }
 
+    #[test]
+    fn delays_are_a_quarter_more_or_less_and_double_to_half_a_minute() {
+        let mut delay = FIRST_DELAY;
+        let mut delays = vec![delay];
+        while delay < LAST_DELAY {
+            delay = (delay * 2).min(LAST_DELAY);
+            delays.push(delay);
+        }
+        assert_eq!(delays.len(), 9, "{delays:?}");
+        for delay in delays {
+            let waits: Vec<Duration> = (0..1000).map(|_| jitter(delay)).collect();
+            let (least, most) = (delay.mul_f64(0.75), delay.mul_f64(1.25));
+            assert!(waits.iter().all(|wait| (least..=most).contains(wait)), "{delay:?}");
+            // Spread out: a thousand agents do not knock at once.
+            let early = waits.iter().filter(|wait| **wait < delay).count();
+            assert!((350..=650).contains(&early), "{early} of 1000 came early at {delay:?}");
+        }
+    }
+
+    #[test]
+    fn masks_differ() {
+        let masks: std::collections::HashSet<[u8; 4]> = (0..1000).map(|_| mask()).collect();
+        assert!(masks.len() > 990, "{}", masks.len());
+    }
+
+    #[test]
+    fn the_edge_is_where_the_servers_url_or_the_zone_says() {
+        let tunnel_in = |zone: &str| -> Tunnel {
+            let mut tunnel = tunnel(1, "shop");
+            tunnel["zone"] = zone.into();
+            serde_json::from_value(tunnel).expect("a tunnel")
+        };
+        let key = || Credential::ApiKey("key".to_owned());
+        let root = || {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let root = rcgen::CertificateParams::default().self_signed(&key).expect("a root");
+            Trust::only(vec![root.der().clone()]).expect("a root")
+        };
+        for (url, zone, expected) in [
+            ("https://tunnels.example", "other.example", ("tunnels.example", 443)),
+            ("https://tunnels.example:8443/", "other.example", ("tunnels.example", 8443)),
+            ("https://[::1]:8443", "other.example", ("::1", 8443)),
+            ("http://127.0.0.1:8080", "tunnels.example", ("tunnels.example", 443)),
+            ("http://127.0.0.1:8080", "adit.localhost", ("adit.localhost", 4443)),
+        ] {
+            let rest = Rest::new(url.parse().expect("a URL"), key(), Some(root())).expect(url);
+            let (host, port) = edge_address(&rest, &tunnel_in(zone));
+            assert_eq!((host.as_str(), port), expected, "{url} {zone}");
+        }
+    }
+
+    #[test]
+    fn what_another_attempt_cannot_mend_is_final() {
+        let refused = |status, is_ours| Error::Refused { status, detail: "no".to_owned(), is_ours, retry_after: None };
+        for (error, is_final) in [
+            (Error::Denied { status: StatusCode::FORBIDDEN, reason: "forbidden".to_owned() }, true),
+            (Error::NoTunnel("shop".to_owned()), true),
+            (Error::Superseded, true),
+            (Error::Server("use https"), true),
+            (Error::NoHome, true),
+            (refused(StatusCode::UNAUTHORIZED, true), true),
+            (refused(StatusCode::UNAUTHORIZED, false), false),
+            (refused(StatusCode::NOT_FOUND, true), false),
+            (Error::Connect(io::ErrorKind::ConnectionRefused.into()), false),
+            (Error::Slow("the session"), false),
+            (Error::Cut, false),
+        ] {
+            assert_eq!(error.is_final(), is_final, "{error:?}");
+        }
+        assert!(refused(StatusCode::NOT_FOUND, true).is_not_found());
+        assert!(!refused(StatusCode::NOT_FOUND, false).is_not_found(), "a proxy's 404 is not the server's");
+        let error = Error::Connect(io::Error::new(io::ErrorKind::TimedOut, "nobody answers"));
+        assert_eq!(error.chain(), chain(&error));
+        assert_eq!(error.chain().matches("nobody answers").count(), 1, "a cause is told once");
+    }
+
     #[tokio::test]
     async fn a_renamed_tunnel_is_looked_up_by_its_id_and_told_of() {
         let (rest, asked) = server(|_| json("200 OK", &tunnel(1, "new-name"))).await;

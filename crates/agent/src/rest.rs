@@ -284,6 +284,64 @@ pub(crate) mod tests {
 
     const NONE: &str = "urn:adit:problem:no-such-tunnel";
 
+    #[test]
+    fn a_key_is_not_sent_over_a_network_in_the_clear() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let root = rcgen::CertificateParams::default().self_signed(&key).expect("a root").der().clone();
+        let trust = Trust::only(vec![root]).expect("a root");
+        let rest = |url: &str, trust| Rest::new(url.parse().expect(url), Credential::ApiKey("k".to_owned()), trust);
+        for url in [
+            "http://localhost:1",
+            "http://api.localhost",
+            "http://127.0.0.1:8080",
+            "http://127.9.9.9",
+            "http://[::1]:1",
+        ] {
+            assert!(rest(url, None).is_ok(), "{url}");
+        }
+        for url in
+            ["http://tunnels.example", "http://localhost.example", "http://10.0.0.1", "http://[::2]", "ftp://localhost"]
+        {
+            assert!(rest(url, Some(trust.clone())).is_err(), "{url}");
+        }
+        assert!(rest("https://tunnels.example", Some(trust)).is_ok());
+        assert!(rest("https://tunnels.example", None).is_err(), "nobody is trusted");
+        let debug = format!("{:?}", rest("http://127.0.0.1:1", None).expect("a client"));
+        assert!(!debug.contains("ApiKey"), "{debug}");
+    }
+
+    #[test]
+    fn a_servers_words_are_found_where_it_has_some() {
+        let gone = StatusCode::GONE;
+        for (problem, words) in [
+            (json!({ "detail": "the name is taken" }), "the name is taken"),
+            (
+                json!({ "detail": { "error": "x", "message": "the handle is unavailable" } }),
+                "the handle is unavailable",
+            ),
+            (json!({ "detail": { "error": "x" } }), "Gone"),
+            (json!({ "detail": 7 }), "Gone"),
+            (Value::Null, "Gone"),
+        ] {
+            assert_eq!(detail(gone, &problem), words, "{problem}");
+        }
+        assert_eq!(detail(StatusCode::from_u16(599).expect("a status"), &Value::Null), "no reason given");
+    }
+
+    #[test]
+    fn retry_after_is_read_in_seconds_only() {
+        let after = |value: &str| {
+            let value = HeaderValue::from_str(value).expect("a value");
+            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]))
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after(" 7 "), Some(Duration::from_secs(7)));
+        for other in ["-1", "7.5", "Wed, 21 Oct 2026 07:28:00 GMT", "", "99999999999999999999"] {
+            assert_eq!(after(other), None, "{other}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
     #[tokio::test]
     async fn a_tunnel_is_looked_up_and_not_picked_from_a_list() {
         let (rest, asked) = server(|path| match path {

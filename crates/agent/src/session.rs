@@ -469,6 +469,23 @@ mod tests {
     use crate::rest::tests::{json, server, tunnel};
     use crate::{Agent, Event, Trust, Upstream};
 
+    #[test]
+    fn the_edges_reasons_are_read_as_far_as_they_are_words() {
+        for (body, expected) in [
+            (&br#"{"reason":"hello-superseded"}"#[..], Some("hello-superseded")),
+            (br#"{"reason":"draining","x":1}"#, Some("draining")),
+            (br#"{"reason":7}"#, None),
+            (br#"{"other":"x"}"#, None),
+            (b"<html>", None),
+            (b"", None),
+        ] {
+            assert_eq!(reason(body).as_deref(), expected);
+            assert_eq!(is_superseded(body), expected == Some("hello-superseded"));
+        }
+        let long = format!(r#"{{"reason":"{}"}}"#, "ä".repeat(200));
+        assert_eq!(reason(long.as_bytes()).map(|reason| reason.chars().count()), Some(100));
+    }
+
     const ID: &str = "00000000-0000-0000-0000-000000000009";
 
     /// An edge that answers each stream with what `script` says of its path, and how often

@@ -42,6 +42,16 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Features
+//!
+//! - `rustcrypto` (default): `crypto::rustcrypto`, a backend in pure Rust; no RSA signatures.
+//! - `aws-lc-rs`: `crypto::aws_lc`, a faster one on AWS-LC, which needs a C compiler.
+//! - `pkcs12`: the module of that name, with keys and certificates in one encrypted file.
+//!
+//! Both backends may be on, since one is picked by value. Without one a caller brings a
+//! [`crypto::Verifier`] and a [`crypto::Signer`] of its own, for example on
+//! `wasm32-unknown-unknown`.
 
 pub mod crypto;
 #[cfg(feature = "pkcs12")]
