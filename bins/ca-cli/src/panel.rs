@@ -55,8 +55,8 @@ struct Access {
 #[command(after_help = "\
 Examples:
   ca-cli panel agents --pki-dir adit-data/pki
-  ca-cli panel enroll laptop --capabilities tunnels:read,sites:read --cert client.p12 --password-file pw -k
-  ca-cli panel revoke laptop --url https://203.0.113.42:9292 --cert client.p12 --server-cert panel.pem
+  ca-cli panel enroll laptop --sites blog,docs --cert client.p12 --password-file pw -k
+  ca-cli panel revoke laptop --url https://203.0.113.42:9292 --cert client.p12 -k
   ca-cli panel certs --json | jq '.certs[] | select(.expiringSoon)'
   ca-cli panel rotate --out new.p12 --cert client.p12 --password-file pw > new.password
 

@@ -52,7 +52,7 @@ before is revoked. `api-server reset-admin` on the server is the way back.
 Examples:
   ca-cli panel upgrade --pki-dir adit-data/pki                   makes admin.key and admin.crt
   ca-cli panel upgrade --csr token.csr --out admin.crt --cert client.p12 --password-file pw
-  ca-cli panel upgrade --agent --new-key laptop-2.key --out laptop-2.crt --cert laptop.p12 --password-file pw")]
+  ca-cli panel upgrade --agent --out laptop.crt --cert laptop.p12 --password-file pw")]
 pub(super) struct Upgrade {
     /// The private key to be signed: used if it exists, made if not [default: admin.key, or agent.key]
     #[arg(long, value_name = "FILE", conflicts_with = "csr")]

@@ -36,7 +36,7 @@ The token goes to standard output. The agent sends it with a request of its own:
 
 Examples:
   ca-cli panel enroll laptop --pki-dir adit-data/pki
-  ca-cli panel enroll build --capabilities tunnels:read,sites:write --sites blog,docs --json | jq -r .token")]
+  ca-cli panel enroll build --sites blog,docs --json | jq -r .token")]
 pub(super) struct Enroll {
     #[command(flatten)]
     grant: Grant,
