@@ -175,7 +175,7 @@ impl Upgrade {
     fn request(&self, path: &Path) -> anyhow::Result<String> {
         let key = if path.exists() {
             eprintln!("using the key in {}", path.display());
-            files::read_key_pair(path)?
+            files::read_key_pair(path, None)?
         } else {
             let key = ca_dir::generate_key(self.algorithm)?;
             ca_dir::write_private_key(path, &key, None)?;
