@@ -3,16 +3,30 @@
     python panel_cli.py --server ../target/release/api-server --ca-cli ../target/release/ca-cli
 
 The admin by its directory, by its bundle and by PEM files; the server's certificate named, unknown and not
-looked at; text for people, JSON for programs, errors with an exit status. OpenSSL and pyca open what `p12
-export` makes.
+looked at; every command, with text for people, JSON for programs, and errors that say what to do. OpenSSL and
+pyca open what `p12 export` makes.
 """
 
 import argparse
 import json
+import re
 import subprocess
 
 import expect
-from panel_server import Panel, an_error, csr_of, ec_key, opened, openssl, pem_of_cert, try_openssl
+from panel_server import (
+    Identity,
+    Panel,
+    an_error,
+    csr_of,
+    ec_key,
+    from_p12,
+    mode_of,
+    opened,
+    openssl,
+    opens,
+    pem_of_cert,
+    try_openssl,
+)
 
 TOKEN = 64
 
@@ -29,8 +43,14 @@ def main():
                 ("enrol, list, revoke", lambda: life_of_an_agent(cli, panel)),
                 ("certificates", lambda: certificates(cli, panel)),
                 ("every way to say who asks", lambda: ways_in(cli, panel)),
+                ("bundles, capabilities, sites, tokens", lambda: agents(cli, panel)),
+                ("rotation and download", lambda: rotation(cli, panel)),
+                ("help has examples that can be parsed", lambda: help_texts(cli)),
                 ("errors", lambda: errors(cli, panel)),
                 ("p12", lambda: bundles(cli, panel)),
+                ("an agent's upgrade", lambda: agent_upgrade(cli, panel)),
+                # The last one: there is no bundle any more.
+                ("the admin's upgrade", lambda: upgrade(cli, panel)),
             ]
         )
 
@@ -41,7 +61,7 @@ class Cli:
 
     def run(self, *words, **named):
         command = [self.program, *words]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, **named)
+        return subprocess.run(list(map(str, command)), capture_output=True, timeout=60, **{"text": True, **named})
 
     def panel_run(self, *words, access=None, **named):
         access = ["--pki-dir", self.panel.pki] if access is None else access
@@ -102,6 +122,148 @@ def ways_in(cli, panel):
     cli.fails("agents", access=bundle, says="--server-cert")
     cli.fails("agents", access=bundle[:2] + server, says="password")
     cli.fails("agents", access=[], says="--pki-dir")
+
+
+def agents(cli, panel):
+    work = panel.work
+    out = work / "phone.p12"
+    made = cli.done("bundle", "phone", "--sites", "blog", "--out", out)
+    identity = from_p12(work, out.read_bytes(), made.stdout.strip())
+    expect.status("the agent is let in", panel.call(identity, "GET", "/api/tunnels"), 200)
+    expect.equal("its bundle is for its owner", mode_of(out), 0o600)
+    cli.fails("bundle", "phone-2", "--out", out, says="is there already")
+    expect.equal("nothing was made", [each["label"] for each in listed(cli)].count("phone-2"), 0)
+    cli.fails("bundle", "phone", "--out", work / "again.p12", says="revoke LABEL")
+    expect.that("no file is left", not (work / "again.p12").exists())
+    told = json.loads(cli.done("bundle", "tablet", "--json", cwd=work).stdout)
+    expect.equal("as JSON, with the file", (told["label"], told["bundle"]), ("tablet", "tablet.p12"))
+    expect.that("its password opens it", opens((work / "tablet.p12").read_bytes(), told["p12Password"]))
+
+    again = work / "phone-again.p12"
+    cli.done("download", "phone", "--out", again)
+    expect.equal("the same bundle", again.read_bytes(), out.read_bytes())
+    piped = cli.panel_run("download", "phone", "--out", "-", text=False)
+    expect.equal("to standard output", piped.stdout, out.read_bytes())
+    cli.fails("download", "nobody", "--out", work / "nobody.p12", says="ca-cli panel agents")
+
+    told = cli.done("capabilities", "phone", "tunnels:read,sites:read")
+    expect.that("words on stderr", "phone may do: tunnels:read sites:read" in told.stderr, told.stderr)
+    cli.done("sites", "phone", "blog,docs")
+    phone = next(each for each in listed(cli) if each["label"] == "phone")
+    expect.equal("both are changed", (phone["capabilities"], phone["allowedSites"]), (READS, ["blog", "docs"]))
+    told = json.loads(cli.done("sites", "phone", "--none", "--json").stdout)
+    expect.equal("none", told["allowedSites"], [])
+    cli.fails("capabilities", "phone", "sites:read", says="tunnels:read is mandatory")
+    cli.fails("capabilities", "nobody", "tunnels:read", says="ca-cli panel agents")
+    expect.equal("no sites is no word", cli.panel_run("sites", "phone").returncode, 2)
+
+    cli.done("enroll", "waits")
+    cli.fails("enroll", "waits", says="drop-token")
+    expect.that("dropped", "dropped" in cli.done("drop-token", "waits").stderr)
+    expect.that("no more", "has no token" in cli.done("drop-token", "waits").stderr)
+    cli.done("enroll", "waits")
+
+
+READS = ["tunnels:read", "sites:read"]
+
+
+def listed(cli):
+    return json.loads(cli.done("agents", "--json").stdout)["agents"]
+
+
+def rotation(cli, panel):
+    work, server = panel.work, ["--server-cert", panel.pki / "self-signed.pem"]
+    first = work / "first.p12"
+    first.write_bytes((panel.pki / "client.p12").read_bytes())
+    (work / "first.password").write_text((panel.pki / ".p12-password").read_text())
+    old = ["--cert", first, "--password-file", work / "first.password", *server]
+    new = work / "second.p12"
+    made = cli.done("rotate", "--out", new, access=old)
+    (work / "second.password").write_text(made.stdout)
+    expect.that("the password opens the bundle", opens(new.read_bytes(), made.stdout.strip()))
+    expect.equal("it is the panel's", new.read_bytes(), (panel.pki / "client.p12").read_bytes())
+    cli.fails("agents", access=old, says="reset-admin")
+    cli.done("download", "--out", work / "grace.p12", access=old)
+    expect.equal("the old one may fetch it once more", (work / "grace.p12").read_bytes(), new.read_bytes())
+    second = ["--cert", new, "--password-file", work / "second.password", *server]
+    cli.done("agents", access=second)
+    cli.fails("download", "--out", work / "late.p12", access=old, says="Certificate has been revoked")
+    expect.that("no file is left", not (work / "late.p12").exists())
+    cli.fails("rotate", "--out", new, access=second, says="is there already")
+    cli.done("agents", access=second)
+    # On the host itself the directory has the new ones.
+    told = cli.done("rotate")
+    expect.equal("the password", told.stdout.strip(), (panel.pki / ".p12-password").read_text())
+    expect.that("and where the bundle is", "panel download" in told.stderr, told.stderr)
+    cli.done("agents")
+    told = json.loads(cli.done("rotate", "--json").stdout)
+    expect.equal("as JSON", told["ok"], True)
+    cli.fails("renew", "nothing.example.com", says="Certificate not found")
+    cli.fails("renew", "../x", says="is not a certificate")
+
+
+def agent_upgrade(cli, panel):
+    work, server = panel.work, ["--server-cert", panel.pki / "self-signed.pem"]
+    out = work / "mover.p12"
+    password = work / "mover.password"
+    password.write_text(cli.done("bundle", "mover", "--out", out).stdout)
+    access = ["--cert", out, "--password-file", password, *server]
+    files = ["--new-key", work / "mover.key", "--out", work / "mover.crt"]
+    cli.fails("upgrade", "--agent", *files, says="leave --agent out")
+    cli.done("upgrade", "--agent", *files, access=access)
+    mover = Identity(work / "mover.crt", work / "mover.key")
+    expect.status("with its own key", panel.call(mover, "GET", "/api/tunnels"), 200)
+    cli.fails("upgrade", "--agent", *files[:2], "--out", work / "again.crt", access=access, says="revoked")
+
+
+def upgrade(cli, panel):
+    work, server = panel.work, ["--server-cert", panel.pki / "self-signed.pem"]
+    key, out = work / "device.key", work / "device.crt"
+    cli.fails("upgrade", "--new-key", key, "--out", panel.pki / "client.key", says="holds a private key")
+    expect.that("no key is made", not key.exists())
+    told = cli.done("upgrade", "--new-key", key, "--out", out)
+    expect.that("it says how to go on", f"--cert {out} --key {key}" in told.stderr, told.stderr)
+    expect.equal("the key is for its owner", mode_of(key), 0o600)
+    device = ["--cert", out, "--key", key, *server]
+    cli.done("agents", access=device)
+    cli.fails("agents", says="give --cert and --key")
+    expect.equal("why", "hardware-bound" in cli.panel_run("agents").stderr, True)
+    for words in (["rotate"], ["download", "--out", work / "none.p12"]):
+        cli.fails(*words, access=device, says="api-server reset-admin")
+    expect.that("no file is left", not (work / "none.p12").exists())
+    cli.fails("upgrade", "--csr", csr_file(work), "--out", work / "x.crt", access=device, says="already")
+    reset = panel.reset_admin()
+    expect.equal(f"the reset: {reset.stderr}", reset.returncode, 0)
+    cli.done("agents")
+    # A request from elsewhere.
+    cli.done("upgrade", "--csr", csr_file(work), "--out", work / "elsewhere.crt", "--json")
+    cli.fails("agents", access=["--pki-dir", work], says="DATA/pki")
+
+
+def csr_file(work):
+    path = work / "device.csr"
+    path.write_text(csr_of(ec_key()))
+    return path
+
+
+def help_texts(cli):
+    """Every example of `--help` has words that the program knows, though its files are not there."""
+    commands = [line.split()[0] for line in cli.run("panel", "--help").stdout.splitlines() if is_command(line)]
+    expect.that("all are listed", {"rotate", "download", "upgrade", "capabilities", "sites"} <= set(commands), commands)
+    count = 0
+    for command in ("", *(each for each in commands if each != "help")):
+        text = cli.run("panel", *([command] if command else []), "--help").stdout
+        for line in re.findall(r"^  ca-cli (panel .*)$", text, re.MULTILINE):
+            words = re.split(r"\s{2,}| [>|] ", line)[0].split()
+            ended = cli.run(*words, env={"ADIT_PANEL_URL": "https://127.0.0.1:1"}, cwd=cli.panel.work)
+            expect.equal(f"{words} can be parsed: {ended.stderr}", ended.returncode, 1)
+            count += 1
+        expect.that(f"{command} has an example", "ca-cli panel" in text or command in ("agents", "certs"), text)
+    expect.that("there were examples", count > 12, count)
+
+
+def is_command(line):
+    return re.match(r"  [a-z-]+ {2,}[A-Z]", line)
 
 
 def errors(cli, panel):

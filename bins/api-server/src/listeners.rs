@@ -75,8 +75,9 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let panel = async {
         let Some((Served { panel, listener, .. }, socket)) = panel else { return };
         let routes = panel::router(Arc::clone(&panel), settings.panel_bounds());
-        let crl = tokio::spawn(keep_crl(panel, stopped.clone()));
+        let crl = tokio::spawn(keep_crl(Arc::clone(&panel), stopped.clone()));
         listener.serve(socket, routes, settings.panel_limits(), wait(stopped)).await;
+        panel.finish().await;
         if let Err(error) = crl.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the renewal of crl.pem failed");
         }

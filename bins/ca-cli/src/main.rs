@@ -53,7 +53,7 @@ enum Command {
     Fingerprint(Fingerprint),
     /// Make a PKCS #12 file (.p12) for browsers and keychains, or look into one
     P12(p12::P12),
-    /// Ask a panel: its agents and certificates; enrol and revoke agents
+    /// Ask a panel: agents, tokens and bundles, the host's certificates, the admin's own
     Panel(panel::Panel),
     /// Print a completion script for a shell
     Completions(Completions),

@@ -44,6 +44,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// An object; an empty one if it was something else.
     pub(crate) body: Value,
+    /// As they came.
+    pub(crate) octets: Zeroizing<Vec<u8>>,
 }
 
 /// A panel and who asks it.
@@ -111,8 +113,9 @@ impl Client {
         let status = answer.status().as_u16();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error)).context("the panel ended the connection")?.to_bytes();
-        let body = serde_json::from_slice::<Map<_, _>>(&body).unwrap_or_default();
-        Ok(Answer { status, body: Value::Object(body) })
+        let octets = Zeroizing::new(body.to_vec());
+        let body = serde_json::from_slice::<Map<_, _>>(&octets).unwrap_or_default();
+        Ok(Answer { status, body: Value::Object(body), octets })
     }
 }
 

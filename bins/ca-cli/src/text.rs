@@ -5,6 +5,8 @@ use pki_core::crypto::PrivateKeyError;
 use pki_core::pkcs12::Pkcs12Error;
 use pki_core::{CertificateSummary, ChainError, CrlSummary, CsrError, CsrSummary, PemError};
 
+use crate::panel::{NoBundle, Refused};
+
 pub(crate) fn csr(csr: &CsrSummary, refusal: Option<&str>) -> String {
     let mut text = Text("certificate signing request\n".to_owned());
     let or_unreadable = |value: &Option<String>| value.clone().unwrap_or_else(|| "not readable".to_owned());
@@ -85,6 +87,12 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
         }
         if let Some(PrivateKeyError::Malformed) = cause.downcast_ref() {
             return Some("`openssl pkcs8 -topk8 -nocrypt` makes PKCS #8 of other keys");
+        }
+        if let Some(refused) = cause.downcast_ref::<Refused>() {
+            return refused.hint();
+        }
+        if let Some(no_bundle) = cause.downcast_ref::<NoBundle>() {
+            return Some(no_bundle.hint());
         }
         let tls = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref()?.downcast_ref());
         if let Some(rustls::Error::InvalidCertificate(_)) = tls {

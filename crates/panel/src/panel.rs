@@ -192,6 +192,14 @@ impl Panel {
         }
     }
 
+    /// Waits until all that was begun is on disk, what nobody waits for among it: before the
+    /// program ends.
+    pub async fn finish(&self) {
+        if let Err(error) = self.directory.change(|_| Ok((Vec::new(), ()))).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the last changes may not be written");
+        }
+    }
+
     /// Who is it that presents this?
     ///
     /// `for_download`: is it the admin's bundle that is asked for? A

@@ -1,0 +1,1 @@
+"""The sections of `panel.py`: a file for each subject."""
