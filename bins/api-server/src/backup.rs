@@ -61,7 +61,7 @@ const MOMENTARY: [&str; 4] = [".lock", ".staging", ".intent", ".probe"];
 
 /// Makes a backup at `to`, which must not be there, or be empty.
 pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Result<()> {
-    let data = &settings.data_dir;
+    let data = &settings.general.data_dir;
     require_restored(data)?;
     ensure!(
         data.join(DATABASE).exists(),
@@ -71,15 +71,15 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
     ensure!(is_free(to)?, "{} is there already: nothing is overwritten, name another directory", to.display());
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let within = parent.canonicalize().with_context(|| format!("cannot use {}", parent.display()))?;
-    for copied in [&data.join(CA), &settings.pki_dir] {
+    for copied in [&data.join(CA), &settings.panel.pki_dir] {
         let is_within = copied.canonicalize().is_ok_and(|copied| within.starts_with(copied));
         ensure!(!is_within, "{} is in {}, which is copied: name a place elsewhere", to.display(), copied.display());
     }
     let partial = Partial::begin(to)?;
     let mut copy = Copy { root: partial.path.clone(), files: Vec::new() };
     // The panel first: what its lists name has been put on record in the database before.
-    if settings.pki_dir.exists() {
-        let (pki, config) = (&settings.pki_dir, &settings.panel_config);
+    if settings.panel.pki_dir.exists() {
+        let (pki, config) = (&settings.panel.pki_dir, &settings.panel.config);
         let held = panel::setup::hold_still(pki, config)
             .with_context(|| format!("cannot hold {} (pki_dir) still", pki.display()))?;
         copy.directory(pki, PKI)?;
@@ -101,7 +101,7 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
         made_at: format!("{:.0}", Timestamp::now()),
         program: env!("CARGO_PKG_VERSION").to_owned(),
         schema,
-        zone: settings.zone.0.as_str().to_owned(),
+        zone: settings.general.zone.0.as_str().to_owned(),
         files,
     };
     let text = serde_json::to_vec_pretty(&manifest)?;
@@ -125,10 +125,10 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
 pub(crate) fn restore(settings: &Settings, from: &Path, json: bool) -> anyhow::Result<()> {
     let manifest = read_manifest(from)?;
     ensure!(
-        manifest.zone == settings.zone.0.as_str(),
+        manifest.zone == settings.general.zone.0.as_str(),
         "the backup is of the zone {}, and the settings say {}: set `zone`, as {} has it",
         manifest.zone,
-        settings.zone.0,
+        settings.general.zone.0,
         from.join(SETTINGS).display()
     );
     say(&format!("looking through {}", from.display()));
@@ -137,7 +137,7 @@ pub(crate) fn restore(settings: &Settings, from: &Path, json: bool) -> anyhow::R
     }
     store::check_copy(&from.join(DATABASE))?;
 
-    let data = &settings.data_dir;
+    let data = &settings.general.data_dir;
     if let Some((user, _)) = crate::panel::other_owner(data)? {
         bail!("{} belongs to the user with the number {user}: restore as that user", data.display());
     }
@@ -188,13 +188,13 @@ struct Places {
 
 impl Places {
     fn new(settings: &Settings) -> Self {
-        let data = &settings.data_dir;
+        let data = &settings.general.data_dir;
         let parts = vec![
             (DATABASE, data.join(DATABASE)),
             (CA, data.join(CA)),
             (ADMIN_KEY_FILE, data.join(ADMIN_KEY_FILE)),
-            (PKI, settings.pki_dir.clone()),
-            (PANEL_CONFIG, settings.panel_config.clone()),
+            (PKI, settings.panel.pki_dir.clone()),
+            (PANEL_CONFIG, settings.panel.config.clone()),
         ];
         Self { parts }
     }

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::panel::Served;
 use crate::reload::now;
-use crate::settings::Settings;
+use crate::settings::{Settings, panel_limits};
 use crate::start::Started;
 
 /// Serves until SIGTERM or SIGINT, then finishes what is in flight.
@@ -32,13 +32,13 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     }
     let metrics = Arc::new(Metrics::new());
     metrics.set_issuer_expiry(started.issuer_not_after.unix());
-    let limits = settings.limits();
+    let limits = settings.api.limits(&settings.connections);
     let edge = match inherited()? {
         Some(listener) => listener,
-        None => bind("edge_listen", settings.edge_listen).await?,
+        None => bind("edge_listen", settings.edge.listen).await?,
     };
-    let api = bind("api_listen", settings.api_listen).await?;
-    let side = bind("metrics_listen", settings.metrics_listen).await?;
+    let api = bind("api_listen", settings.api.listen).await?;
+    let side = bind("metrics_listen", settings.api.metrics).await?;
     let panel = match started.panel {
         Some(served) => {
             let socket = bind("panel_listen", served.address).await?;
@@ -48,7 +48,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
         None => None,
     };
     tracing::info!(
-        api = %api.local_addr()?, edge = %edge.local_addr()?, metrics = %side.local_addr()?, zone = %settings.zone.0,
+        api = %api.local_addr()?, edge = %edge.local_addr()?, metrics = %side.local_addr()?, zone = %settings.general.zone.0,
         "serving"
     );
 
@@ -57,7 +57,7 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
         // An error means that the sender is gone, which is a reason to stop too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.sweep_interval.0.0, stopped.clone()));
+    let sweeper = tokio::spawn(sweep(Arc::clone(&started.app), settings.tunnels.sweep_interval.0.0, stopped.clone()));
     let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
     let served = panel.as_ref().map(|(served, _)| Arc::clone(&served.panel));
     let watched = Watched { app: Arc::clone(&started.app), panel: served, validity: started.validity };
@@ -74,9 +74,9 @@ pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Resu
     let side = api::serve(side, side_routes, &limits, metrics, wait(stopped.clone()));
     let panel = async {
         let Some((Served { panel, listener, .. }, socket)) = panel else { return };
-        let routes = panel::router(Arc::clone(&panel), settings.panel_bounds());
+        let routes = panel::router(Arc::clone(&panel), settings.panel.bounds(&settings.connections));
         let crl = tokio::spawn(keep_crl(Arc::clone(&panel), stopped.clone()));
-        listener.serve(socket, routes, settings.panel_limits(), wait(stopped)).await;
+        listener.serve(socket, routes, panel_limits(&settings.connections), wait(stopped)).await;
         panel.finish().await;
         if let Err(error) = crl.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the renewal of crl.pem failed");

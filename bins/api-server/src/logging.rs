@@ -13,7 +13,7 @@ pub(crate) type SetFilter = Box<dyn Fn(&Settings) -> anyhow::Result<()> + Send>;
 /// Begins to log as the settings say.
 pub(crate) fn init(settings: &Settings) -> anyhow::Result<SetFilter> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(settings)?).with_writer(std::io::stderr);
-    Ok(match settings.log_format {
+    Ok(match settings.general.log_format {
         LogFormat::Text => {
             let builder = builder.with_ansi(is_colourful()).with_filter_reloading();
             let handle = builder.reload_handle();
@@ -30,8 +30,8 @@ pub(crate) fn init(settings: &Settings) -> anyhow::Result<SetFilter> {
 }
 
 fn filter(settings: &Settings) -> anyhow::Result<EnvFilter> {
-    EnvFilter::try_new(&settings.log)
-        .with_context(|| format!("log is {:?}: use error, warn, info, debug or directives", settings.log))
+    EnvFilter::try_new(&settings.general.log)
+        .with_context(|| format!("log is {:?}: use error, warn, info, debug or directives", settings.general.log))
 }
 
 /// Colours are for terminals that show them, and for people who want them

@@ -102,7 +102,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Openapi = command {
         return print(&api::openapi());
     }
-    let settings = Settings::resolve(cli.options.clone())?;
+    let settings = Settings::resolve(&cli.options)?;
     match &command {
         Command::ShowConfig => return print(&settings.to_toml()?),
         Command::Backup { to, json } => return backup::back_up(&settings, to, *json),

@@ -30,9 +30,9 @@ pub(crate) struct Served {
 /// Opens the panel, making its directory if there is none; `None` if it is not
 /// to be served.
 pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Result<Option<Served>> {
-    let Some(address) = settings.panel_listen.0.0 else { return Ok(None) };
+    let Some(address) = settings.panel.listen.0.0 else { return Ok(None) };
     let host = reachable(address.ip());
-    let (directory, config) = (&settings.pki_dir, &settings.panel_config);
+    let (directory, config) = (&settings.panel.pki_dir, &settings.panel.config);
     if let Some((user, _)) = other_owner(directory)? {
         bail!(
             "{} (pki_dir) belongs to the user with the number {user}, who could make root write elsewhere: \
@@ -41,12 +41,12 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
         );
     }
     if !directory.exists() {
-        tracing::info!(directory = %directory.display(), keys = %settings.panel_keys.0, "making the panel's authority and the admin's bundle");
+        tracing::info!(directory = %directory.display(), keys = %settings.panel.keys.0, "making the panel's authority and the admin's bundle");
     }
-    let (zone, making) = (settings.zone.0.as_str(), settings.making());
+    let (zone, making) = (settings.general.zone.0.as_str(), settings.panel.making());
     let is_new = setup::ensure(directory, config, host, zone, making, Timestamp::now())
         .context("cannot make the panel's directory")?;
-    if settings.panel_tls_cert.is_none() && settings.panel_proxy.is_none() {
+    if settings.panel.tls_cert.is_none() && settings.panel.proxy.is_none() {
         setup::ensure_server_certificate(directory, host, Timestamp::now())
             .context("cannot make the panel's server certificate")?;
     }
@@ -55,9 +55,9 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
         config: config.clone(),
         store: Arc::<dyn Store>::clone(store),
         making,
-        capabilities: settings.panel_capabilities.clone(),
-        programs: settings.programs(),
-        is_proxied: settings.panel_proxy.is_some(),
+        capabilities: settings.panel.capabilities.clone(),
+        programs: settings.panel.programs(),
+        is_proxied: settings.panel.proxy.is_some(),
         clock: Arc::new(SystemClock),
     };
     let panel = Panel::open(parts).await.with_context(|| format!("cannot use {} (pki_dir)", directory.display()))?;
@@ -70,7 +70,7 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
 }
 
 fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<(Listener, Option<PanelCertificate>)> {
-    if let Some(proxy) = settings.panel_proxy {
+    if let Some(proxy) = settings.panel.proxy {
         return Ok((Listener::Proxied(proxy), None));
     }
     let pair = warned(pair(settings)?, &certificate_path(settings));
@@ -83,24 +83,24 @@ fn listener(settings: &Settings, panel: &Panel) -> anyhow::Result<(Listener, Opt
 }
 
 fn certificate_path(settings: &Settings) -> PathBuf {
-    settings.panel_tls_cert.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_CERTIFICATE))
+    settings.panel.tls_cert.clone().unwrap_or_else(|| settings.panel.pki_dir.join(SERVER_CERTIFICATE))
 }
 
 /// The certificate of the panel's port, and its key.
 pub(crate) fn pair(settings: &Settings) -> anyhow::Result<Pair> {
-    let key = settings.panel_tls_key.clone().unwrap_or_else(|| settings.pki_dir.join(SERVER_KEY));
+    let key = settings.panel.tls_key.clone().unwrap_or_else(|| settings.panel.pki_dir.join(SERVER_KEY));
     Pair::read(("panel_tls_cert", &certificate_path(settings)), ("panel_tls_key", &key))
 }
 
 /// Makes the admin a new bundle and says where it is. Its password goes to a
 /// file, not to a terminal that others may read back.
 pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow::Result<()> {
-    let (directory, config) = (&settings.pki_dir, &settings.panel_config);
-    crate::backup::require_restored(&settings.data_dir)?;
+    let (directory, config) = (&settings.panel.pki_dir, &settings.panel.config);
+    crate::backup::require_restored(&settings.general.data_dir)?;
     let done = match other_owner(directory)? {
         Some(owner) => reset_as(owner)?,
         None => {
-            let reset = setup::reset_admin(directory, config, settings.making(), Timestamp::now())
+            let reset = setup::reset_admin(directory, config, settings.panel.making(), Timestamp::now())
                 .await
                 .with_context(|| format!("cannot reset the admin of {} (pki_dir)", directory.display()))?;
             crate::print(&words(settings, &reset))?;
@@ -111,7 +111,7 @@ pub(crate) async fn reset_admin(settings: &Settings, files_only: bool) -> anyhow
     if files_only {
         return Ok(());
     }
-    match settings.programs().reload_nginx().await {
+    match settings.panel.programs().reload_nginx().await {
         Nginx::Reloaded if other_owner(directory)?.is_some() => {
             // Root writes nothing in another's directory; the server's next start tells nginx once more.
         }
@@ -148,7 +148,7 @@ fn reset_as((user, group): (u32, u32)) -> anyhow::Result<bool> {
 }
 
 fn words(settings: &Settings, reset: &AdminReset) -> String {
-    let port = settings.panel_listen.0.0.map_or(9292, |address| address.port());
+    let port = settings.panel.listen.0.0.map_or(9292, |address| address.port());
     let host = if reset.ip.is_empty() { "127.0.0.1" } else { &reset.ip };
     let before = match &reset.revoked {
         Some(serial) => format!("the one before is revoked, serial {serial}"),

@@ -37,7 +37,7 @@ impl Reload {
     /// Reads all again at every signal, until it is dropped.
     pub(crate) async fn run(mut self, edge: Edge, panel: Option<PanelCertificate>) {
         while self.hangups.recv().await.is_some() {
-            let settings = match Settings::resolve(self.options.clone()) {
+            let settings = match Settings::resolve(&self.options) {
                 Ok(settings) => settings,
                 Err(error) => {
                     tell("the configuration", Err(error));
@@ -65,7 +65,7 @@ fn tell(what: &str, read: anyhow::Result<()>) {
 
 /// The operator's own certificate for the edge, if there is one.
 pub(crate) fn edge_pair(settings: &Settings) -> Option<anyhow::Result<Pair>> {
-    let (chain, key) = (settings.edge_tls_cert.as_ref()?, settings.edge_tls_key.as_ref()?);
+    let (chain, key) = (settings.edge.tls_cert.as_ref()?, settings.edge.tls_key.as_ref()?);
     Some(Pair::read(("edge_tls_cert", chain), ("edge_tls_key", key)))
 }
 

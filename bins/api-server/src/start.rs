@@ -36,7 +36,7 @@ pub(crate) const ADMIN_KEY_FILE: &str = "admin-api-key";
 
 /// Opens the data directory, making what is missing.
 pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
-    let data = &settings.data_dir;
+    let data = &settings.general.data_dir;
     let (passphrase, chosen_key) = (passphrase()?, chosen_key()?);
     backup::require_restored(data)?;
     DirBuilder::new()
@@ -46,10 +46,10 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
         .with_context(|| format!("cannot create the data directory {}", data.display()))?;
     // The lock comes first: nothing below may be done by two servers at once.
     let store = SqliteStore::open(data)?;
-    let zone: DnsName = settings.zone.0.as_str().parse().context("the zone is no host name")?;
+    let zone: DnsName = settings.general.zone.0.as_str().parse().context("the zone is no host name")?;
     let ca = open_ca(&data.join("ca"), &zone, passphrase.as_ref())?;
     let validity = ca.validity()?;
-    let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.cert_days))?;
+    let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.tunnels.cert_days))?;
     let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
     if !authority.permits(&zone) {
         bail!(
@@ -59,17 +59,22 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
         );
     }
     let issuer_not_after = authority.not_after();
-    warn_of_end(&validity, issuer_not_after, settings.cert_days);
+    warn_of_end(&validity, issuer_not_after, settings.tunnels.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
-    let edge = Edge::new(settings.edge(), Arc::clone(&store), authority.clone(), Arc::new(SystemClock))?;
-    if let (Some(path), Some(pair)) = (&settings.edge_tls_cert, reload::edge_pair(settings)) {
+    let edge = Edge::new(
+        settings.edge.settings(settings.general.zone.0.clone(), &settings.connections),
+        Arc::clone(&store),
+        authority.clone(),
+        Arc::new(SystemClock),
+    )?;
+    if let (Some(path), Some(pair)) = (&settings.edge.tls_cert, reload::edge_pair(settings)) {
         reload::use_at_edge(&edge, reload::warned(pair?, path))?;
     }
     let panel = crate::panel::open(settings, &store).await?;
-    let zone = settings.zone.0.clone();
-    let app = App::new(store, Arc::new(SystemClock), Arc::new(SystemRandom), authority, settings.rules(), zone)
+    let zone = settings.general.zone.0.clone();
+    let app = App::new(store, Arc::new(SystemClock), Arc::new(SystemRandom), authority, settings.tunnels.rules(), zone)
         .with_data_plane(Arc::new(Joint(edge.clone())));
-    let organization = OrganizationId::new(settings.organization.as_str());
+    let organization = OrganizationId::new(settings.tunnels.organization.as_str());
     if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {
         hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
     }
