@@ -151,7 +151,8 @@ def rotation(panel, nginx):
     expect.until("crl.pem names the old one", 5, lambda: old.serial in panel.crl_serials())
     expect.that("and the agent", agent.serial in panel.crl_serials())
     expect.until("nginx is told of it", 5, lambda: is_refused_by_nginx(nginx, old, "/api/certs/mtls/download"))
-    expect.that("and of the agent", is_refused_by_nginx(nginx, agent, "/api/tunnels"))
+    nginx.tell("-s reload")
+    expect.until("and of the agent at any reload", 5, lambda: is_refused_by_nginx(nginx, agent, "/api/tunnels"))
     expect.status("and of nobody else", nginx.ask(new, "GET", "/api/certs"), 200)
 
 
