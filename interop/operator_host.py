@@ -5,8 +5,9 @@ thrown away: what is installed in /etc is installed there, every port is free, a
 is touched. Needs root and Debian's tools.
 
 systemd cannot run there. `Systemd` stands in for it: a program `systemctl` asks a thread of this script, which reads
-the units that lie in /etc and /lib, asks the real polkit whether the caller may, and runs what they say, with
-what `setpriv` and mounts can do of their sandbox. It does not filter system calls and address families.
+the units that lie in /etc and /lib, asks the real polkit whether the caller may, and runs what they say. Their
+sandbox is made of `setpriv`, of mounts, and of filters for system calls, address families, namespaces and memory that
+is written and run, as systemd would load them (libseccomp, by `python3-seccomp`).
 """
 
 import contextlib
@@ -40,6 +41,34 @@ sys.stdout.write(out)
 sys.stderr.write(err)
 sys.exit(status)
 """
+# Runs a command with the filters of a unit. Python's own binding of libseccomp is Debian's.
+FILTERED = """
+import errno, json, os, sys
+import seccomp as s
+unit, command = json.load(open(sys.argv[1])), sys.argv[2:]
+
+def filtered(otherwise, rules):
+    each = s.SyscallFilter(otherwise)
+    for action, call, *arguments in rules:
+        try:
+            each.add_rule(action, call, *arguments)
+        except (OSError, RuntimeError, ValueError):
+            # A call that this machine does not have, or that this library does not know yet.
+            continue
+    each.load()
+
+refused, both = s.ERRNO(errno.EPERM), 0x2 | 0x4
+families = [n for n in range(46) if n not in unit["families"]]
+filtered(s.ALLOW, [(s.ERRNO(errno.EAFNOSUPPORT), "socket", s.Arg(0, s.EQ, n)) for n in families])
+filtered(s.ALLOW, [(refused, "mmap", s.Arg(2, s.MASKED_EQ, both, both)),
+                   *((refused, call, s.Arg(2, s.MASKED_EQ, 0x4, 0x4)) for call in ("mprotect", "pkey_mprotect"))])
+flags = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+filtered(s.ALLOW, [(s.ERRNO(errno.ENOSYS), "clone3"),
+                   *((refused, call, s.Arg(0, s.MASKED_EQ, flag, flag)) for call in ("clone", "unshare") for flag in flags)])
+filtered(s.KILL_PROCESS, [(s.ALLOW, call) for call in unit["calls"]])
+os.execv(command[0], command)
+"""
+FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
 MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
 
 
@@ -211,13 +240,20 @@ def call(words, unit):
 
 
 def sandboxed(unit, words):
-    """The command with the unit's user, without privileges, on a file system of which its own directory alone may be
-    written."""
+    """The command with the unit's user, without privileges, with its filters, on a file system of which its own
+    directory alone may be written."""
     state = f"/var/lib/{unit['StateDirectory']}"
     user = unit["User"]
     expect.equal("the unit cannot gain privileges", unit["NoNewPrivileges"], "yes")
     expect.equal("the unit has no capabilities", unit["CapabilityBoundingSet"], "")
     expect.equal("the unit's file system is read-only", unit["ProtectSystem"], "strict")
+    for name in ("MemoryDenyWriteExecute", "RestrictNamespaces"):
+        expect.equal(name, unit[name], "yes")
+    families = [FAMILIES[name] for name in unit["RestrictAddressFamilies"].split()]
+    filters, program = (pathlib.Path(f"/run/{unit.name}.{kind}") for kind in ("json", "py"))
+    filters.write_text(json.dumps({"calls": system_calls(unit["SystemCallFilter"]), "families": families}))
+    program.write_text(FILTERED)
+    words = ["/usr/bin/python3", str(program), str(filters), *words]
     run(f"install -d -m 700 -o {user} -g {user} {state}")
     privileges = f"--reuid {user} --regid {user} --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs"
     script = "\n".join(
@@ -235,6 +271,13 @@ def sandboxed(unit, words):
         ]
     )
     return ["unshare", "--mount", "sh", "-c", script]
+
+
+def system_calls(group):
+    """All of a group, as systemd has it."""
+    listed = run(["systemd-analyze", "syscall-filter", group]).splitlines()[1:]
+    names = [line.strip() for line in listed if line.strip() and not line.strip().startswith("#")]
+    return [call for name in names for call in (system_calls(name) if name.startswith("@") else [name])]
 
 
 def wait_for_port(port):

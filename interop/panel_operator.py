@@ -6,7 +6,7 @@ The commands of the page are run as they stand, on a throw-away copy of this mac
 unit and the rules of polkit are those of docs/samples, certbot has its real directories and permissions, nginx
 stands in front, and the server is another user who cannot gain privileges. The ACME server is Pebble. Then the panel
 lists and renews certificates, rotates the admin's, revokes, and shows a person without a certificate how to get in,
-which Chromium judges. Needs root, `nginx`, `certbot`, `pebble`, `polkitd`, `dbus`, `chromium` and requirements.txt.
+which Chromium judges. Needs root, `nginx`, `certbot`, `pebble`, `polkitd`, `dbus`, `chromium`, `python3-seccomp` and requirements.txt.
 """
 
 import contextlib
@@ -182,6 +182,8 @@ def no_privileges(host):
     pid = run(["pgrep", "-u", "adit", "-x", "api-server"]).strip()
     status = dict(re.findall(r"^(\w+):\s*(.*)$", pathlib.Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
     expect.equal("it cannot gain any", status["NoNewPrivs"], "1")
+    # Families, memory, namespaces, and all that is not in the unit's group.
+    expect.equal("its system calls are filtered", (status["Seccomp"], status["Seccomp_filters"]), ("2", "4"))
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         expect.equal(name, int(status[name], 16), 0)
     expect.equal("live is closed to it", host.as_adit("ls", "/etc/letsencrypt/live").returncode, 2)

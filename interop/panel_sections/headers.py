@@ -67,6 +67,26 @@ def origins(checks, panel, admin):
             "the agent is still there", [(each["label"], each["revoked"]) for each in listed], [("speaker", False)]
         )
 
+    @checks("2 a browser's word on whose page it is counts before the origin")
+    def _():
+        drop, port = "/api/certs/agent/enroll/nobody", panel.panel_port
+        for headers, status in (
+            ({"Sec-Fetch-Site": "same-origin"}, 200),
+            ({"Sec-Fetch-Site": "none"}, 200),
+            # Whatever a proxy has made of the host.
+            ({"Sec-Fetch-Site": "same-origin", "Origin": "https://panel.example.com", "Host": "inside:3100"}, 200),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Sec-Fetch-Site": "same-site", "Origin": own}, 403),
+            ({"Sec-Fetch-Site": "cross-site", "Origin": own}, 403),
+            ({"Origin": f"https://localhost:{port}", "Host": "localhost"}, 200),
+            ({"Origin": "https://localhost", "Host": f"localhost:{port}"}, 200),
+            ({"Origin": "https://PANEL.example.com", "Host": "panel.EXAMPLE.com:443"}, 200),
+            ({"Origin": "https://[::1]:9292", "Host": "[::1]"}, 200),
+            ({"Origin": "https://example.com", "Host": "panel.example.com"}, 403),
+            ({"Origin": f"https://localhost:{port}@evil.example", "Host": f"localhost:{port}"}, 403),
+        ):
+            expect.status(str(headers), panel.call(admin, "DELETE", drop, headers=headers), status)
+
     @checks("2 the panel's own pages may")
     def _():
         answer = panel.call(admin, "POST", "/api/certs/agent/enroll", token, {"Origin": own})
