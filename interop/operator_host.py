@@ -76,9 +76,9 @@ def enter():
     """Comes back on the copy only: outside, runs the script again there and exits as that does."""
     if MARK not in os.environ:
         command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", sys.executable, *sys.argv]
-        sys.exit(subprocess.run(command, env={**os.environ, MARK: "inside"}).returncode)
-    here = pathlib.Path.cwd()
-    place = pathlib.Path(tempfile.mkdtemp(prefix="adit-host-"))
+        with tempfile.TemporaryDirectory(prefix="adit-host-") as place:
+            sys.exit(subprocess.run(command, env={**os.environ, MARK: place}).returncode)
+    here, place = pathlib.Path.cwd(), pathlib.Path(os.environ[MARK])
     run("mount --make-rprivate /")
     run(f"mount -t tmpfs tmpfs {place}")
     for name in ("upper", "work", "root"):

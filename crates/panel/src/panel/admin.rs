@@ -62,7 +62,11 @@ impl Panel {
                 let mut edits = back_up(&paths)?;
                 let revoke = |serial: &Serial| revocation(serial, "admin (rotated)", now);
                 edits.extend(superseded.iter().map(revoke));
-                let grace = Grace { serials: superseded, successor: admin.serial.clone(), since: now };
+                // What was revoked before, by whomever, has no grace: it was not this that replaced it.
+                let revoked = state.revoked()?;
+                let is_replaced = |serial: &Serial| state.superseded.contains(serial) || !revoked.contains(serial);
+                let serials = superseded.into_iter().filter(is_replaced).collect();
+                let grace = Grace { serials, successor: admin.serial.clone(), since: now };
                 edits.push(Edit::RotateAdmin(admin, grace));
                 edits.extend(identity_files(key_pem, issued.pem.into_bytes(), p12, kept));
                 edits.extend([mark, Edit::TellNginx]);

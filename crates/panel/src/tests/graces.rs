@@ -118,3 +118,17 @@ async fn without_a_proxy_the_list_names_all_at_once() {
     assert!(world.lists(&old));
     assert!(panel.authenticate(Some(&presented("admin", &old)), true).is_ok(), "its grace");
 }
+
+#[tokio::test]
+async fn what_was_revoked_before_a_rotation_has_no_grace() {
+    let world = World::new();
+    let panel = world.open().await;
+    let lost = world.admin_serial();
+    // By another program: the admin has lost the bundle, and asks with another certificate.
+    let entry = serde_json::json!({"revoked": [{"serial": lost.to_string(), "label": "lost"}]});
+    fs::write(world.pki().join("revoked.json"), entry.to_string()).expect("written");
+    panel.rotate(somebody()).await.expect("rotated");
+    assert!(world.lists(&lost), "the list names it at once");
+    assert_eq!(panel.authenticate(Some(&presented("admin", &lost)), true), Err(Denied::Revoked));
+    assert!(panel.authenticate(Some(&presented("admin", &somebody())), true).is_ok(), "who asked has one");
+}
