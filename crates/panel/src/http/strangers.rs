@@ -95,7 +95,8 @@ fn page(why: &Why, headers: &HeaderMap) -> Response {
     const POLICY: HeaderValue = HeaderValue::from_static(
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     );
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty());
+    let host = host.unwrap_or("this address");
     let text = PAGE.replace("{title}", why.title).replace("{why}", why.text).replace("{host}", &escaped(host));
     let mut response = (StatusCode::FORBIDDEN, Html(text)).into_response();
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, POLICY);
