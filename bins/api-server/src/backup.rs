@@ -5,47 +5,23 @@
 //! is on disk. A restore leaves a mark in the data directory until it is done,
 //! and no server starts beside that mark.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Component, Path, PathBuf};
+mod files;
+mod manifest;
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+
+use files::{Partial, copy_file, is_free, make_directory, read_document, remove, sync, sync_tree, write_new};
+use manifest::{FORMAT, Kept, MANIFEST, Manifest, read_manifest};
 
 use crate::settings::Settings;
 use crate::start::ADMIN_KEY_FILE;
 
-/// What is in a backup: `backup.json`.
-#[derive(Deserialize, Serialize)]
-struct Manifest {
-    /// Of this document and of how files are named.
-    format: u32,
-    /// RFC 3339.
-    made_at: String,
-    /// The version of the program that made it.
-    program: String,
-    /// The version of the database's tables.
-    schema: i64,
-    zone: String,
-    /// `/`-separated, in the order of their names.
-    files: Vec<Kept>,
-}
-
-#[derive(Deserialize, Serialize)]
-struct Kept {
-    path: String,
-    size: u64,
-    /// Hex.
-    sha256: String,
-    /// Permission bits.
-    mode: u32,
-}
-
-const FORMAT: u32 = 1;
-const MANIFEST: &str = "backup.json";
 const DATABASE: &str = "adit.db";
 const CA: &str = "ca";
 const PKI: &str = "pki";
@@ -54,8 +30,6 @@ const PANEL_CONFIG: &str = "panel.json";
 const SETTINGS: &str = "adit.toml";
 /// In a data directory whose restore is not done.
 const RESTORING: &str = ".restoring";
-/// The most octets of `backup.json` and of the mark that are read.
-const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 /// Files of the panel's directory that are of the moment.
 const MOMENTARY: [&str; 4] = [".lock", ".staging", ".intent", ".probe"];
 
@@ -68,6 +42,11 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
         "there is nothing to back up: {} has no database; name the server's directory with --data-dir or --config",
         data.display()
     );
+    for directory in [data, &settings.panel.pki_dir] {
+        if let Some((user, _)) = crate::panel::other_owner(directory)? {
+            bail!("{} belongs to the user with the number {user}: make the backup as that user", directory.display());
+        }
+    }
     ensure!(is_free(to)?, "{} is there already: nothing is overwritten, name another directory", to.display());
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let within = parent.canonicalize().with_context(|| format!("cannot use {}", parent.display()))?;
@@ -297,200 +276,6 @@ impl Copy {
         self.files.push(Kept { path: name.to_owned(), ..kept });
         Ok(())
     }
-}
-
-impl Kept {
-    /// Of a file as it is, with no path.
-    fn of(path: &Path) -> anyhow::Result<Self> {
-        let cannot = || format!("cannot read {}", path.display());
-        let mut file = File::open(path).with_context(cannot)?;
-        let mode = file.metadata().with_context(cannot)?.permissions().mode() & 0o777;
-        let (size, sha256) = pump(&mut file, &mut io::sink()).with_context(cannot)?;
-        Ok(Self { path: String::new(), size, sha256, mode })
-    }
-
-    fn verify(&self, from: &Path) -> anyhow::Result<()> {
-        self.require(&Self::of(&from.join(&self.path))?, from)
-    }
-
-    fn copy(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
-        if let Some(parent) = to.parent().filter(|parent| !parent.exists()) {
-            make_directories(parent)?;
-        }
-        let copied = copy_file(&from.join(&self.path), to, Some(self.mode))?;
-        self.require(&copied, from)
-    }
-
-    fn require(&self, found: &Self, from: &Path) -> anyhow::Result<()> {
-        ensure!(
-            (found.size, &found.sha256) == (self.size, &self.sha256),
-            "{} is not as it was when the backup was made: use another backup",
-            from.join(&self.path).display()
-        );
-        Ok(())
-    }
-}
-
-/// A backup in the making, beside its place.
-struct Partial {
-    path: PathBuf,
-    /// Held until it is done, so that two do not make the same.
-    _lock: File,
-}
-
-impl Partial {
-    fn begin(to: &Path) -> anyhow::Result<Self> {
-        let mut path = to.as_os_str().to_owned();
-        path.push(".partial");
-        let path = PathBuf::from(path);
-        let cannot = || format!("cannot create {}", path.display());
-        if path.exists() {
-            Self::lock(&path)?;
-            // Of one that was interrupted.
-            fs::remove_dir_all(&path).with_context(cannot)?;
-        }
-        make_directory(&path)?;
-        let lock = Self::lock(&path)?;
-        Ok(Self { path, _lock: lock })
-    }
-
-    fn lock(path: &Path) -> anyhow::Result<File> {
-        let directory = File::open(path).with_context(|| format!("cannot use {}", path.display()))?;
-        match directory.try_lock() {
-            Ok(()) => Ok(directory),
-            Err(fs::TryLockError::WouldBlock) => bail!("another backup is being made in {}", path.display()),
-            Err(fs::TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", path.display()))
-            }
-        }
-    }
-
-    fn finish(self, to: &Path) -> anyhow::Result<()> {
-        sync(&self.path)?;
-        fs::rename(&self.path, to).with_context(|| format!("cannot create {}", to.display()))?;
-        sync(to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
-    }
-}
-
-fn read_manifest(from: &Path) -> anyhow::Result<Manifest> {
-    let path = from.join(MANIFEST);
-    let bad = || format!("{} is not the list of a backup", path.display());
-    let text = read_document(&path)?;
-    /// Read first: a later format may have another shape.
-    #[derive(Deserialize)]
-    struct Head {
-        format: u32,
-        program: String,
-    }
-    let head: Head = serde_json::from_slice(&text).with_context(bad)?;
-    ensure!(
-        head.format == FORMAT,
-        "the backup has the format {}, made by version {}: restore it with that version or a later one",
-        head.format,
-        head.program
-    );
-    let manifest: Manifest = serde_json::from_slice(&text).with_context(bad)?;
-    ensure!(
-        manifest.schema <= store::SCHEMA_VERSION,
-        "the backup was made by version {}, whose database this program does not know: restore it with that one",
-        manifest.program
-    );
-    let is_plain = |file: &Kept| Path::new(&file.path).components().all(|part| matches!(part, Component::Normal(_)));
-    ensure!(manifest.files.iter().all(is_plain), "{}: a file that is not in the backup", path.display());
-    ensure!(manifest.files.iter().any(|file| file.path == DATABASE), "{}: it has no database", path.display());
-    Ok(manifest)
-}
-
-fn read_document(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let cannot = || format!("cannot read {}", path.display());
-    let mut text = Vec::new();
-    File::open(path).with_context(cannot)?.take(MAX_DOCUMENT).read_to_end(&mut text).with_context(cannot)?;
-    Ok(text)
-}
-
-/// Copies a file to a new one, durably, with this mode or its own.
-fn copy_file(from: &Path, to: &Path, mode: Option<u32>) -> anyhow::Result<Kept> {
-    let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
-    let copied = || -> io::Result<Kept> {
-        let mut source = File::open(from)?;
-        let mode = mode.map_or_else(|| Ok(source.metadata()?.permissions().mode() & 0o777), Ok::<_, io::Error>)?;
-        // Nobody else's before it has its mode.
-        let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-        let (size, sha256) = pump(&mut source, &mut target)?;
-        target.set_permissions(Permissions::from_mode(mode))?;
-        target.sync_all()?;
-        Ok(Kept { path: String::new(), size, sha256, mode })
-    };
-    copied().with_context(cannot)
-}
-
-/// Hands all octets on; how many there were, and their SHA-256 in hex.
-fn pump(from: &mut impl io::Read, to: &mut impl io::Write) -> io::Result<(u64, String)> {
-    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok((size, hash.finalize().iter().map(|octet| format!("{octet:02x}")).collect())),
-            Ok(count) => {
-                hash.update(&buffer[..count]);
-                to.write_all(&buffer[..count])?;
-                size += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn write_new(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
-    Ok(ca_dir::write_new(path, content, mode)?)
-}
-
-fn make_directory(path: &Path) -> anyhow::Result<()> {
-    DirBuilder::new().mode(0o700).create(path).with_context(|| format!("cannot create {}", path.display()))
-}
-
-fn make_directories(path: &Path) -> anyhow::Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot create {}", path.display()))
-}
-
-/// Is nothing there, or an empty directory?
-fn is_free(path: &Path) -> anyhow::Result<bool> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::read_dir(path).map(|mut entries| entries.next().is_none()),
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    };
-    found.with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The directory, those below it, and the one that it is in.
-fn sync_tree(path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
-        for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
-            let entry = entry?.path();
-            if entry.is_dir() {
-                sync_tree(&entry)?;
-            }
-        }
-        sync(path)?;
-    }
-    path.parent().filter(|parent| parent.is_dir()).map_or(Ok(()), sync)
-}
-
-fn sync(directory: &Path) -> anyhow::Result<()> {
-    let synced = File::open(directory).and_then(|directory| directory.sync_all());
-    synced.with_context(|| format!("cannot write {}", directory.display()))
 }
 
 fn size_of(path: &Path) -> String {
