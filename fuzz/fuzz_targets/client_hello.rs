@@ -5,13 +5,9 @@
 #[path = "../../crates/edge/src/client_hello.rs"]
 #[allow(dead_code, reason = "the edge uses more of it")]
 mod client_hello;
-#[path = "../../crates/edge/src/proxy_protocol.rs"]
-#[allow(dead_code, reason = "the edge uses more of it")]
-mod proxy_protocol;
 
 use client_hello::{ClientHello, HelloError, MAX_HELLO, Reader};
 use libfuzzer_sys::fuzz_target;
-use proxy_protocol::{Parsed, encode, parse};
 
 /// The first answer that is not "more", and the reader.
 fn read(bytes: &[u8], chunk: usize) -> (Result<Option<ClientHello>, HelloError>, Reader) {
@@ -47,17 +43,5 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(read(bytes, usize::MAX).1.into_raw(), bytes);
         }
         Err(error) => assert_eq!(error.alert().is_none(), error == HelloError::NotTls),
-    }
-
-    match parse(bytes) {
-        Ok(Parsed::Incomplete) | Err(_) => {}
-        Ok(parsed @ (Parsed::Local { length } | Parsed::Unknown { length } | Parsed::Proxied { length, .. })) => {
-            assert_eq!(parse(&bytes[..length]), Ok(parsed));
-            assert_eq!(parse(&bytes[..length - 1]), Ok(Parsed::Incomplete));
-            if let Parsed::Proxied { source, destination, .. } = parsed {
-                let header = encode(source, destination);
-                assert_eq!(parse(&header), Ok(Parsed::Proxied { length: header.len(), source, destination }));
-            }
-        }
     }
 });
