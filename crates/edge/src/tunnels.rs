@@ -230,7 +230,14 @@ impl Tunnels {
             let (status, reason) = match refusal {
                 LiveRefusal::Superseded => (StatusCode::CONFLICT, agent_proto::limits::INTAKE_SUPERSEDED),
                 LiveRefusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-                _ => (StatusCode::UNAUTHORIZED, "owner-token-invalid"),
+                // What no agent of ours does; the others are not refusals of an intake.
+                LiveRefusal::BridgeTaken
+                | LiveRefusal::Offline
+                | LiveRefusal::QueueFull
+                | LiveRefusal::TooManyIntakes
+                | LiveRefusal::UnknownExchange
+                | LiveRefusal::UnknownSession
+                | LiveRefusal::UnwantedBridge => (StatusCode::UNAUTHORIZED, "owner-token-invalid"),
             };
             let refused = state.sessions.get_mut(&session).and_then(|session| session.intakes.remove(&intake));
             if let Some(mut refused) = refused {
