@@ -109,7 +109,7 @@ pub(super) fn pump(from: &mut impl io::Read, to: &mut impl io::Write) -> io::Res
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return Ok((size, hash.finalize().iter().map(|octet| format!("{octet:02x}")).collect())),
+            Ok(0) => return Ok((size, base16ct::lower::encode_string(&hash.finalize()))),
             Ok(count) => {
                 hash.update(&buffer[..count]);
                 to.write_all(&buffer[..count])?;

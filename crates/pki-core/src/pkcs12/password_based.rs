@@ -542,8 +542,7 @@ mod tests {
             ("queeg", "1682c0fc5b3f7ec5", Iv, 1000, "9d461d1b00355c50"),
             ("queeg", "263216fcc2fab31c", Mac, 1000, "5ec4c7a80df652294c3925b6489a7ab857c83476"),
         ] {
-            let salt: Vec<u8> =
-                (0..salt.len()).step_by(2).map(|at| u8::from_str_radix(&salt[at..at + 2], 16).expect("hex")).collect();
+            let salt = base16ct::mixed::decode_vec(salt).expect("hex");
             let password = Password::new(password);
             let derived = derive::<Sha1>(&password.bmp, &salt, purpose, iterations, expected.len() / 2);
             assert_eq!(hex(&derived), expected);
