@@ -19,9 +19,9 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::link::{Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::Ticket;
 
 /// Head and body of a reply. Dropped, it takes the rest of the body from the
@@ -29,14 +29,6 @@ use crate::tunnels::Ticket;
 pub(crate) struct AgentReply {
     pub(crate) head: ReplyHead,
     pub(crate) body: ReplyStream,
-}
-
-/// How long a visitor may take nothing of a reply, and who is told then: the
-/// visitor's connection, which would keep what was written so far for ever.
-#[derive(Clone)]
-pub(crate) struct Patience {
-    pub(crate) stall: Duration,
-    pub(crate) lost: Arc<Notify>,
 }
 
 /// The stream that a reply comes on.
@@ -71,19 +63,6 @@ struct State {
     taken_at: Instant,
     /// The visitor is gone.
     is_abandoned: bool,
-}
-
-/// Why a body is not complete.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum ReplyBroken {
-    #[error("the agent's connection broke")]
-    Lost,
-    #[error("the visitor does not take the reply")]
-    Stalled,
-    #[error("the reply is larger than {0} octets")]
-    TooLarge(usize),
-    #[error("the reply has not as many octets as its content-length says")]
-    WrongLength,
 }
 
 /// Bodies up to this size are collected before the visitor gets anything.
@@ -252,13 +231,13 @@ impl ReplyStream {
         limit: usize,
         patience: Patience,
         ticket: Ticket,
-    ) -> Result<ReplyBody, ReplyBroken> {
+    ) -> Result<AgentBody, ReplyBroken> {
         if length.is_some_and(|length| length > limit as u64) {
             return Err(ReplyBroken::TooLarge(limit));
         }
         let Some(open) = self.0.as_mut() else {
             return if length.unwrap_or(0) == 0 {
-                Ok(ReplyBody::Full(Bytes::new()))
+                Ok(AgentBody::Full(Bytes::new()))
             } else {
                 Err(ReplyBroken::WrongLength)
             };
@@ -268,12 +247,12 @@ impl ReplyStream {
             if let Some(mut open) = self.0.take() {
                 open.answer(StatusCode::OK);
             }
-            return Ok(ReplyBody::Full(body));
+            return Ok(AgentBody::Full(body));
         }
-        let Some(open) = self.0.take() else { return Ok(ReplyBody::Full(Bytes::new())) };
+        let Some(open) = self.0.take() else { return Ok(AgentBody::Full(Bytes::new())) };
         let queue = Arc::new(Queue::new(Arc::clone(&open.buffered)));
         tokio::spawn(open.pump(Arc::clone(&queue), length, limit, patience, ticket));
-        Ok(ReplyBody::Stream(Streamed { queue, left: length }))
+        Ok(AgentBody::Stream(Streamed { queue, left: length }))
     }
 
     /// Takes the body from the agent, forgets it and answers `status`.
@@ -417,68 +396,55 @@ pub(crate) fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// The body that a visitor gets.
-pub(crate) enum ReplyBody {
+/// The body of a reply: all of it, or what is still coming.
+pub(super) enum AgentBody {
     Full(Bytes),
-    /// None, and nothing is said of how long it would be: the answer to a HEAD.
-    Headless,
     Stream(Streamed),
 }
 
 /// A body that is still coming.
-pub(crate) struct Streamed {
+pub(super) struct Streamed {
     queue: Arc<Queue>,
     left: Option<u64>,
 }
 
-impl ReplyBody {
+impl AgentBody {
     /// Does the body begin with these octets? Waits for the first of them.
     ///
     /// # Errors
     ///
     /// When the body breaks off before.
-    pub(crate) async fn begins_with(&mut self, octets: &[u8]) -> Result<bool, ReplyBroken> {
+    pub(super) async fn begins_with(&mut self, octets: &[u8]) -> Result<bool, ReplyBroken> {
         match self {
             Self::Full(body) => Ok(body.starts_with(octets)),
-            Self::Headless => Ok(false),
             Self::Stream(streamed) => poll_fn(|cx| streamed.queue.poll_begins_with(octets, cx)).await,
         }
     }
 }
 
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = ReplyBroken;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyBroken>>> {
-        match &mut *self {
-            Self::Headless => Poll::Ready(None),
-            Self::Full(body) if body.is_empty() => Poll::Ready(None),
-            Self::Full(body) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(body))))),
-            Self::Stream(streamed) => streamed.poll_chunk(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Full(body) if body.is_empty())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(body) => SizeHint::with_exact(body.len() as u64),
-            Self::Stream(Streamed { left: Some(left), .. }) => SizeHint::with_exact(*left),
-            Self::Stream(_) | Self::Headless => SizeHint::default(),
+impl From<AgentBody> for ReplyBody {
+    fn from(body: AgentBody) -> Self {
+        match body {
+            AgentBody::Full(body) => Self::Full(body),
+            AgentBody::Stream(streamed) => Self::Stream(Box::pin(streamed)),
         }
     }
 }
 
-impl Streamed {
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ReplyBroken>>> {
+impl Body for Streamed {
+    type Data = Bytes;
+    type Error = ReplyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyBroken>>> {
         let chunk = ready!(self.queue.poll_take(cx));
         if let Some(Ok(chunk)) = &chunk {
             self.left = self.left.map(|left| left.saturating_sub(chunk.len() as u64));
         }
-        Poll::Ready(chunk)
+        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
