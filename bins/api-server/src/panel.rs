@@ -47,7 +47,7 @@ pub(crate) async fn open(settings: &Settings, store: &Arc<dyn Store>) -> anyhow:
     let is_new = setup::ensure(directory, config, host, zone, making, Timestamp::now())
         .context("cannot make the panel's directory")?;
     if settings.panel.tls_cert.is_none() && settings.panel.proxy.is_none() {
-        setup::ensure_server_certificate(directory, host, Timestamp::now())
+        setup::ensure_server_certificate(directory, config, host, Timestamp::now())
             .context("cannot make the panel's server certificate")?;
     }
     let parts = Parts {

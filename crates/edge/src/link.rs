@@ -171,7 +171,15 @@ impl From<LiveRefusal> for LinkError {
     fn from(refusal: LiveRefusal) -> Self {
         match refusal {
             LiveRefusal::QueueFull => Self::Failed(Failure::AgentBusy),
-            _ => Self::Failed(Failure::AgentOffline),
+            // Of these a visitor's command meets the first one alone.
+            LiveRefusal::Offline
+            | LiveRefusal::BridgeTaken
+            | LiveRefusal::Draining
+            | LiveRefusal::Superseded
+            | LiveRefusal::TooManyIntakes
+            | LiveRefusal::UnknownExchange
+            | LiveRefusal::UnknownSession
+            | LiveRefusal::UnwantedBridge => Self::Failed(Failure::AgentOffline),
         }
     }
 }

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::files;
+use crate::setup::{SERVER_CERTIFICATE, SERVER_KEY};
 use crate::state::{Admin, Config, Edit, Grace, Malformed, Mode, Revoked, Serial, State, Touched};
 
 /// Makes `crl.pem` of the revocations, to take the place of the one that is there.
@@ -189,7 +190,10 @@ impl Directory {
 
 /// The files of a directory, for whoever holds its lock.
 pub(crate) fn files(paths: &Paths, step: files::Step) -> files::Files {
-    let lists = vec![paths.at(REGISTRY), paths.at(REVOKED), paths.at(TOKENS), paths.at(CRL), paths.config.clone()];
+    // The port's pair has another way in, which may be killed as well.
+    let names = [REGISTRY, REVOKED, TOKENS, CRL, SERVER_CERTIFICATE, SERVER_KEY];
+    let mut lists: Vec<_> = names.into_iter().map(|name| paths.at(name)).collect();
+    lists.push(paths.config.clone());
     files::Files::new(paths.root.clone(), lists, step)
 }
 

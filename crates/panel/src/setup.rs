@@ -162,10 +162,16 @@ fn fill(root: &Path, config: &Path, making: Making, now: Timestamp) -> Result<()
 /// # Errors
 ///
 /// [`SetupError`].
-pub fn ensure_server_certificate(directory: &Path, address: IpAddr, now: Timestamp) -> Result<(), SetupError> {
+pub fn ensure_server_certificate(
+    directory: &Path,
+    config: &Path,
+    address: IpAddr,
+    now: Timestamp,
+) -> Result<(), SetupError> {
     let (certificate_path, key_path) = (directory.join(SERVER_CERTIFICATE), directory.join(SERVER_KEY));
-    let lists = vec![certificate_path.clone(), key_path.clone()];
-    let files = files::Files::new(directory.to_owned(), lists, files::go_on());
+    // All of the directory's: what was promised may be a change of any of them, and of `panel.json`.
+    let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
+    let files = directory::files(&paths, files::go_on());
     let io = |source| SetupError::Io { path: certificate_path.clone(), source };
     let _lock = files.lock().map_err(io)?;
     // The one that is missing may be about to come.

@@ -601,7 +601,7 @@ async fn a_record_that_leads_elsewhere_is_not_followed() {
         fs::create_dir(world.directory.path().join("victim")).expect("made");
         let record = serde_json::json!([{"remove": path}]);
         fs::write(world.pki().join(".intent"), record.to_string()).expect("written");
-        let opened = setup::ensure_server_certificate(&world.pki(), [127, 0, 0, 1].into(), now());
+        let opened = setup::ensure_server_certificate(&world.pki(), &world.config(), [127, 0, 0, 1].into(), now());
         assert!(opened.is_err(), "{path}");
         assert!(world.directory.path().join("victim").exists(), "{path}");
     }
@@ -867,4 +867,26 @@ async fn a_change_that_panics_costs_its_group_only() {
     let panicked = panel.directory().change(|_| -> Result<(Vec<_>, ()), Error> { panic!("as told") }).await;
     assert!(matches!(panicked, Err(Error::Internal(_))), "{panicked:?}");
     panel.create_agent(grant("after"), somebody()).await.expect("the writer lives");
+}
+
+#[tokio::test]
+async fn a_change_of_the_configuration_that_was_promised_is_finished_by_whoever_comes_first() {
+    let prepared = prepared().await;
+    let mut was_promised = false;
+    for steps in 0..40 {
+        let world = prepared.world.copy();
+        let (counting, opened) = dies_after(usize::MAX);
+        drop(world.open_at(now(), counting).await);
+        let (step, _) = dies_after(opened.load(Ordering::SeqCst) + steps);
+        let panel = world.open_at(now(), step).await;
+        let _ = prepared.run(Operation::UpgradeAdmin, &panel).await;
+        drop(panel);
+        was_promised |= world.pki().join(".intent").exists();
+        // A start makes the port's certificate before it opens the panel.
+        let address = [127, 0, 0, 1].into();
+        setup::ensure_server_certificate(&world.pki(), &world.config(), address, now())
+            .unwrap_or_else(|error| panic!("killed after {steps} steps: {error:?}"));
+        world.assert_consistent(&format!("killed after {steps} steps")).await;
+    }
+    assert!(was_promised);
 }

@@ -182,8 +182,9 @@ pub enum Failure {
 }
 
 /// Why a command is not carried out.
+///
+/// Not `non_exhaustive`, as [`Refusal`](crate::Refusal): each has its answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum LiveRefusal {
     /// The exchange has a bridge.
     #[error("the bridge is open already")]

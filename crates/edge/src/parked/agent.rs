@@ -262,8 +262,17 @@ impl Agent {
                 let tunnels = &self.shared.tunnels;
                 let opened = streams::open_bridge(tunnels, &member.entry, self.session, exchange, kind, body, respond);
                 if let Err((refusal, body, mut respond)) = opened {
-                    let is_taken = matches!(refusal, LiveRefusal::BridgeTaken | LiveRefusal::UnwantedBridge);
-                    answer(&mut respond, if is_taken { StatusCode::CONFLICT } else { StatusCode::NOT_FOUND });
+                    let status = match refusal {
+                        LiveRefusal::BridgeTaken | LiveRefusal::UnwantedBridge => StatusCode::CONFLICT,
+                        LiveRefusal::Draining
+                        | LiveRefusal::Offline
+                        | LiveRefusal::QueueFull
+                        | LiveRefusal::Superseded
+                        | LiveRefusal::TooManyIntakes
+                        | LiveRefusal::UnknownExchange
+                        | LiveRefusal::UnknownSession => StatusCode::NOT_FOUND,
+                    };
+                    answer(&mut respond, status);
                     hold(body, respond);
                 }
             }

@@ -109,7 +109,14 @@ pub(super) fn park(
         let (status, reason) = match refusal {
             LiveRefusal::Superseded => (StatusCode::CONFLICT, agent_proto::limits::INTAKE_SUPERSEDED),
             LiveRefusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-            _ => (StatusCode::UNAUTHORIZED, "owner-token-invalid"),
+            // What no agent of ours does; the others are not refusals of an intake.
+            LiveRefusal::BridgeTaken
+            | LiveRefusal::Offline
+            | LiveRefusal::QueueFull
+            | LiveRefusal::TooManyIntakes
+            | LiveRefusal::UnknownExchange
+            | LiveRefusal::UnknownSession
+            | LiveRefusal::UnwantedBridge => (StatusCode::UNAUTHORIZED, "owner-token-invalid"),
         };
         if let Some(mut refused) = state.parked.take_intake(session, intake) {
             end_intake(&mut refused, status, reason);
