@@ -65,8 +65,12 @@ struct State {
     is_abandoned: bool,
 }
 
-/// Bodies up to this size are collected before the visitor gets anything.
+/// Bodies up to this size are collected, so that the visitor gets them in one piece, if
+/// they are there at once.
 const SMALL: u64 = 64 * 1024;
+/// How long a small body may take to be there at once. One that takes longer goes on
+/// octet by octet: the application has something to say before it has said all.
+const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// How long a visitor may take nothing while the agent's buffer is full.
 const IMPATIENCE: Duration = Duration::from_secs(1);
@@ -207,6 +211,35 @@ impl State {
     }
 }
 
+/// The beginning of a body. Most bodies are one frame, which needs no copy.
+#[derive(Default)]
+struct Begun {
+    first: Bytes,
+    /// All of it, once there is more than the first part.
+    parts: BytesMut,
+}
+
+impl Begun {
+    fn push(&mut self, chunk: Bytes) {
+        if self.len() == 0 {
+            self.first = chunk;
+            return;
+        }
+        if self.parts.is_empty() {
+            self.parts.extend_from_slice(&self.first);
+        }
+        self.parts.extend_from_slice(&chunk);
+    }
+
+    fn len(&self) -> usize {
+        self.first.len().max(self.parts.len())
+    }
+
+    fn into_octets(self) -> Bytes {
+        if self.parts.is_empty() { self.first } else { self.parts.freeze() }
+    }
+}
+
 impl ReplyStream {
     pub(crate) fn new(recv: RecvStream, respond: SendResponse<Bytes>, buffered: Arc<Buffered>) -> Self {
         Self(Some(Open { recv, respond, buffered }))
@@ -219,7 +252,7 @@ impl ReplyStream {
         }
     }
 
-    /// Takes the body for a visitor; small ones are complete when this returns.
+    /// Takes the body for a visitor; small ones that are there at once are complete when this returns.
     /// The exchange of `ticket` ends when all of it has come.
     ///
     /// # Errors
@@ -242,16 +275,24 @@ impl ReplyStream {
                 Err(ReplyBroken::WrongLength)
             };
         };
-        if let Some(length) = length.filter(|length| *length <= SMALL) {
-            let body = open.collect(length).await?;
+        let mut begun = Begun::default();
+        if let Some(length) = length.filter(|length| *length <= SMALL)
+            && let Ok(collected) = timeout(AT_ONCE, open.collect(&mut begun, length)).await
+        {
+            collected?;
             if let Some(mut open) = self.0.take() {
                 open.answer(StatusCode::OK);
             }
-            return Ok(AgentBody::Full(body));
+            return Ok(AgentBody::Full(begun.into_octets()));
         }
         let Some(open) = self.0.take() else { return Ok(AgentBody::Full(Bytes::new())) };
         let queue = Arc::new(Queue::new(Arc::clone(&open.buffered)));
-        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, patience, ticket));
+        let begun = begun.into_octets();
+        let octets = begun.len();
+        if octets > 0 {
+            queue.put(begun);
+        }
+        tokio::spawn(open.pump(Arc::clone(&queue), octets as u64, length, limit, patience, ticket));
         Ok(AgentBody::Stream(Streamed { queue, left: length }))
     }
 
@@ -285,33 +326,31 @@ impl Open {
         });
     }
 
-    async fn collect(&mut self, length: u64) -> Result<Bytes, ReplyBroken> {
-        let mut whole = Bytes::new();
-        let mut parts = BytesMut::new();
+    /// Takes a body of a known length, which is whole when this returns. What it has when it
+    /// is dropped before is in `begun`.
+    async fn collect(&mut self, begun: &mut Begun, length: u64) -> Result<(), ReplyBroken> {
         while let Some(chunk) = self.recv.data().await {
             let chunk = chunk.map_err(|_| ReplyBroken::Lost)?;
             self.credit(chunk.len());
-            if whole.is_empty() && parts.is_empty() {
-                // Most bodies are one frame, which needs no copy.
-                whole = chunk;
-                continue;
-            }
-            if parts.is_empty() {
-                parts.extend_from_slice(&whole);
-            }
-            parts.extend_from_slice(&chunk);
-            if parts.len() as u64 > length {
+            begun.push(chunk);
+            if begun.len() as u64 > length {
                 return Err(ReplyBroken::WrongLength);
             }
         }
-        let body = if parts.is_empty() { whole } else { parts.freeze() };
-        if body.len() as u64 == length { Ok(body) } else { Err(ReplyBroken::WrongLength) }
+        if begun.len() as u64 == length { Ok(()) } else { Err(ReplyBroken::WrongLength) }
     }
 
-    /// Moves a large body to the visitor's queue, whether or not anybody takes
-    /// it; then sees to it that a visitor who stalls does not keep it.
-    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, patience: Patience, ticket: Ticket) {
-        let mut octets = 0_u64;
+    /// Moves what comes of a body, after `octets` that are there, to the visitor's queue, whether or
+    /// not anybody takes it; then sees to it that a visitor who stalls does not keep it.
+    async fn pump(
+        mut self,
+        queue: Arc<Queue>,
+        mut octets: u64,
+        length: Option<u64>,
+        limit: usize,
+        patience: Patience,
+        ticket: Ticket,
+    ) {
         let mut end = Ok(());
         loop {
             let chunk = match self.recv.data().await {
