@@ -19,7 +19,8 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::link::{Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::Ticket;
@@ -53,6 +54,8 @@ pub(crate) struct Buffered {
 struct Queue {
     buffered: Arc<Buffered>,
     state: Mutex<State>,
+    /// The visitor has gone.
+    left: Notify,
 }
 
 struct State {
@@ -74,6 +77,9 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// How long a visitor may take nothing while the agent's buffer is full.
 const IMPATIENCE: Duration = Duration::from_secs(1);
+/// How long an agent may go on with a reply whose visitor has left. Published agents have
+/// all of it when they begin; one that has not, an event stream, would go on for ever.
+const UNWANTED: Duration = Duration::from_secs(5);
 /// Between two looks at a buffer that is full.
 const FULL: Duration = Duration::from_millis(20);
 
@@ -111,7 +117,7 @@ impl Queue {
     fn new(buffered: Arc<Buffered>) -> Self {
         let (chunks, taken_at) = (VecDeque::new(), Instant::now());
         let state = State { chunks, end: None, reader: None, taken_at, is_abandoned: false };
-        Self { buffered, state: Mutex::new(state) }
+        Self { buffered, state: Mutex::new(state), left: Notify::new() }
     }
 
     fn put(&self, chunk: Bytes) {
@@ -162,6 +168,7 @@ impl Queue {
         let mut state = self.state();
         state.is_abandoned = true;
         self.forget_chunks(&mut state);
+        self.left.notify_one();
     }
 
     fn forget_chunks(&self, state: &mut State) {
@@ -351,9 +358,22 @@ impl Open {
         patience: Patience,
         ticket: Ticket,
     ) {
-        let mut end = Ok(());
+        let (mut end, mut status, mut given_up_at) = (Ok(()), StatusCode::OK, None);
         loop {
-            let chunk = match self.recv.data().await {
+            let chunk = tokio::select! {
+                biased;
+                // What is there is taken, whoever has left.
+                chunk = self.recv.data() => chunk,
+                () = queue.left.notified(), if given_up_at.is_none() => {
+                    given_up_at = Some(Instant::now() + UNWANTED);
+                    continue;
+                }
+                () = sleep_until(given_up_at.unwrap_or_else(Instant::now)), if given_up_at.is_some() => {
+                    status = StatusCode::GONE;
+                    break;
+                }
+            };
+            let chunk = match chunk {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(_)) => {
                     end = Err(ReplyBroken::Lost);
@@ -384,7 +404,7 @@ impl Open {
             end = Err(ReplyBroken::WrongLength);
         }
         queue.end(end);
-        self.answer(StatusCode::OK);
+        self.answer(status);
         // The agent is done with it: its session may end.
         drop((self, ticket));
         while queue.is_waiting() {
