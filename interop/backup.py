@@ -8,6 +8,7 @@ by the server, which refuses to start, and is made up for by another one.
     judges/bin/python backup.py --server ../target/release/api-server --kills 12
 """
 
+import fcntl
 import json
 import pathlib
 import random
@@ -42,6 +43,9 @@ def main():
                     ("what is there comes back", scene.comes_back),
                     ("a panel elsewhere comes back there", scene.elsewhere),
                     ("what cannot be done is said, and nothing changes", scene.refusals),
+                    ("where the parts lie makes no difference", scene.layouts),
+                    ("any way to name the place is good, or refused at once", scene.places),
+                    ("a restore that failed can be tried again", scene.tried_again),
                     ("files that differ are found", scene.altered),
                     ("under load, what was acknowledged is in it", scene.under_load),
                     ("a backup that is killed is not there", scene.backup_killed),
@@ -150,6 +154,88 @@ class Scene:
         expect.equal("nothing in it changed", snapshot(data), then)
         expect.equal("a wrong word is a wrong flag", self.run("backup", "--too", "x").returncode, 2)
 
+    def layouts(self):
+        """panel.json inside the directory; keys on another volume; a panel that these settings do not name."""
+        backup = self.backup()
+        data, pki = self.new("data"), self.new("pki")
+        inside = {"pki_dir": pki, "panel_config": pki / "panel.json"}
+        done = self.run("restore", "--from", backup, data=data, **inside)
+        expect.equal(f"panel.json is restored into the directory: {done.stderr}", done.returncode, 0)
+        key, elsewhere = data / "ca" / "issuing.key", self.new("issuing.key")
+        key.rename(elsewhere)
+        key.symlink_to(elsewhere)
+        again = self.new("backup")
+        done = self.run("backup", "--to", again, data=data, **inside)
+        expect.equal(f"a link to a key is the key: {done.stderr}", done.returncode, 0)
+        listed = [file["path"] for file in json.loads((again / "backup.json").read_text())["files"]]
+        expect.equal("every file has one place", len(listed), len(set(listed)))
+        other = {"pki_dir": self.new("pki")}
+        other["panel_config"] = other["pki_dir"] / "panel.json"
+        self.serves(self.restored(again, **other), **other)
+        self.serves(self.restored(again))
+        (data / "ca" / "dangling").symlink_to(self.place / "nowhere")
+        done = self.run("backup", "--to", self.new("backup"), data=data, **inside)
+        expect.that("what cannot be kept is no warning", done.returncode == 1 and "dangling" in done.stderr, done.stderr)
+        done = self.run("backup", "--to", self.new("backup"), pki_dir=self.new("pki"))
+        expect.that("a panel that is missed", done.returncode == 1 and "there is no panel" in done.stderr, done.stderr)
+
+    def places(self):
+        empty = self.new("empty")
+        empty.mkdir()
+        for to in (f"{self.new('slash')}/", f"{empty}/", "relative", "./also/"):
+            done = subprocess.run(
+                self.command("backup", "--to", to), capture_output=True, text=True, timeout=TIMEOUT, cwd=self.place
+            )
+            expect.equal(f"{to}: {done.stderr}", done.returncode, 0)
+            expect.that(f"{to}: it is there", (self.place / to / "backup.json").exists())
+        for to in (".", "..", "/", "/proc"):
+            done = subprocess.run(
+                self.command("backup", "--to", to), capture_output=True, text=True, timeout=TIMEOUT, cwd=self.new_directory()
+            )
+            expect.equal(f"{to} is refused: {done.stderr}", done.returncode, 1)
+        precious = self.place / "precious.partial"
+        precious.mkdir()
+        (precious / "gold").write_text("gold")
+        expect.equal("beside it", self.run("backup", "--to", self.place / "precious").returncode, 0)
+        expect.equal("what is another's stays", (precious / "gold").read_text(), "gold")
+        expect.equal("nothing is left over", left_over(self.place), [])
+        with open(self.panel.pki / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            process = subprocess.Popen(self.command("backup", "--to", self.new("backup")), stdout=subprocess.DEVNULL)
+            time.sleep(0.5)
+            expect.equal("it waits for who changes the panel", process.poll(), None)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            expect.equal("and goes on then", process.wait(TIMEOUT), 0)
+
+    def new_directory(self):
+        directory = self.new("cwd")
+        directory.mkdir()
+        return directory
+
+    def tried_again(self):
+        backup, data = self.backup(), self.new_directory()
+        (data / ".restoring").write_text("")
+        done = self.run("restore", "--from", backup, data=data)
+        expect.equal(f"a mark that was not written: {done.stderr}", done.returncode, 0)
+        self.serves(data)
+        # A directory that stays where it is, as a mount point would.
+        data, pki, config = self.new_directory(), self.new_directory(), self.new("panel.json")
+        settings = {"pki_dir": pki, "panel_config": config}
+        (data / ".restoring").write_text(
+            json.dumps([str(data / "adit.db"), str(data / "ca"), str(data / "admin-api-key"), str(pki), str(config),
+                        str(data / "adit.db-wal"), str(data / "adit.db-shm")], separators=(",", ":"))
+        )
+        (pki / "ca.key").write_text("half")
+        (pki / "agents").mkdir()
+        before = pki.stat().st_ino
+        done = self.run("restore", "--from", backup, data=data, **settings)
+        expect.equal(f"what was half there: {done.stderr}", done.returncode, 0)
+        expect.equal("the directory is the same one", pki.stat().st_ino, before)
+        self.serves(data, **settings)
+        (data / ".restoring").write_text(json.dumps(["/elsewhere"]))
+        done = self.run("restore", "--from", backup, data=data)
+        expect.that("other places", done.returncode == 1 and "with the settings of then" in done.stderr, done.stderr)
+
     def altered(self):
         for name, change in [
             ("adit.db", lambda octets: octets[:-1]),
@@ -231,7 +317,7 @@ class Scene:
         expect.that("some were killed early enough", whole < self.kills, whole)
         done = self.run("backup", "--to", to)
         expect.equal(f"the next one is made: {done.stderr}", done.returncode, 0)
-        expect.that("nothing is left beside it", not list(self.place.glob("*.partial")))
+        expect.equal("nothing is left beside it", left_over(self.place), [])
         self.serves(self.restored(to))
         expect.status("the server has noticed nothing", self.panel.ready(), 200)
 
@@ -259,6 +345,10 @@ class Scene:
                 expect.equal(f"it is made up for: {done.stderr}", done.returncode, 0)
             self.serves(data)
         expect.that("some were killed amid it", halves > 0, halves)
+
+
+def left_over(place):
+    return [path.name for path in place.iterdir() if path.name.endswith(".adit-partial")]
 
 
 def snapshot(directory):

@@ -8,6 +8,7 @@ that want it.
 """
 
 import datetime
+import json
 import os
 import pathlib
 import pty
@@ -41,6 +42,7 @@ def main():
         [
             ("SIGHUP reads what may change again", lambda: hangup(options.server)),
             ("a certificate that cannot be used is told by its cause", lambda: causes(options.server)),
+            ("a relative data directory is as good as any", lambda: relative(options.server)),
             ("a clock that cannot be right is refused", lambda: wrong_clock(options.server)),
             ("an authority whose time is over is told", lambda: expired(options.server)),
             ("damage to the database is found at the start", lambda: damaged(options.server)),
@@ -186,6 +188,25 @@ def causes(binary):
             with Server(binary, **settings) as server:
                 expect.that("the cause is told", words in server.log.read_text(), server.output())
                 expect.status("the rest is served", server.ask("GET", "/api/whoami"), 200)
+
+
+def relative(binary):
+    """What is written down for a change of files must not depend on where a program was started."""
+    with tempfile.TemporaryDirectory() as place:
+        place = pathlib.Path(place)
+        flags = ["--data-dir", "adit-data", "--panel-keys", "p256", "--panel-nginx-test", "none"]
+        run = lambda command: subprocess.run(  # noqa: E731
+            [pathlib.Path(binary).resolve(), command, *flags], cwd=place, capture_output=True, text=True, timeout=60
+        )
+        done = run("init")
+        expect.equal(f"init: {done.stderr}", done.returncode, 0)
+        config = place / "adit-data" / "panel.json"
+        document = json.loads(config.read_text())
+        config.write_text(json.dumps({**document, "adminAuthMode": "hardware-bound"}))
+        done = run("reset-admin")
+        expect.equal(f"the admin is reset: {done.stderr}", done.returncode, 0)
+        expect.equal("the mode is written where it is read", json.loads(config.read_text())["adminAuthMode"], "p12")
+        expect.that("and nowhere else", not (place / "adit-data" / "pki" / "adit-data").exists())
 
 
 def wrong_clock(binary):

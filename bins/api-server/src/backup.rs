@@ -8,15 +8,17 @@
 mod files;
 mod manifest;
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
 
-use files::{Partial, copy_file, is_free, make_directory, read_document, remove, sync, sync_tree, write_new};
+use files::{Partial, copy_file, empty, is_free, make_directory, read_document, sync, sync_tree, write_new};
 use manifest::{FORMAT, Kept, MANIFEST, Manifest, read_manifest};
 
 use crate::settings::Settings;
@@ -48,19 +50,31 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
         }
     }
     ensure!(is_free(to)?, "{} is there already: nothing is overwritten, name another directory", to.display());
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let within = parent.canonicalize().with_context(|| format!("cannot use {}", parent.display()))?;
-    for copied in [&data.join(CA), &settings.panel.pki_dir] {
-        let is_within = copied.canonicalize().is_ok_and(|copied| within.starts_with(copied));
-        ensure!(!is_within, "{} is in {}, which is copied: name a place elsewhere", to.display(), copied.display());
+    let (pki, config) = (&settings.panel.pki_dir, &settings.panel.config);
+    ensure!(
+        pki.exists() || settings.panel.listen.0.0.is_none(),
+        "there is no panel at {} (pki_dir): name the server's directory, or say --panel-listen none if it has none",
+        pki.display()
+    );
+    let within = std::path::absolute(to).ok().and_then(|to| to.parent()?.canonicalize().ok());
+    for copied in [&data.join(CA), pki] {
+        let is_within = |within: &Path| copied.canonicalize().is_ok_and(|copied| within.starts_with(copied));
+        ensure!(
+            !within.as_deref().is_some_and(is_within),
+            "{} is in {}, which is copied: name a place elsewhere",
+            to.display(),
+            copied.display()
+        );
     }
     let partial = Partial::begin(to)?;
-    let mut copy = Copy { root: partial.path.clone(), files: Vec::new() };
+    let mut copy = Copy { root: partial.path.clone(), files: Vec::new(), left_out: None };
     // The panel first: what its lists name has been put on record in the database before.
-    if settings.panel.pki_dir.exists() {
-        let (pki, config) = (&settings.panel.pki_dir, &settings.panel.config);
-        let held = panel::setup::hold_still(pki, config)
-            .with_context(|| format!("cannot hold {} (pki_dir) still", pki.display()))?;
+    if pki.exists() {
+        /// Changes take a moment; who has it for longer has stopped amid one.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        say("waiting until nobody changes the panel's directory");
+        let held = panel::setup::hold_still(pki, config, PATIENCE)?;
+        copy.left_out = config.canonicalize().ok();
         copy.directory(pki, PKI)?;
         copy.file(config, PANEL_CONFIG)?;
         drop(held);
@@ -85,17 +99,19 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
     };
     let text = serde_json::to_vec_pretty(&manifest)?;
     write_new(&partial.path.join(MANIFEST), &text, 0o600)?;
-    partial.finish(to)?;
+    partial.finish()?;
     if json {
         return crate::print(&(serde_json::json!({"directory": to, "backup": manifest}).to_string() + "\n"));
     }
     let (count, octets) = (manifest.files.len(), manifest.files.iter().map(|file| file.size).sum::<u64>());
     crate::print(&format!(
-        "{}: {count} files, {} KiB, of {}\nIt holds private keys: keep it as you would keep them.\n\
+        "{}: {count} files, {} KiB, of {}: the database, the authority{}\n\
+         It holds private keys: keep it as you would keep them.\n\
          To go back to it: api-server restore --from {}\n",
         to.display(),
         octets.div_ceil(1024),
         manifest.made_at,
+        if pki.exists() { ", the panel" } else { "; no panel" },
         to.display(),
     ))
 }
@@ -117,8 +133,11 @@ pub(crate) fn restore(settings: &Settings, from: &Path, json: bool) -> anyhow::R
     store::check_copy(&from.join(DATABASE))?;
 
     let data = &settings.general.data_dir;
-    if let Some((user, _)) = crate::panel::other_owner(data)? {
-        bail!("{} belongs to the user with the number {user}: restore as that user", data.display());
+    let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+    for directory in [data, &settings.panel.pki_dir, &parent(&settings.panel.config)] {
+        if let Some((user, _)) = crate::panel::other_owner(directory)? {
+            bail!("{} belongs to the user with the number {user}: restore as that user", directory.display());
+        }
     }
     DirBuilder::new()
         .recursive(true)
@@ -127,6 +146,7 @@ pub(crate) fn restore(settings: &Settings, from: &Path, json: bool) -> anyhow::R
         .with_context(|| format!("cannot create the data directory {}", data.display()))?;
     let _lock = store::lock_directory(data)?;
     let places = Places::new(settings);
+    places.require_apart(&manifest)?;
     clear_way(data, &places)?;
     for file in &manifest.files {
         if let Some(to) = places.of(&file.path) {
@@ -186,6 +206,16 @@ impl Places {
         })
     }
 
+    /// Two files of one place: the second could not be written when the first one is.
+    fn require_apart(&self, manifest: &Manifest) -> anyhow::Result<()> {
+        let mut places = HashSet::new();
+        for place in manifest.files.iter().filter_map(|file| self.of(&file.path)) {
+            ensure!(!places.contains(&place), "the backup has two files for {}", place.display());
+            places.insert(place);
+        }
+        Ok(())
+    }
+
     fn all(&self) -> impl Iterator<Item = &Path> {
         self.parts.iter().map(|(_, place)| place.as_path())
     }
@@ -203,16 +233,19 @@ fn clear_way(data: &Path, places: &Places) -> anyhow::Result<()> {
     let mark = data.join(RESTORING);
     let taken = places.taken(data);
     let text = serde_json::to_string(&taken)?;
-    if mark.exists() {
-        let before = read_document(&mark)?;
+    let before = if mark.exists() { read_document(&mark)? } else { Vec::new() };
+    if !before.is_empty() {
         ensure!(
             before == text.as_bytes(),
-            "a restore into {} was interrupted, to other places than the settings say now: {}",
+            "a restore into {} was interrupted, to other places than the settings say now: finish it with the settings \
+             of then, or remove what it left and {} ({})",
             data.display(),
+            mark.display(),
             String::from_utf8_lossy(&before)
         );
         for path in &taken {
-            remove(path).with_context(|| format!("cannot remove {}", path.display()))?;
+            empty(path)
+                .with_context(|| format!("cannot remove what an interrupted restore left: {}", path.display()))?;
         }
         return Ok(());
     }
@@ -223,7 +256,11 @@ fn clear_way(data: &Path, places: &Places) -> anyhow::Result<()> {
             path.display()
         );
     }
-    write_new(&mark, text.as_bytes(), 0o600)?;
+    // Whole or not there: nothing is written before the mark says what that is.
+    let unfinished = data.join(".restoring.new");
+    empty(&unfinished).with_context(|| format!("cannot remove {}", unfinished.display()))?;
+    write_new(&unfinished, text.as_bytes(), 0o600)?;
+    fs::rename(&unfinished, &mark).with_context(|| format!("cannot write {}", mark.display()))?;
     sync(data)
 }
 
@@ -231,29 +268,33 @@ fn clear_way(data: &Path, places: &Places) -> anyhow::Result<()> {
 struct Copy {
     root: PathBuf,
     files: Vec<Kept>,
+    /// What has a place of its own in the backup.
+    left_out: Option<PathBuf>,
 }
 
 impl Copy {
-    /// All regular files of a directory; links are told and left out.
+    /// All files of a directory. A link to a file is the file, as it is to the server.
     fn directory(&mut self, from: &Path, name: &str) -> anyhow::Result<()> {
         make_directory(&self.root.join(name))?;
         let cannot = || format!("cannot read {}", from.display());
         for entry in fs::read_dir(from).with_context(cannot)? {
             let entry = entry.with_context(cannot)?;
-            let (path, kind) = (entry.path(), entry.file_type().with_context(cannot)?);
+            let path = entry.path();
+            let kind = fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let Ok(file) = entry.file_name().into_string() else {
                 bail!("{}: a name that is not UTF-8", path.display());
             };
             let inner = format!("{name}/{file}");
-            if name == PKI && MOMENTARY.contains(&file.as_str()) {
+            let is_momentary = name == PKI && MOMENTARY.contains(&file.as_str());
+            if is_momentary || self.left_out.is_some() && path.canonicalize().ok() == self.left_out {
                 continue;
             }
-            if kind.is_dir() {
+            if entry.file_type().with_context(cannot)?.is_dir() {
                 self.directory(&path, &inner)?;
             } else if kind.is_file() {
                 self.file(&path, &inner)?;
             } else {
-                eprintln!("api-server: warning: {} is no file and not in the backup", path.display());
+                bail!("{} is neither a file nor a directory, and cannot be kept: move it elsewhere", path.display());
             }
         }
         sync(&self.root.join(name))

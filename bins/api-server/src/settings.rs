@@ -130,7 +130,9 @@ impl Settings {
     fn from_sources(file: &Options, options: &Options) -> anyhow::Result<Self> {
         let mut table: Table = toml::from_str(DEFAULTS)?;
         for source in [file, options] {
-            table.extend(Table::try_from(source).context("a setting cannot be written as TOML")?);
+            table.extend(Table::try_from(source).context(
+                "a setting cannot be used: paths have to be UTF-8, and numbers no greater than 9223372036854775807",
+            )?);
         }
         let general: General = section(&table)?;
         let connections: Connections = section(&table)?;

@@ -53,6 +53,13 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
+    /// Of a directory and its `panel.json`. What is written down for a change that is under way
+    /// must not depend on where a program was started, so that both are absolute.
+    pub(crate) fn new(root: &Path, config: &Path) -> Self {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self { root: absolute(root), config: absolute(config) }
+    }
+
     pub(crate) fn at(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root.join(name)
     }
@@ -310,7 +317,11 @@ pub(crate) fn write(
         change.write(paths.at(REVOKED), pretty(revoked)?, 0o600);
     }
     if touched.crl {
-        let before = read(&paths.at(CRL))?;
+        // To revoke matters more than that the list counts on: then its number follows the clock.
+        let before = read(&paths.at(CRL)).unwrap_or_else(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "{CRL} is made anew");
+            None
+        });
         match make_crl(state, before.as_deref()) {
             Ok(crl) => change.write(paths.at(CRL), Zeroizing::new(crl.into_bytes()), 0o644),
             // To revoke matters more than to tell those who read lists.

@@ -101,10 +101,23 @@ impl Files {
 
     /// Waits until nobody else writes.
     pub(crate) fn lock(&self) -> io::Result<File> {
-        let path = self.root.join(LOCK);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        let file = self.lock_file()?;
         file.lock()?;
         Ok(file)
+    }
+
+    /// The lock, if nobody else writes now.
+    pub(crate) fn try_lock(&self) -> io::Result<Option<File>> {
+        let file = self.lock_file()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn lock_file(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.root.join(LOCK))
     }
 
     /// Makes a change, all or nothing. The lock is the caller's to hold.

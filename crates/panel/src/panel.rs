@@ -134,7 +134,7 @@ impl Panel {
     /// As [`Panel::open`], with a say in every step that touches the disk.
     pub(crate) async fn open_stepwise(parts: Parts, step: files::Step) -> Result<Self, Error> {
         let Parts { pki_dir, config, store, making, capabilities, programs, is_proxied, clock } = parts;
-        let paths = Paths { root: pki_dir, config };
+        let paths = Paths::new(&pki_dir, &config);
         let now = now(&*clock);
         store.forget_client_certificates(micros(now)).await.map_err(Error::internal)?;
         let certificates = store.client_certificates().await.map_err(Error::internal)?;

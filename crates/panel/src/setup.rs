@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ca_dir::CaDirError;
 use jiff::Timestamp;
@@ -58,6 +58,12 @@ pub enum SetupError {
         directory.display()
     )]
     HalfCertificate {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// Another program changes it, or has stopped while it did.
+    #[error("another program has held the lock of {} for long: end it, or try again", directory.display())]
+    Busy {
         /// The directory.
         directory: PathBuf,
     },
@@ -145,7 +151,7 @@ fn fill(root: &Path, config: &Path, making: Making, now: Timestamp) -> Result<()
     ca_dir::write_private_key(&root.join(CA_KEY), &key, None)?;
     ca_dir::write_new(&root.join(CA_CERTIFICATE), certificate_to_pem(certificate.der()).as_bytes(), 0o644)?;
 
-    let paths = Paths { root: root.to_owned(), config: config.to_owned() };
+    let paths = Paths::new(root, config);
     let authority = ClientAuthority::open(&paths).map_err(SetupError::make)?;
     let Identity { issued, key_pem, p12, password } = authority.make(ADMIN, making, now).map_err(SetupError::make)?;
     let password = Zeroizing::new(password.expose().as_bytes().to_vec());
@@ -168,9 +174,9 @@ pub fn ensure_server_certificate(
     address: IpAddr,
     now: Timestamp,
 ) -> Result<(), SetupError> {
-    let (certificate_path, key_path) = (directory.join(SERVER_CERTIFICATE), directory.join(SERVER_KEY));
     // All of the directory's: what was promised may be a change of any of them, and of `panel.json`.
-    let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
+    let paths = Paths::new(directory, config);
+    let (certificate_path, key_path) = (paths.at(SERVER_CERTIFICATE), paths.at(SERVER_KEY));
     let files = directory::files(&paths, files::go_on());
     let io = |source| SetupError::Io { path: certificate_path.clone(), source };
     let _lock = files.lock().map_err(io)?;
@@ -208,14 +214,27 @@ pub struct HeldStill {
 
 /// Holds a directory still, having finished what was interrupted: its files fit each other.
 ///
+/// Whoever holds it is waited for, which is a moment as a rule.
+///
 /// # Errors
 ///
-/// [`SetupError::Io`].
-pub fn hold_still(directory: &Path, config: &Path) -> Result<HeldStill, SetupError> {
-    let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
+/// [`SetupError::Busy`] after `patience`, and [`SetupError::Io`].
+pub fn hold_still(directory: &Path, config: &Path, patience: Duration) -> Result<HeldStill, SetupError> {
+    /// Between two looks.
+    const PAUSE: Duration = Duration::from_millis(50);
+    let paths = Paths::new(directory, config);
     let files = directory::files(&paths, files::go_on());
-    let held = files.lock().and_then(|lock| files.recover().map(|_| HeldStill { _lock: lock }));
-    held.map_err(|source| SetupError::Io { path: directory.to_owned(), source })
+    let io = |source| SetupError::Io { path: directory.to_owned(), source };
+    let until = Instant::now() + patience;
+    let lock = loop {
+        match files.try_lock().map_err(io)? {
+            Some(lock) => break lock,
+            None if Instant::now() < until => std::thread::sleep(PAUSE),
+            None => return Err(SetupError::Busy { directory: directory.to_owned() }),
+        }
+    };
+    files.recover().map_err(io)?;
+    Ok(HeldStill { _lock: lock })
 }
 
 /// What `reset_admin` has done.
@@ -241,7 +260,7 @@ pub struct AdminReset {
 /// When a file cannot be read: none is changed then, and above all no list of
 /// revocations is begun anew.
 pub async fn reset_admin(directory: &Path, config: &Path, making: Making, now: Timestamp) -> Result<AdminReset, Error> {
-    let paths = Paths { root: directory.to_owned(), config: config.to_owned() };
+    let paths = Paths::new(directory, config);
     let reset = {
         let paths = paths.clone();
         move || {

@@ -890,3 +890,16 @@ async fn a_change_of_the_configuration_that_was_promised_is_finished_by_whoever_
     }
     assert!(was_promised);
 }
+
+/// What others read is no reason to let somebody in.
+#[tokio::test]
+async fn a_list_that_cannot_be_read_keeps_nobody_from_being_revoked() {
+    let world = World::new();
+    let panel = world.open().await;
+    let agent = panel.create_agent(grant("lap"), somebody()).await.expect("an agent").serial;
+    let file = fs::File::create(world.pki().join("crl.pem")).expect("made");
+    file.set_len(65 * 1024 * 1024).expect("too large to be read");
+    panel.revoke("lap".to_owned(), somebody()).await.expect("revoked");
+    assert!(!admits_agent(&panel, "lap", &agent));
+    assert!(world.read("crl.pem").len() < 10_000, "it is made anew");
+}

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -13,27 +13,44 @@ use super::manifest::Kept;
 /// The most octets of `backup.json` and of the mark that are read.
 const MAX_DOCUMENT: u64 = 64 * 1024 * 1024;
 
-/// A backup in the making, beside its place.
+/// A backup in the making, beside its place. Dropped before it is done, it is removed.
 pub(super) struct Partial {
     pub(super) path: PathBuf,
+    to: PathBuf,
+    parent: PathBuf,
+    is_done: bool,
     /// Held until it is done, so that two do not make the same.
     _lock: File,
 }
 
 impl Partial {
+    /// For a directory `to` that is not there, or is empty.
     pub(super) fn begin(to: &Path) -> anyhow::Result<Self> {
-        let mut path = to.as_os_str().to_owned();
-        path.push(".partial");
-        let path = PathBuf::from(path);
-        let cannot = || format!("cannot create {}", path.display());
+        if to.file_name().is_none() {
+            bail!("{} cannot be made: name a directory in it", to.display());
+        }
+        let to = std::path::absolute(to).with_context(|| format!("cannot use {}", to.display()))?;
+        // Without a slash at its end, which a rename would stumble over.
+        let to: PathBuf = to.components().collect();
+        let (Some(parent), Some(name)) = (to.parent(), to.file_name().and_then(|name| name.to_str())) else {
+            bail!("{} cannot be made: name a directory in it", to.display());
+        };
+        let device = |path: &Path| {
+            fs::metadata(path).map(|metadata| metadata.dev()).with_context(|| format!("cannot use {}", path.display()))
+        };
+        if to.exists() && device(&to)? != device(parent)? {
+            bail!("{} is a mount point, which cannot be replaced: name a directory in it", to.display());
+        }
+        let path = parent.join(format!(".{name}.adit-partial"));
         if path.exists() {
             Self::lock(&path)?;
             // Of one that was interrupted.
-            fs::remove_dir_all(&path).with_context(cannot)?;
+            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
         make_directory(&path)?;
         let lock = Self::lock(&path)?;
-        Ok(Self { path, _lock: lock })
+        let parent = parent.to_owned();
+        Ok(Self { path, to, parent, is_done: false, _lock: lock })
     }
 
     fn lock(path: &Path) -> anyhow::Result<File> {
@@ -47,10 +64,20 @@ impl Partial {
         }
     }
 
-    pub(super) fn finish(self, to: &Path) -> anyhow::Result<()> {
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
         sync(&self.path)?;
-        fs::rename(&self.path, to).with_context(|| format!("cannot create {}", to.display()))?;
-        sync(to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        fs::rename(&self.path, &self.to).with_context(|| format!("cannot create {}", self.to.display()))?;
+        self.is_done = true;
+        sync(&self.parent)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.is_done {
+            // It holds keys. What cannot be removed now, the next one removes.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -118,9 +145,13 @@ pub(super) fn is_free(path: &Path) -> anyhow::Result<bool> {
     found.with_context(|| format!("cannot read {}", path.display()))
 }
 
-pub(super) fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file, or what is in a directory: whose place it is may not be ours to change.
+pub(super) fn empty(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(metadata) if metadata.is_dir() => fs::read_dir(path)?.try_for_each(|entry| {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+        }),
         Ok(_) => fs::remove_file(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
