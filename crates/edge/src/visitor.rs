@@ -2,8 +2,10 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use agent_proto::limits::MAX_BODY;
@@ -14,8 +16,8 @@ use bytes::Bytes;
 use connections::{Guarded, Impatient, Kind, Place};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::ext::Protocol;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -26,7 +28,7 @@ use tokio::time::timeout;
 use tunnel_model::{Failure, Status, TlsMode, TunnelName};
 
 use crate::Shared;
-use crate::link::{Handshake, Link as _, LinkError, Patience, ReplyBody, Visitor, WebSocket as _};
+use crate::link::{Handshake, Link as _, LinkError, Patience, ReplyBody, ReplyBroken, Visitor, WebSocket as _};
 use crate::tunnels::Entry;
 
 /// Who visits, and whom.
@@ -78,8 +80,32 @@ impl Drop for Active<'_> {
     }
 }
 
-/// A WebSocket that keeps its connection from being idle, and the visitor's place.
+/// A WebSocket, or a reply that is still coming: it keeps its connection from being idle,
+/// and the visitor's place.
 struct Busy(Arc<Visit>);
+
+/// A reply that is still coming.
+struct Coming {
+    body: Pin<Box<dyn Body<Data = Bytes, Error = ReplyBroken> + Send>>,
+    _busy: Busy,
+}
+
+impl Body for Coming {
+    type Data = Bytes;
+    type Error = ReplyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyBroken>>> {
+        self.body.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 impl Busy {
     fn new(visit: &Arc<Visit>) -> Self {
@@ -376,6 +402,10 @@ async fn exchange(
     let version = request.version();
     let entry = find(visit).await?;
     let mut response = visit.shared.link(entry).request(request, body, &visit.visitor()).await?;
+    if let ReplyBody::Stream(body) = response.body_mut() {
+        let coming = std::mem::replace(body, Box::pin(Empty::new().map_err(|never| match never {})));
+        *body = Box::pin(Coming { body: coming, _busy: Busy::new(visit) });
+    }
     if let (Version::HTTP_2, ReplyBody::Full(body)) = (version, response.body_mut()) {
         // Over HTTP/1.1 a visitor has one of them at a time, and is cut off if it takes nothing.
         let mut lease = visit.place.lease(vec![Arc::clone(&visit.shared.answers)]);
