@@ -1038,6 +1038,30 @@ def wrong_lengths(scene):
     expect.that("the agent's connection lives", agent.ping(), agent.error)
 
 
+def octet_by_octet(scene):
+    """What the application has said, the visitor has; a reply is not held back until it is whole."""
+    for length in (11, 60_000, 70_000, None):
+        tunnel, agent, envelope = scene.held()
+        visitor = visit(scene.server, tunnel.host)
+        visitor.send(get(tunnel.host))
+        stream = agent.start_reply(envelope().id, length=length)
+        time.sleep(0.1)
+        rest = (length or 11) - 5
+        for said in (b"first", bytes(rest - 1)):
+            agent.send(stream, said)
+            if said == b"first":
+                expect.equal(f"the head of a reply of {length}", visitor.head(2.0).status, 200)
+            if length is None:
+                expect.equal("a chunk", visitor.exactly(len(f"{len(said):X}") + 4 + len(said), 2.0)[-2:], b"\r\n")
+            else:
+                expect.equal(f"the octets of a reply of {length}", visitor.exactly(len(said), 2.0), said)
+            time.sleep(0.1)
+        agent.send(stream, b"!", end=True)
+        expect.that("the last one", visitor.exactly(1 if length else 6, 2.0).endswith(b"!" if length else b"!\r\n"))
+        expect.equal("the agent is told that it is taken", agent.answer(stream).status, 200)
+        visitor.close()
+
+
 def dies_in_body(scene):
     for how in ("closes", "resets TCP", "resets the stream"):
         for length in (1_000_000, None, 20_000):
@@ -1912,6 +1936,7 @@ AGENTS = [
     ("trap 11: headers that a reply must not have", malformed_headers),
     ("edge trap 8: replies of a wrong length", wrong_lengths),
     ("edge trap 8: an agent that dies in a reply", dies_in_body),
+    ("a reply comes octet by octet", octet_by_octet),
     ("edge trap 10: an agent that dies in a frame", dies_in_frame),
     ("edge trap 10: rubbish on a bridge", rubbish_on_bridge),
     ("edge trap 10: a visitor's broken frames", wrong_websocket_frames),

@@ -3,7 +3,7 @@
 //! and ends its write, and SETTINGS of strangers are read without a panic.
 #![no_main]
 
-#[path = "../../crates/edge/src/splice.rs"]
+#[path = "../../crates/edge/src/parked/splice.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the edge uses more of it")]
 mod splice;
 

@@ -17,11 +17,11 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Body as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bridge::{Bridge, Inbound};
 use crate::session::Streams;
-use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS, full, upgraded};
+use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS, UpstreamBody, full, upgraded};
 use crate::{Error, InFlight, Shared, mask};
 
 /// How long a bridge or a handshake may take, if the edge sets no limit.
@@ -59,7 +59,28 @@ pub(crate) fn upstream_failure(shared: &Shared, error: &Error) -> (ReplyHead, By
     failure(StatusCode::BAD_GATEWAY, "upstream-unreachable")
 }
 
-/// One request to the application.
+/// The body of a reply.
+pub(crate) enum Content {
+    /// All of it.
+    Whole(Bytes),
+    /// What the application has said so far, and what it says on.
+    Coming { begun: Bytes, rest: UpstreamBody, length: Option<u64> },
+}
+
+impl From<Bytes> for Content {
+    fn from(body: Bytes) -> Self {
+        Self::Whole(body)
+    }
+}
+
+/// How long an application may take to say all at once. What takes longer is handed on
+/// as it comes: events, tokens, progress.
+const AT_ONCE: Duration = Duration::from_millis(5);
+/// Octets that are collected; of more there is no reason to wait for the end.
+const ENOUGH: usize = 256 * 1024;
+
+/// One request to the application. Answers when it has an answer, of which the body may
+/// still be coming.
 pub(crate) async fn serve(
     shared: &Shared,
     method: Method,
@@ -67,27 +88,47 @@ pub(crate) async fn serve(
     headers: HeaderMap,
     body: Bytes,
     visitor: Option<IpAddr>,
-) -> (ReplyHead, Bytes) {
+) -> (ReplyHead, Content) {
+    let failed = |(head, body): (ReplyHead, Bytes)| (head, Content::Whole(body));
     let Ok(request) = request(shared, method, path, headers, full(body), visitor) else {
-        return failure(StatusCode::BAD_REQUEST, "invalid-path");
+        return failed(failure(StatusCode::BAD_REQUEST, "invalid-path"));
     };
     let response = match shared.upstream.send(request).await {
         Ok(response) => response,
-        Err(error) => return upstream_failure(shared, &error),
+        Err(error) => return failed(upstream_failure(shared, &error)),
     };
     let (head, body) = response.into_parts();
     let mut reply = ReplyHead::new(head.status);
     reply.headers = reply_headers(head.headers);
     if body.size_hint().lower() > MAX_BODY as u64 {
-        return failure(StatusCode::BAD_GATEWAY, "response-too-large");
+        return failed(failure(StatusCode::BAD_GATEWAY, "response-too-large"));
     }
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => (reply, body.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            failure(StatusCode::BAD_GATEWAY, "response-too-large")
+    match begin(body).await {
+        Ok(content) => (reply, content),
+        Err(_) => failed(failure(StatusCode::BAD_GATEWAY, "upstream-error")),
+    }
+}
+
+/// Takes what there is of a body at once.
+///
+/// # Errors
+///
+/// When it broke off meanwhile.
+async fn begin(mut body: UpstreamBody) -> Result<Content, Error> {
+    let length = body.size_hint().exact();
+    let until = Instant::now() + AT_ONCE;
+    let mut begun = BytesMut::new();
+    while begun.len() < ENOUGH {
+        let Ok(frame) = timeout_at(until, body.frame()).await else { break };
+        let Some(frame) = frame else { return Ok(Content::Whole(begun.freeze())) };
+        let Ok(data) = frame?.into_data() else { continue };
+        if begun.is_empty() && body.is_end_stream() {
+            // Most bodies are one frame, which needs no copy.
+            return Ok(Content::Whole(data));
         }
-        Err(_) => failure(StatusCode::BAD_GATEWAY, "upstream-error"),
+        begun.extend_from_slice(&data);
     }
+    Ok(Content::Coming { begun: begun.freeze(), rest: body, length })
 }
 
 /// The request as the application sees it.

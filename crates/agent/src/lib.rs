@@ -183,6 +183,9 @@ pub enum Error {
         /// What happened.
         source: io::Error,
     },
+    /// More than an edge tunnel carries.
+    #[error("the application's answer is larger than 32 MiB")]
+    TooLarge,
     /// Another agent has taken the tunnel over.
     #[error("another agent has taken the tunnel over")]
     Superseded,

@@ -14,9 +14,10 @@ use agent_proto::{
 use bytes::{Bytes, BytesMut};
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::ext::Protocol;
-use h2::{Ping, PingPong, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::uri::Authority;
 use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -25,7 +26,8 @@ use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
 use crate::bridge::Bridge;
-use crate::exchange::send_all;
+use crate::exchange::{Content, send_all};
+use crate::upstream::UpstreamBody;
 use crate::{Error, InFlight, Shared, exchange, passthrough};
 
 /// The streams of one session, for those who answer what it brought.
@@ -216,7 +218,7 @@ async fn serve_slot(
         };
         let response = match answered {
             Ok(response) => response,
-            Err(error) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => return End::Drained,
+            Err(error) if error.is_go_away() && error.reason() == Some(Reason::NO_ERROR) => return End::Drained,
             Err(error) if error.is_go_away() && error.reason() == Some(SUPERSEDED.into()) => return End::Superseded,
             Err(error) if error.is_reset() => {
                 sleep(PAUSE).await;
@@ -274,19 +276,20 @@ async fn serve_envelope(
         EnvelopeKind::Webhook { method, path, headers, body_uri } => {
             let begun = Instant::now();
             let label = (method.clone(), path.clone());
+            let whole = |(head, body): (ReplyHead, Bytes)| (head, Content::Whole(body));
             let answer = async {
                 if body_uri.is_some() {
-                    return exchange::failure(StatusCode::BAD_GATEWAY, "body-fetch-failed");
+                    return whole(exchange::failure(StatusCode::BAD_GATEWAY, "body-fetch-failed"));
                 }
                 match collect(body, MAX_BODY).await {
                     Ok(body) => exchange::serve(&shared, method, &path, headers, body, forwarded_for).await,
-                    Err(_) => exchange::failure(StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large"),
+                    Err(_) => whole(exchange::failure(StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large")),
                 }
             };
             let (head, body) = match deadline {
-                Some(deadline) => timeout(deadline, answer)
-                    .await
-                    .unwrap_or_else(|_| exchange::failure(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded")),
+                Some(deadline) => timeout(deadline, answer).await.unwrap_or_else(|_| {
+                    whole(exchange::failure(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded"))
+                }),
                 None => answer.await,
             };
             shared.tell(crate::Event::Served {
@@ -305,11 +308,26 @@ async fn serve_envelope(
 }
 
 impl Streams {
-    /// Posts a reply; over the next session if this one takes no more streams.
-    pub(crate) async fn reply(&self, request_id: RequestId, head: ReplyHead, body: Bytes) {
+    /// Posts a reply; over the next session if this one takes no more streams. Ends with
+    /// the reply's body, however long the application takes to say it.
+    pub(crate) async fn reply(&self, request_id: RequestId, head: ReplyHead, content: impl Into<Content>) {
         let too_large = head.octets() > MAX_REPLY_HEADERS || head.headers.len() > MAX_REPLY_FIELDS;
-        let (mut head, body) = if too_large { exchange::headers_too_large() } else { (head, body) };
-        head.content_length = Some(body.len() as u64);
+        let (mut head, content) = if too_large {
+            let (head, body) = exchange::headers_too_large();
+            (head, body.into())
+        } else {
+            (head, content.into())
+        };
+        let (begun, rest) = match content {
+            Content::Whole(body) => {
+                head.content_length = Some(body.len() as u64);
+                (body, None)
+            }
+            Content::Coming { begun, rest, length } => {
+                head.content_length = length;
+                (begun, Some(rest))
+            }
+        };
         let reply = Reply { tunnel: self.tunnel, credential: self.credential.clone(), request_id, head: Ok(head) };
         let request = match reply.to_request(&self.zone) {
             Ok(request) => request,
@@ -318,21 +336,28 @@ impl Streams {
                 return;
             }
         };
+        let is_end = begun.is_empty() && rest.is_none();
         let mut streams = self.clone();
-        let posted = match streams.open(request.clone(), body.is_empty()).await {
+        let posted = match streams.open(request.clone(), is_end).await {
             Err(error) if error.is_go_away() || error.is_io() => match self.successor().await {
                 Some(successor) => {
                     streams.send = successor;
-                    streams.open(request, body.is_empty()).await
+                    streams.open(request, is_end).await
                 }
                 None => Err(error),
             },
             posted => posted,
         };
         let answered = async {
-            let (response, mut send) = posted?;
-            if !body.is_empty() {
-                send_piece_by_piece(&mut send, body).await?;
+            let (mut response, mut send) = posted?;
+            if let Some(rest) = rest {
+                tokio::select! {
+                    sent = send_as_it_comes(&mut send, begun, rest) => sent?,
+                    // It wants no more: the visitor has left.
+                    response = &mut response => return Ok(response?),
+                }
+            } else if !begun.is_empty() {
+                send_piece_by_piece(&mut send, begun).await?;
             }
             timeout(REPLY, response).await.map_err(|_| Error::Slow("the acknowledgement"))?.map_err(Error::from)
         };
@@ -405,6 +430,31 @@ async fn send_piece_by_piece(send: &mut SendStream<Bytes>, mut body: Bytes) -> R
     Ok(send.send_data(body, true)?)
 }
 
+/// Sends a body that is still coming, and its end. If it has none, or is too large, the
+/// stream is reset, so that nobody takes it for whole.
+async fn send_as_it_comes(send: &mut SendStream<Bytes>, begun: Bytes, mut rest: UpstreamBody) -> Result<(), Error> {
+    let mut left = MAX_BODY;
+    let mut next = begun;
+    loop {
+        left = match left.checked_sub(next.len()) {
+            Some(left) => left,
+            None => {
+                send.send_reset(Reason::CANCEL);
+                return Err(Error::TooLarge);
+            }
+        };
+        timeout(REPLY, send_all(send, next)).await.map_err(|_| Error::Slow("room for the reply"))??;
+        next = match rest.frame().await {
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            None => return Ok(send.send_data(Bytes::new(), true)?),
+            Some(Err(error)) => {
+                send.send_reset(Reason::CANCEL);
+                return Err(error.into());
+            }
+        };
+    }
+}
+
 /// A whole body of at most `limit` octets; the rest of a larger one is read and
 /// forgotten.
 pub(crate) async fn collect(mut body: RecvStream, limit: usize) -> Result<Bytes, h2::Error> {
@@ -423,7 +473,7 @@ pub(crate) async fn collect(mut body: RecvStream, limit: usize) -> Result<Bytes,
         }
         collected.extend_from_slice(&chunk);
     }
-    if is_too_large { Err(h2::Reason::REFUSED_STREAM.into()) } else { Ok(collected.freeze()) }
+    if is_too_large { Err(Reason::REFUSED_STREAM.into()) } else { Ok(collected.freeze()) }
 }
 
 fn reason(body: &[u8]) -> Option<String> {

@@ -9,18 +9,15 @@
 pub mod client_hello;
 pub mod proxy_protocol;
 
-mod agent;
-mod flow;
+mod link;
 mod listener;
 mod observations;
+mod parked;
 mod passthrough;
-mod reply;
-mod splice;
 mod stats;
 mod tls;
 mod tunnels;
 mod visitor;
-mod websocket;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -39,11 +36,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, TunnelId, Zone};
 
+use crate::parked::{Buffered, Names};
 use crate::passthrough::Bridges;
-use crate::reply::Buffered;
 use crate::stats::Counters;
 use crate::tls::Certificates;
-use crate::tunnels::Tunnels;
+use crate::tunnels::{Entry, Tunnels};
 
 pub use connections::{Counts, Kind};
 pub use stats::Stats;
@@ -178,6 +175,8 @@ pub(crate) struct Shared {
     settings: Settings,
     store: Arc<dyn Store>,
     tunnels: Arc<Tunnels>,
+    /// How exchanges are called on the wire of the published SDKs.
+    names: Names,
     bridges: Bridges,
     counters: Counters,
     zone_tls: Arc<ServerConfig>,
@@ -204,6 +203,11 @@ struct Told {
 }
 
 impl Shared {
+    /// The way to a tunnel's agent.
+    pub(crate) fn link(self: &Arc<Self>, entry: Arc<Entry>) -> parked::Link<'_> {
+        parked::Link::new(entry, self)
+    }
+
     fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
@@ -235,13 +239,13 @@ impl Edge {
         let mut prefix = [0; 8];
         getrandom::fill(&mut prefix).map_err(Error::certificate)?;
         let (stop, stopping) = watch::channel(false);
-        let prefix = u64::from_be_bytes(prefix);
-        let tunnels = Arc::new(Tunnels::new(settings.live, prefix, settings.visitor.buffered, clock));
+        let tunnels = Arc::new(Tunnels::new(settings.live, settings.visitor.buffered, clock));
         store.observe(Arc::clone(&tunnels) as Arc<dyn Observer>);
         let mut places = settings.places.clone();
         places.octets_per_address = (settings.visitor.buffered / 4).max(MAX_BODY);
         let shared = Shared {
             tunnels,
+            names: Names::new(u64::from_be_bytes(prefix)),
             places: Places::new(places),
             bodies: Arc::new(Budget::new(settings.visitor.buffered)),
             answers: Arc::new(Budget::new(settings.visitor.buffered)),

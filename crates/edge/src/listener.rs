@@ -21,7 +21,7 @@ use crate::client_hello::{ClientHello, INTERNAL_ERROR, MAX_HELLO, Reader, UNRECO
 use crate::proxy_protocol::{self, Parsed};
 use crate::tunnels::Entry;
 use crate::visitor::Visit;
-use crate::{Shared, agent, passthrough, visitor};
+use crate::{Shared, parked, passthrough, visitor};
 
 /// Octets that are read of a ClientHello at once; most fit.
 const FIRST_READ: usize = 2048;
@@ -61,7 +61,7 @@ pub(crate) async fn serve(socket: Socket, shared: Arc<Shared>) {
         Role::Zone => {
             let Some(tls) = Box::pin(terminate(stream, reader, &name, &shared.zone_tls, shared)).await else { return };
             if tls.get_ref().1.alpn_protocol() == Some(b"h2") {
-                Box::pin(agent::serve(tls, ip, place, Arc::clone(shared))).await;
+                Box::pin(parked::serve(tls, ip, place, Arc::clone(shared))).await;
             } else if let Some(rest) = shared.rest.get() {
                 match place.change(Kind::Client, ip) {
                     Ok(()) => rest(Arrival { io: tls, ip, place }).await,

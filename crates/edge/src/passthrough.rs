@@ -1,5 +1,5 @@
-//! A visitor's TCP connection joined with an agent's bridge: TLS ends in the
-//! agent, and here only bytes go by.
+//! A visitor's TCP connection joined with an agent: TLS ends there, and here only
+//! octets go by.
 
 use std::io;
 use std::net::IpAddr;
@@ -7,22 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_proto::bridge::{Outer, OuterDecoder, encode_outer_close, outer_prefix};
-use agent_proto::{Envelope, EnvelopeKind, Opcode};
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use connections::{LINGER, Progress, linger};
-use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
-use tunnel_model::ExchangeKind;
 
 use crate::Shared;
-use crate::flow::send_frame;
-use crate::reply::hold;
-use crate::splice::MAX_OUTER_HEADER;
-use crate::tunnels::{Bridge, Entry, Link};
+use crate::link::{Duplex as _, Link as _, Payload, Receiver, Room, Sender};
+use crate::tunnels::Entry;
 
 /// Serves one connection, whose first bytes were read already, until it ends.
 pub(crate) async fn serve(
@@ -33,28 +27,21 @@ pub(crate) async fn serve(
     entry: Arc<Entry>,
     shared: Arc<Shared>,
 ) {
-    let (exchange, request_id, id) = shared.tunnels.next_exchange();
-    let kind = EnvelopeKind::Tcp { id, sni_host: host };
-    let envelope = Envelope { request_id, forwarded_for: Some(ip), kind };
-    // Name and ids always fit.
-    let Ok(encoded) = envelope.encode() else { return };
-    let started = shared.tunnels.start(entry, exchange, ExchangeKind::Tcp, envelope, encoded, Bytes::new());
-    let Ok(mut ticket) = started else { return };
-    let bridge = match ticket.bridge().await {
-        Ok(bridge) => bridge,
-        Err(failure) => {
+    let mut duplex = match shared.link(entry).connect(host, ip).await {
+        Ok(duplex) => duplex,
+        Err(error) => {
             // There is nothing that could be said to the visitor: it speaks TLS with the agent.
-            tracing::debug!(%ip, ?failure, "no bridge for a visitor");
+            tracing::debug!(%ip, ?error, "no way to the agent for a visitor");
             return;
         }
     };
     let activity = shared.bridges.begin();
-    let Bridge { mut recv, mut send, link } = bridge;
     let limits = &shared.settings.visitor;
     {
         let (read, write) = stream.split();
-        let forward = to_agent(read, first, &mut send, &link, &activity);
-        let backward = to_visitor(&mut recv, write, limits.stall, &activity);
+        let (sender, receiver) = duplex.halves();
+        let forward = to_agent(read, first, sender, &activity);
+        let backward = to_visitor(receiver, write, limits.stall, &activity);
         let (mut forward, mut backward) = (std::pin::pin!(forward), std::pin::pin!(backward));
         tokio::select! {
             () = forward.as_mut() => finish(backward, &activity, limits.half_closed).await,
@@ -65,12 +52,10 @@ pub(crate) async fn serve(
         }
     }
     // Whoever ends a stream holds it until the other side has it: the agent's octets
-    // are in the visitor's socket, and the visitor's in the agent's stream. If it has
-    // ended, this says nothing.
-    let _ = send.send_data(Bytes::new(), true);
-    hold(recv, send);
-    // The exchange is over; that the visitor has time to read its end is nobody's wait.
-    drop((ticket, activity));
+    // are in the visitor's socket, and the visitor's in the agent's stream. The exchange
+    // is over; that the visitor has time to read its end is nobody's wait.
+    duplex.close();
+    drop(activity);
     linger(stream).await;
 }
 
@@ -82,75 +67,45 @@ async fn finish(rest: impl Future<Output = io::Result<()>>, activity: &Activity<
     }
 }
 
-async fn to_agent(
-    mut read: ReadHalf<'_>,
-    first: Bytes,
-    send: &mut SendStream<Bytes>,
-    link: &Link,
-    activity: &Activity<'_>,
-) {
-    let payload = link.windows.tcp_payload();
+async fn to_agent(mut read: ReadHalf<'_>, first: Bytes, sender: &mut impl Sender, activity: &Activity<'_>) {
+    let Room { before, payload } = sender.room();
     let mut rest = first;
     while !rest.is_empty() {
         let part = rest.split_to(rest.len().min(payload));
-        let mut frame = BytesMut::with_capacity(MAX_OUTER_HEADER + part.len());
-        agent_proto::bridge::encode_outer(Opcode::Binary, &part, None, &mut frame);
-        if send_frame(send, link, frame.freeze()).await.is_err() {
+        let mut buffer = BytesMut::with_capacity(before + part.len());
+        buffer.resize(before, 0);
+        buffer.extend_from_slice(&part);
+        if sender.send(Payload::new(buffer, before)).await.is_err() {
             return;
         }
     }
     let mut buffer = BytesMut::new();
     loop {
         // The header's room comes first, so that what is read needs no copy.
-        buffer.reserve(MAX_OUTER_HEADER + payload);
-        buffer.resize(MAX_OUTER_HEADER, 0);
+        buffer.reserve(before + payload);
+        buffer.resize(before, 0);
         let mut room = bytes::BufMut::limit(&mut buffer, payload);
         let read = read.read_buf(&mut room).await;
-        let Ok(octets @ 1..) = read else { break };
+        let Ok(1..) = read else { break };
         activity.moved(true);
-        let header = outer_prefix(Opcode::Binary, octets, None);
-        let header: &[u8] = header.as_ref();
-        let unused = MAX_OUTER_HEADER - header.len();
-        buffer[unused..MAX_OUTER_HEADER].copy_from_slice(header);
-        let mut frame = buffer.split();
-        frame.advance(unused);
-        if send_frame(send, link, frame.freeze()).await.is_err() {
+        if sender.send(Payload::new(buffer.split(), before)).await.is_err() {
             return;
         }
     }
-    let mut close = BytesMut::new();
-    encode_outer_close(1000, "", None, &mut close);
-    // Small: h2 keeps it until there is room. If the stream has ended, so be it.
-    let _ = send.send_data(close.freeze(), true);
+    sender.finish();
 }
 
 async fn to_visitor(
-    recv: &mut RecvStream,
+    receiver: &mut impl Receiver,
     mut write: WriteHalf<'_>,
     stall: Duration,
     activity: &Activity<'_>,
 ) -> io::Result<()> {
-    let mut outer = OuterDecoder::new();
-    while let Some(Ok(chunk)) = recv.data().await {
-        let octets = chunk.len();
+    while let Some(octets) = receiver.next().await {
+        let octets = octets?;
         activity.moved(false);
-        outer.push(chunk);
-        loop {
-            match outer.next_event() {
-                Ok(Some(Outer::Data(data) | Outer::Text(data))) => {
-                    // A visitor that takes nothing holds the agent's window for nobody.
-                    timeout(stall, write.write_all(&data)).await??;
-                }
-                Ok(Some(Outer::Close { .. })) => {
-                    return write.shutdown().await;
-                }
-                Ok(Some(Outer::Ping(_) | Outer::Pong)) => {}
-                Ok(None) => break,
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        // Fails only when the stream is gone.
-        let _ = recv.flow_control().release_capacity(octets);
+        // A visitor that takes nothing holds the agent's window for nobody.
+        timeout(stall, write.write_all(&octets)).await??;
     }
     write.shutdown().await
 }

@@ -1,20 +1,23 @@
-//! Visitors of edge tunnels: HTTP/1.1 and HTTP/2 in, envelopes out.
+//! Visitors of edge tunnels: HTTP/1.1 and HTTP/2.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use agent_proto::limits::MAX_BODY;
-use agent_proto::visitor::{acceptance_headers, handshake_headers, reply_headers, request_headers};
-use agent_proto::{Envelope, EnvelopeError, EnvelopeKind};
-use bytes::{Bytes, BytesMut};
-use connections::{Guarded, Impatient, Kind, Lease, Place};
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use connections::{Guarded, Impatient, Kind, Place};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::ext::Protocol;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -22,11 +25,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
-use tunnel_model::{ExchangeKind, Failure, LiveRefusal, Status, TlsMode, TunnelName};
+use tunnel_model::{Failure, Status, TlsMode, TunnelName};
 
-use crate::reply::{AgentReply, Patience, ReplyBody, ReplyBroken};
-use crate::tunnels::{Entry, Ticket};
-use crate::{Shared, websocket};
+use crate::Shared;
+use crate::link::{Handshake, Link as _, LinkError, Patience, ReplyBody, ReplyBroken, Visitor, WebSocket as _};
+use crate::tunnels::Entry;
 
 /// Who visits, and whom.
 pub(crate) struct Visit {
@@ -77,8 +80,32 @@ impl Drop for Active<'_> {
     }
 }
 
-/// A WebSocket that keeps its connection from being idle, and the visitor's place.
+/// A WebSocket, or a reply that is still coming: it keeps its connection from being idle,
+/// and the visitor's place.
 struct Busy(Arc<Visit>);
+
+/// A reply that is still coming.
+struct Coming {
+    body: Pin<Box<dyn Body<Data = Bytes, Error = ReplyBroken> + Send>>,
+    _busy: Busy,
+}
+
+impl Body for Coming {
+    type Data = Bytes;
+    type Error = ReplyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyBroken>>> {
+        self.body.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 impl Busy {
     fn new(visit: &Arc<Visit>) -> Self {
@@ -111,8 +138,9 @@ impl Visit {
         Self { ip, host, name, shared, place, active: AtomicUsize::new(0), resets, lost: Arc::new(Notify::new()) }
     }
 
-    fn patience(&self) -> Patience {
-        Patience { stall: self.shared.settings.visitor.stall, lost: Arc::clone(&self.lost) }
+    fn visitor(&self) -> Visitor<'_> {
+        let patience = Patience { stall: self.shared.settings.visitor.stall, lost: Arc::clone(&self.lost) };
+        Visitor { ip: self.ip, place: &self.place, patience }
     }
 }
 
@@ -371,29 +399,18 @@ async fn exchange(
     request: Request<()>,
     body: &mut Incoming,
 ) -> Result<Response<ReplyBody>, Problem> {
-    let shared = &visit.shared;
-    let (head, ()) = request.into_parts();
+    let version = request.version();
     let entry = find(visit).await?;
-    let body = if body.is_end_stream() {
-        Bytes::new()
-    } else {
-        let lease = visit.place.lease(vec![Arc::clone(&shared.bodies), Arc::clone(&entry.bodies)]);
-        collect(body, &head.headers, lease, shared.settings.visitor.body).await?
-    };
-    let (exchange, request_id, _) = shared.tunnels.next_exchange();
-    let mut headers = request_headers(&head.headers, body.len() as u64);
-    limit_encodings(&mut headers);
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let is_head = head.method == Method::HEAD;
-    let kind = EnvelopeKind::Webhook { method: head.method, path, headers, body_uri: None };
-    let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
-    let ticket = start(visit, entry, exchange, ExchangeKind::Http, envelope, body)?;
-    let mut response = answer_with(ticket, visit.patience(), is_head).await?;
-    if let (Version::HTTP_2, ReplyBody::Full(body)) = (head.version, response.body_mut()) {
+    let mut response = visit.shared.link(entry).request(request, body, &visit.visitor()).await?;
+    if let ReplyBody::Stream(body) = response.body_mut() {
+        let coming = std::mem::replace(body, Box::pin(Empty::new().map_err(|never| match never {})));
+        *body = Box::pin(Coming { body: coming, _busy: Busy::new(visit) });
+    }
+    if let (Version::HTTP_2, ReplyBody::Full(body)) = (version, response.body_mut()) {
         // Over HTTP/1.1 a visitor has one of them at a time, and is cut off if it takes nothing.
-        let mut lease = visit.place.lease(vec![Arc::clone(&shared.answers)]);
+        let mut lease = visit.place.lease(vec![Arc::clone(&visit.shared.answers)]);
         if !lease.grow(body.len()) {
-            return Err(Problem::NoMemory);
+            return Err(Problem::Link(LinkError::NoMemory));
         }
         *body = lease.own(std::mem::take(body));
     }
@@ -406,29 +423,20 @@ async fn upgrade(
     mut request: Request<()>,
     key: Option<HeaderValue>,
 ) -> Result<Response<ReplyBody>, Problem> {
-    let shared = &visit.shared;
     let entry = find(visit).await?;
-    let (exchange, request_id, id) = shared.tunnels.next_exchange();
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let kind = EnvelopeKind::WebSocket { id, path, headers: handshake_headers(request.headers()) };
-    let envelope = Envelope { request_id, forwarded_for: Some(visit.ip), kind };
-    let mut ticket = start(visit, entry, exchange, ExchangeKind::WebSocket, envelope, Bytes::new())?;
-    let reply = ticket.reply().await?;
-    if reply.head.status != StatusCode::OK {
-        return respond(reply, ticket, visit.patience(), false).await;
-    }
-    let AgentReply { head, body } = reply;
-    // The agent opens the bridge only after this is answered.
-    drop(body);
-    let bridge = ticket.bridge().await?;
+    let handshake = visit.shared.link(entry).websocket(&request, &visit.visitor()).await?;
+    let (headers, websocket) = match handshake {
+        Handshake::Accepted(headers, websocket) => (headers, websocket),
+        Handshake::Refused(response) => return Ok(response),
+    };
     let mut response = Response::new(ReplyBody::Full(Bytes::new()));
-    *response.headers_mut() = acceptance_headers(head.headers);
+    *response.headers_mut() = headers;
     if let Some(key) = key {
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, websocket::accept(&key));
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept(&key));
     }
     let upgraded = hyper::upgrade::on(&mut request);
     if request.version() == Version::HTTP_11 {
@@ -438,11 +446,11 @@ async fn upgrade(
     let busy = Busy::new(visit);
     tokio::spawn(async move {
         match upgraded.await {
-            Ok(upgraded) => websocket::run(TokioIo::new(upgraded), bridge, &busy.0.shared).await,
+            Ok(upgraded) => websocket.run(TokioIo::new(upgraded)).await,
             Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "a WebSocket never began"),
         }
         // The account lasts as long as the last of its WebSockets.
-        drop((ticket, busy));
+        drop(busy);
     });
     Ok(response)
 }
@@ -464,50 +472,10 @@ async fn find(visit: &Visit) -> Result<Arc<Entry>, Problem> {
     let tunnel = tunnel.filter(|tunnel| tunnel.status == Status::Active).ok_or(Problem::NotFound)?;
     match tunnel.tls_mode {
         TlsMode::Passthrough => Err(Problem::Misdirected),
-        TlsMode::Edge => tunnels.entry_for_visitor(&tunnel).ok_or(Problem::Failed(Failure::AgentOffline)),
-    }
-}
-
-fn start(
-    visit: &Visit,
-    entry: Arc<Entry>,
-    exchange: tunnel_model::ExchangeId,
-    kind: ExchangeKind,
-    envelope: Envelope,
-    body: Bytes,
-) -> Result<Ticket, Problem> {
-    let encoded = envelope.encode()?;
-    Ok(visit.shared.tunnels.start(entry, exchange, kind, envelope, encoded, body)?)
-}
-
-/// The whole body, which an envelope must have from its beginning.
-///
-/// It is leased until its last octet is sent to the agent: without a bound for all
-/// together, a few thousand uploads would take all memory.
-async fn collect(body: &mut Incoming, headers: &HeaderMap, mut lease: Lease, time: Duration) -> Result<Bytes, Problem> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(Problem::BodyTooLarge);
-    }
-    let mut collected = BytesMut::new();
-    loop {
-        // The clock is for the next octets, not for the whole: slow is fine, silent is not.
-        let frame = timeout(time, body.frame()).await.map_err(|_| Problem::BodyTooSlow)?;
-        let Some(frame) = frame else { break };
-        let frame = frame.map_err(|_| Problem::BadRequest("the body broke off"))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if collected.len() + data.len() > MAX_BODY {
-            return Err(Problem::BodyTooLarge);
+        TlsMode::Edge => {
+            tunnels.entry_for_visitor(&tunnel).ok_or(Problem::Link(LinkError::Failed(Failure::AgentOffline)))
         }
-        if !lease.grow(data.len()) {
-            return Err(Problem::NoMemory);
-        }
-        if collected.is_empty() && body.is_end_stream() {
-            return Ok(lease.own(data));
-        }
-        collected.extend_from_slice(&data);
     }
-    Ok(lease.own(collected.freeze()))
 }
 
 /// Takes the rest of a request that is refused, for a while: clients that are cut
@@ -529,78 +497,28 @@ fn discard(mut body: Incoming, time: Duration) {
     });
 }
 
-/// Agents of the SDKs decompress what their application answers and leave its
-/// `content-encoding` there. For gzip the body tells; so only gzip is asked for.
-fn limit_encodings(headers: &mut HeaderMap) {
-    if headers.contains_key(header::ACCEPT_ENCODING) {
-        let takes_gzip = has_token(headers, &header::ACCEPT_ENCODING, "gzip");
-        let wanted = if takes_gzip { "gzip" } else { "identity" };
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(wanted));
-    }
-}
-
-async fn answer_with(mut ticket: Ticket, patience: Patience, is_head: bool) -> Result<Response<ReplyBody>, Problem> {
-    let reply = ticket.reply().await?;
-    respond(reply, ticket, patience, is_head).await
-}
-
-async fn respond(
-    reply: AgentReply,
-    ticket: Ticket,
-    patience: Patience,
-    is_head: bool,
-) -> Result<Response<ReplyBody>, Problem> {
-    let AgentReply { head, body } = reply;
-    let octets: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if octets > MAX_REPLY_HEADERS || head.headers.len() > MAX_REPLY_FIELDS {
-        tracing::warn!(octets, fields = head.headers.len(), "a reply's headers are too large for visitors");
-        return Err(Problem::ReplyHeadersTooLarge);
-    }
-    let mut response = Response::new(ReplyBody::Full(Bytes::new()));
-    *response.status_mut() = head.status;
-    let has_no_body = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let mut headers = reply_headers(head.headers);
-    if let Some(reason) = head.reason.and_then(|reason| HeaderValue::try_from(reason).ok()) {
-        headers.insert(REASON, reason);
-    }
-    if !has_no_body {
-        let mut body = body.into_body(head.content_length, MAX_BODY, patience, ticket).await?;
-        // See `limit_encodings`. A part of a body begins anywhere, and that of a HEAD nowhere.
-        let is_whole = !is_head && head.status != StatusCode::PARTIAL_CONTENT;
-        let claims_gzip = is_whole && headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");
-        if claims_gzip && !body.begins_with(&GZIP_MAGIC).await? {
-            headers.remove(header::CONTENT_ENCODING);
-        }
-        *response.body_mut() = body;
-    }
-    *response.headers_mut() = headers;
-    Ok(response)
-}
-
-/// Octets and number of a reply's header fields.
-const MAX_REPLY_HEADERS: usize = 64 * 1024;
-const MAX_REPLY_FIELDS: usize = 200;
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 const REASON: HeaderName = HeaderName::from_static("inkbox-reason");
-/// RFC 1952 section 2.3.1
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// `Sec-WebSocket-Accept` for a visitor's key (RFC 6455 section 4.2.2).
+fn accept(key: &HeaderValue) -> HeaderValue {
+    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    context.update(key.as_bytes());
+    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let text = STANDARD.encode(context.finish());
+    // base64 is ASCII.
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
 
 /// Why a visitor gets no reply of the application.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Problem {
     BadRequest(&'static str),
-    BodyTooLarge,
-    BodyTooSlow,
-    Failed(Failure),
-    HeadersTooLarge,
     Internal,
+    Link(LinkError),
     MethodNotAllowed,
     Misdirected,
-    NoMemory,
     NotFound,
     NotImplemented,
-    ReplyBroken,
-    ReplyHeadersTooLarge,
     WebSocketVersion,
 }
 
@@ -609,24 +527,29 @@ impl Problem {
     fn parts(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::BadRequest(why) => (StatusCode::BAD_REQUEST, "bad-request", why),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large", "32 MiB of body fit"),
-            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "request-timeout", "the body did not arrive"),
-            Self::Failed(Failure::AgentBusy) => {
+            Self::Link(LinkError::BodyBroken) => (StatusCode::BAD_REQUEST, "bad-request", "the body broke off"),
+            Self::Link(LinkError::BodyTooLarge) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large", "32 MiB of body fit")
+            }
+            Self::Link(LinkError::BodyTooSlow) => {
+                (StatusCode::REQUEST_TIMEOUT, "request-timeout", "the body did not arrive")
+            }
+            Self::Link(LinkError::Failed(Failure::AgentBusy)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "agent-busy", "the agent takes no more requests at the moment")
             }
-            Self::Failed(Failure::AgentLost) => {
+            Self::Link(LinkError::Failed(Failure::AgentLost)) => {
                 (StatusCode::BAD_GATEWAY, "agent-lost", "the agent left before it had answered")
             }
-            Self::Failed(Failure::AgentOffline) => {
+            Self::Link(LinkError::Failed(Failure::AgentOffline)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "agent-offline", "no agent is connected for this host")
             }
-            Self::Failed(Failure::AgentTimeout) => {
+            Self::Link(LinkError::Failed(Failure::AgentTimeout)) => {
                 (StatusCode::GATEWAY_TIMEOUT, "agent-timeout", "the agent did not answer in time")
             }
-            Self::Failed(Failure::TunnelGone) | Self::NotFound => {
+            Self::Link(LinkError::Failed(Failure::TunnelGone)) | Self::NotFound => {
                 (StatusCode::NOT_FOUND, "not-found", "there is no such host")
             }
-            Self::HeadersTooLarge => (
+            Self::Link(LinkError::HeadersTooLarge) => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers-too-large",
                 "110 fields and 60 KiB of headers fit",
@@ -638,16 +561,21 @@ impl Problem {
             Self::Misdirected => {
                 (StatusCode::MISDIRECTED_REQUEST, "misdirected", "the connection was made for another host")
             }
-            Self::NoMemory => {
+            Self::Link(LinkError::NoMemory) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server-busy", "the server holds too many bodies at the moment")
             }
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the only protocol is websocket"),
-            Self::ReplyBroken => (StatusCode::BAD_GATEWAY, "reply-malformed", "the agent's reply is not whole"),
-            Self::ReplyHeadersTooLarge => (
+            Self::Link(LinkError::ReplyBroken) => {
+                (StatusCode::BAD_GATEWAY, "reply-malformed", "the agent's reply is not whole")
+            }
+            Self::Link(LinkError::ReplyHeadersTooLarge) => (
                 StatusCode::BAD_GATEWAY,
                 "response-headers-too-large",
                 "the application's headers have more than 64 KiB or 200 fields",
             ),
+            Self::Link(LinkError::Target) => {
+                (StatusCode::BAD_REQUEST, "bad-request", "the request target has octets that no URI has")
+            }
             Self::WebSocketVersion => {
                 (StatusCode::UPGRADE_REQUIRED, "websocket-version", "Sec-WebSocket-Version must be 13")
             }
@@ -664,7 +592,7 @@ impl From<Problem> for Response<ReplyBody> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(REASON, HeaderValue::from_static(reason));
         match problem {
-            Problem::NoMemory | Problem::Failed(Failure::AgentBusy | Failure::AgentOffline) => {
+            Problem::Link(LinkError::NoMemory | LinkError::Failed(Failure::AgentBusy | Failure::AgentOffline)) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             }
             Problem::MethodNotAllowed => {
@@ -675,7 +603,10 @@ impl From<Problem> for Response<ReplyBody> {
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
             }
             // What was not read of the request must not be taken for the next one.
-            Problem::BadRequest(_) | Problem::BodyTooLarge | Problem::BodyTooSlow => {
+            Problem::BadRequest(_)
+            | Problem::Link(
+                LinkError::BodyBroken | LinkError::BodyTooLarge | LinkError::BodyTooSlow | LinkError::Target,
+            ) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -684,40 +615,8 @@ impl From<Problem> for Response<ReplyBody> {
     }
 }
 
-impl From<EnvelopeError> for Problem {
-    fn from(error: EnvelopeError) -> Self {
-        match error {
-            EnvelopeError::TooLarge { .. } | EnvelopeError::TooManyFields { .. } => Self::HeadersTooLarge,
-            _ => Self::BadRequest("the request target has octets that no URI has"),
-        }
-    }
-}
-
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl From<LiveRefusal> for Problem {
-    fn from(refusal: LiveRefusal) -> Self {
-        match refusal {
-            LiveRefusal::QueueFull => Self::Failed(Failure::AgentBusy),
-            // Of these a visitor's command meets the first one alone.
-            LiveRefusal::Offline
-            | LiveRefusal::BridgeTaken
-            | LiveRefusal::Draining
-            | LiveRefusal::Superseded
-            | LiveRefusal::TooManyIntakes
-            | LiveRefusal::UnknownExchange
-            | LiveRefusal::UnknownSession
-            | LiveRefusal::UnwantedBridge => Self::Failed(Failure::AgentOffline),
-        }
-    }
-}
-
-impl From<ReplyBroken> for Problem {
-    fn from(_: ReplyBroken) -> Self {
-        Self::ReplyBroken
+impl From<LinkError> for Problem {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
     }
 }

@@ -6,15 +6,20 @@ mod rules;
 mod visitor;
 mod world;
 
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use edge::proxy_protocol;
 use h2::ext::Protocol;
 use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tunnel_model::TlsMode;
 
 use crate::visitor::{body_of, connect, connect_h2, get, raw};
-use crate::world::World;
+use crate::world::{EVENTS, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_visitor_reaches_the_application_in_both_modes() {
@@ -103,9 +108,41 @@ async fn large_bodies_arrive_whole_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_application_says_is_there_when_it_says_it() {
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.agent("shop").await;
+    let mut body = get(&world, "shop", "/events/300/false").await.into_body();
+    let begun = Instant::now();
+    let mut came = Vec::new();
+    while let Some(frame) = body.frame().await {
+        assert_eq!(frame.expect("it is whole").into_data().expect("data"), "data: said\n\n");
+        came.push(begun.elapsed());
+    }
+    assert_eq!(came.len(), 5, "{came:?}");
+    assert!(came[0] < Duration::from_millis(200), "{came:?}");
+    assert!(came.windows(2).all(|pair| pair[1] - pair[0] > Duration::from_millis(150)), "{came:?}");
+
+    let mut broken = get(&world, "shop", "/events/100/true").await.into_body();
+    while let Some(Ok(_)) = broken.frame().await {}
+    assert!(!broken.is_end_stream(), "what broke off is not taken for whole");
+
+    // Whoever leaves is not talked to for ever.
+    let mut body = get(&world, "shop", "/events/3000/false").await.into_body();
+    body.frame().await.expect("an event").expect("an event");
+    assert!(EVENTS.load(Ordering::SeqCst) > 0);
+    drop(body);
+    let left = Instant::now();
+    while EVENTS.load(Ordering::SeqCst) > 0 {
+        assert!(left.elapsed() < Duration::from_secs(9), "the application talks on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_download_over_http2_is_not_idle() {
     // The windows of the client open in steps, a third of a second apart.
-    let (idle, stall) = (std::time::Duration::from_millis(300), std::time::Duration::from_millis(900));
+    let (idle, stall) = (Duration::from_millis(300), Duration::from_millis(900));
     let world = World::start_with(|settings| (settings.visitor.idle, settings.visitor.stall) = (idle, stall)).await;
     world.tunnel("shop", TlsMode::Edge).await;
     let _agent = world.agent("shop").await;
@@ -114,10 +151,10 @@ async fn a_slow_download_over_http2_is_not_idle() {
     let (response, mut stream) = sender.send_request(request, false).expect("sent");
     stream.send_data(Bytes::from(vec![7; 2_500_000]), true).expect("sent");
     let mut body = response.await.expect("an answer").into_body();
-    let (mut received, begun) = (0, std::time::Instant::now());
+    let (mut received, begun) = (0, Instant::now());
     while let Some(chunk) = body.data().await {
         received += chunk.as_ref().expect("it is not cut").len();
-        tokio::time::sleep(std::time::Duration::from_millis(4)).await;
+        tokio::time::sleep(Duration::from_millis(4)).await;
         body.flow_control().release_capacity(chunk.map_or(0, |chunk| chunk.len())).expect("the stream is there");
     }
     assert_eq!(received, 2_500_000);
@@ -141,7 +178,7 @@ async fn bodies_of_all_visitors_together_are_bounded() {
         head + &"y".repeat(size)
     };
     // What came first is read first, sooner or later.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let answer = raw(&world, "shop", &request(400_000)).await;
     assert!(
         answer.starts_with("HTTP/1.1 503 ") && answer.contains("server-busy"),
@@ -151,7 +188,7 @@ async fn bodies_of_all_visitors_together_are_bounded() {
     let answer = raw(&world, "shop", &request(1000)).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "small ones still fit");
     drop(slow);
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let answer = raw(&world, "shop", &request(400_000)).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "the room is given back");
 }

@@ -1,7 +1,10 @@
 //! An edge on loopback with its own authority, and agents for it.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use agent::{Agent, Credential, Error, Event, Rest, Trust, Upstream};
@@ -22,6 +25,7 @@ use store::{MemoryStore, Store, SystemClock};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::Sleep;
 use tunnel_model::{ApiKeySecret, Caller, KeyId, OrganizationId, Rules, Scope, TlsMode, TunnelId};
 
 pub(crate) const ZONE: &str = "adit.localhost";
@@ -190,6 +194,42 @@ pub(crate) fn filler(count: usize) -> Bytes {
     (0..count).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1] ^ n.to_le_bytes()[2]).collect()
 }
 
+/// Bodies of [`Events`] that are there.
+pub(crate) static EVENTS: AtomicUsize = AtomicUsize::new(0);
+
+struct Events {
+    left: u32,
+    pause: Duration,
+    breaks: bool,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl hyper::body::Body for Events {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+        std::task::ready!(self.sleep.as_mut().poll(cx));
+        if self.left == 0 {
+            let end = self.breaks.then(|| Err(std::io::Error::other("as told")));
+            return Poll::Ready(end);
+        }
+        self.left -= 1;
+        let next = tokio::time::Instant::now() + self.pause;
+        self.sleep.as_mut().reset(next);
+        Poll::Ready(Some(Ok(hyper::body::Frame::data(Bytes::from_static(b"data: said\n\n")))))
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        EVENTS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Tells what it was asked, mirrors bodies, and echoes WebSocket octets.
 fn application() -> Router {
     async fn echo(request: Request) -> String {
@@ -216,6 +256,16 @@ fn application() -> Router {
     // Answers while the request is still coming.
     async fn early() -> StatusCode {
         StatusCode::PAYLOAD_TOO_LARGE
+    }
+    // Says something five times, with pauses, and then ends or breaks off.
+    async fn events(Path((pause, breaks)): Path<(u64, bool)>) -> Body {
+        EVENTS.fetch_add(1, Ordering::SeqCst);
+        Body::new(Events {
+            left: 5,
+            pause: Duration::from_millis(pause),
+            breaks,
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        })
     }
     async fn mirror(request: Request) -> Body {
         Body::new(request.into_body())
@@ -251,6 +301,7 @@ fn application() -> Router {
         .route("/early", any(early))
         .route("/headers/{fields}/{octets}", any(headers))
         .fallback(asterisk)
+        .route("/events/{pause}/{breaks}", get(events))
         .route("/mirror", any(mirror))
         .route("/ws", get(websocket))
 }

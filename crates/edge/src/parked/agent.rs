@@ -1,5 +1,5 @@
 //! One agent's connection: HTTP/2 with the `h2` crate directly, because the
-//! end of a session needs a GOAWAY of its own (see [`crate::splice`]).
+//! end of a session needs a GOAWAY of its own (see [`super::splice`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,10 +24,11 @@ use tunnel_model::{
 };
 use uuid::Uuid;
 
+use super::reply::{Buffered, ReplyStream, answer, hold};
+use super::splice::{Control, SILENCE, Splice};
+use super::streams::{self, Connection as Held, end_intake};
 use crate::Shared;
-use crate::reply::{Buffered, ReplyStream, answer, hold};
-use crate::splice::{Control, SILENCE, Splice};
-use crate::tunnels::{Entry, Link, Signal, end_intake};
+use crate::tunnels::{Entry, Member, Signal};
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve<IO>(io: IO, ip: IpAddr, place: Place, shared: Arc<Shared>)
@@ -124,7 +125,7 @@ struct Membership {
     entry: Arc<Entry>,
     credential: Credential,
     owner_token: OwnerToken,
-    link: Arc<Link>,
+    connection: Arc<Held>,
 }
 
 impl Agent {
@@ -215,8 +216,13 @@ impl Agent {
                     end_intake(&mut respond, StatusCode::UNAUTHORIZED, "owner-token-invalid");
                     return;
                 };
-                let parked =
-                    self.shared.tunnels.park(&member.entry, self.session, respond.stream_id().as_u32(), respond);
+                let parked = streams::park(
+                    &self.shared.tunnels,
+                    &member.entry,
+                    self.session,
+                    respond.stream_id().as_u32(),
+                    respond,
+                );
                 self.strays = if parked.is_ok() { 0 } else { self.strays + 1 };
             }
             Ok(StreamRequest::Reply(reply)) => {
@@ -225,8 +231,8 @@ impl Agent {
                     ReplyStream::new(body, respond, Arc::new(Buffered::new(0))).refuse(StatusCode::UNAUTHORIZED);
                     return;
                 };
-                let stream = ReplyStream::new(body, respond, Arc::clone(&member.link.buffered));
-                let Some(exchange) = self.shared.tunnels.exchange_of(reply.request_id.as_u128()) else {
+                let stream = ReplyStream::new(body, respond, Arc::clone(&member.connection.buffered));
+                let Some(exchange) = self.shared.names.exchange(reply.request_id.as_u128()) else {
                     stream.refuse(StatusCode::NOT_FOUND);
                     return;
                 };
@@ -237,7 +243,7 @@ impl Agent {
                     head
                 });
                 // Refused for a reply that is late or the second one; the agent was told so.
-                let _ = self.shared.tunnels.reply(&member.entry, self.session, exchange, head, stream);
+                let _ = streams::reply(&self.shared.tunnels, &member.entry, self.session, exchange, head, stream);
             }
             Ok(StreamRequest::Bridge(bridge)) => {
                 let Some(member) = self.member(bridge.tunnel, &bridge.credential) else {
@@ -249,12 +255,12 @@ impl Agent {
                     BridgeKind::Tcp => ExchangeKind::Tcp,
                     BridgeKind::WebSocket => ExchangeKind::WebSocket,
                 };
-                let Some(exchange) = self.shared.tunnels.exchange_of(bridge.id.as_u128()) else {
+                let Some(exchange) = self.shared.names.exchange(bridge.id.as_u128()) else {
                     answer(&mut respond, StatusCode::NOT_FOUND);
                     return hold(body, respond);
                 };
                 let tunnels = &self.shared.tunnels;
-                let opened = tunnels.open_bridge(&member.entry, self.session, exchange, kind, body, respond);
+                let opened = streams::open_bridge(tunnels, &member.entry, self.session, exchange, kind, body, respond);
                 if let Err((refusal, body, mut respond)) = opened {
                     let status = match refusal {
                         LiveRefusal::BridgeTaken | LiveRefusal::UnwantedBridge => StatusCode::CONFLICT,
@@ -299,7 +305,7 @@ impl Agent {
         };
         let (shared, session, ip) = (Arc::clone(&self.shared), self.session, self.ip);
         let (signals, place) = (self.signals.clone(), self.place.clone());
-        let link = Arc::new(Link {
+        let connection = Arc::new(Held {
             ip,
             windows: self.control.windows(),
             buffered: Arc::new(Buffered::of_agent(&shared.replies, shared.settings.agent.reply_buffer.max(MAX_BODY))),
@@ -307,7 +313,7 @@ impl Agent {
         });
         tokio::spawn(async move {
             let tunnel = hello.tunnel;
-            match admit(&shared, hello, session, Arc::clone(&link), signals, &place).await {
+            match admit(&shared, hello, session, Arc::clone(&connection), signals, &place).await {
                 Ok((membership, body)) => {
                     tracing::info!(%tunnel, %ip, "an agent is connected");
                     let entry = Arc::clone(&membership.entry);
@@ -406,7 +412,7 @@ async fn admit(
     shared: &Arc<Shared>,
     hello: Hello,
     session: SessionId,
-    link: Arc<Link>,
+    connection: Arc<Held>,
     signals: mpsc::Sender<Signal>,
     place: &Place,
 ) -> Result<(Membership, Vec<u8>), Denied> {
@@ -415,12 +421,13 @@ async fn admit(
     }
     let id = TunnelId::from_bytes(hello.tunnel.into_bytes());
     let (tunnel, key) = check(shared, id, &hello.credential).await?;
-    place.change(Kind::Agent, link.ip).map_err(|_| Denied::Full)?;
+    place.change(Kind::Agent, connection.ip).map_err(|_| Denied::Full)?;
     let mut octets = [0; 16];
     getrandom::fill(&mut octets).map_err(|_| Denied::Internal)?;
     let owner_token = OwnerToken::from_random(octets);
-    let entry =
-        shared.tunnels.admit(&tunnel, session, Arc::clone(&link), key, signals).map_err(|_| Denied::Superseded)?;
+    let member = Member { ip: connection.ip, key, signals };
+    let admitted = shared.tunnels.admit(&tunnel, session, member, Arc::clone(&connection));
+    let entry = admitted.map_err(|_| Denied::Superseded)?;
     // What was revoked or deleted between the check and the admission was not
     // there to be ended; what comes later finds the session.
     match check(shared, id, &hello.credential).await {
@@ -439,7 +446,7 @@ async fn admit(
         pool_size: Some(hello.pool_size.unwrap_or(DEFAULT_POOL_SIZE)),
         response_deadline_seconds: Some(shared.settings.response_deadline.as_secs_f64()),
     };
-    let membership = Membership { tunnel: hello.tunnel, entry, credential: hello.credential, owner_token, link };
+    let membership = Membership { tunnel: hello.tunnel, entry, credential: hello.credential, owner_token, connection };
     Ok((membership, answer.to_json()))
 }
 

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use h2::SendStream;
 use tokio::time::timeout;
 
-use crate::splice::Windows;
-use crate::tunnels::Link;
+use super::splice::Windows;
+use super::streams::Connection;
 
 /// The stream takes nothing any more.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +33,14 @@ const STALL: Duration = Duration::from_secs(60);
 /// # Errors
 ///
 /// Nothing was sent, or the stream has ended.
-pub(crate) async fn send_frame(stream: &mut SendStream<Bytes>, link: &Link, mut frame: Bytes) -> Result<(), FlowError> {
-    match link.windows {
+pub(crate) async fn send_frame(
+    stream: &mut SendStream<Bytes>,
+    connection: &Connection,
+    mut frame: Bytes,
+) -> Result<(), FlowError> {
+    match connection.windows {
         Windows::Small => {
-            let _turn = link.turn.lock().await;
+            let _turn = connection.turn.lock().await;
             let room = timeout(STALL, capacity(stream, frame.len(), frame.len())).await;
             room.map_err(|_| FlowError::Stalled(STALL)).flatten().inspect_err(|_| stream.reserve_capacity(0))?;
             stream.send_data(frame, false).map_err(|_| FlowError::Ended)

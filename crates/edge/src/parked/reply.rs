@@ -20,8 +20,9 @@ use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::link::{Patience, ReplyBody, ReplyBroken};
 use crate::tunnels::Ticket;
 
 /// Head and body of a reply. Dropped, it takes the rest of the body from the
@@ -29,14 +30,6 @@ use crate::tunnels::Ticket;
 pub(crate) struct AgentReply {
     pub(crate) head: ReplyHead,
     pub(crate) body: ReplyStream,
-}
-
-/// How long a visitor may take nothing of a reply, and who is told then: the
-/// visitor's connection, which would keep what was written so far for ever.
-#[derive(Clone)]
-pub(crate) struct Patience {
-    pub(crate) stall: Duration,
-    pub(crate) lost: Arc<Notify>,
 }
 
 /// The stream that a reply comes on.
@@ -61,6 +54,8 @@ pub(crate) struct Buffered {
 struct Queue {
     buffered: Arc<Buffered>,
     state: Mutex<State>,
+    /// The visitor has gone.
+    left: Notify,
 }
 
 struct State {
@@ -73,24 +68,18 @@ struct State {
     is_abandoned: bool,
 }
 
-/// Why a body is not complete.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum ReplyBroken {
-    #[error("the agent's connection broke")]
-    Lost,
-    #[error("the visitor does not take the reply")]
-    Stalled,
-    #[error("the reply is larger than {0} octets")]
-    TooLarge(usize),
-    #[error("the reply has not as many octets as its content-length says")]
-    WrongLength,
-}
-
-/// Bodies up to this size are collected before the visitor gets anything.
+/// Bodies up to this size are collected, so that the visitor gets them in one piece, if
+/// they are there at once.
 const SMALL: u64 = 64 * 1024;
+/// How long a small body may take to be there at once. One that takes longer goes on
+/// octet by octet: the application has something to say before it has said all.
+const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// How long a visitor may take nothing while the agent's buffer is full.
 const IMPATIENCE: Duration = Duration::from_secs(1);
+/// How long an agent may go on with a reply whose visitor has left. Published agents have
+/// all of it when they begin; one that has not, an event stream, would go on for ever.
+const UNWANTED: Duration = Duration::from_secs(5);
 /// Between two looks at a buffer that is full.
 const FULL: Duration = Duration::from_millis(20);
 
@@ -128,7 +117,7 @@ impl Queue {
     fn new(buffered: Arc<Buffered>) -> Self {
         let (chunks, taken_at) = (VecDeque::new(), Instant::now());
         let state = State { chunks, end: None, reader: None, taken_at, is_abandoned: false };
-        Self { buffered, state: Mutex::new(state) }
+        Self { buffered, state: Mutex::new(state), left: Notify::new() }
     }
 
     fn put(&self, chunk: Bytes) {
@@ -179,6 +168,7 @@ impl Queue {
         let mut state = self.state();
         state.is_abandoned = true;
         self.forget_chunks(&mut state);
+        self.left.notify_one();
     }
 
     fn forget_chunks(&self, state: &mut State) {
@@ -228,6 +218,35 @@ impl State {
     }
 }
 
+/// The beginning of a body. Most bodies are one frame, which needs no copy.
+#[derive(Default)]
+struct Begun {
+    first: Bytes,
+    /// All of it, once there is more than the first part.
+    parts: BytesMut,
+}
+
+impl Begun {
+    fn push(&mut self, chunk: Bytes) {
+        if self.len() == 0 {
+            self.first = chunk;
+            return;
+        }
+        if self.parts.is_empty() {
+            self.parts.extend_from_slice(&self.first);
+        }
+        self.parts.extend_from_slice(&chunk);
+    }
+
+    fn len(&self) -> usize {
+        self.first.len().max(self.parts.len())
+    }
+
+    fn into_octets(self) -> Bytes {
+        if self.parts.is_empty() { self.first } else { self.parts.freeze() }
+    }
+}
+
 impl ReplyStream {
     pub(crate) fn new(recv: RecvStream, respond: SendResponse<Bytes>, buffered: Arc<Buffered>) -> Self {
         Self(Some(Open { recv, respond, buffered }))
@@ -240,7 +259,7 @@ impl ReplyStream {
         }
     }
 
-    /// Takes the body for a visitor; small ones are complete when this returns.
+    /// Takes the body for a visitor; small ones that are there at once are complete when this returns.
     /// The exchange of `ticket` ends when all of it has come.
     ///
     /// # Errors
@@ -252,28 +271,36 @@ impl ReplyStream {
         limit: usize,
         patience: Patience,
         ticket: Ticket,
-    ) -> Result<ReplyBody, ReplyBroken> {
+    ) -> Result<AgentBody, ReplyBroken> {
         if length.is_some_and(|length| length > limit as u64) {
             return Err(ReplyBroken::TooLarge(limit));
         }
         let Some(open) = self.0.as_mut() else {
             return if length.unwrap_or(0) == 0 {
-                Ok(ReplyBody::Full(Bytes::new()))
+                Ok(AgentBody::Full(Bytes::new()))
             } else {
                 Err(ReplyBroken::WrongLength)
             };
         };
-        if let Some(length) = length.filter(|length| *length <= SMALL) {
-            let body = open.collect(length).await?;
+        let mut begun = Begun::default();
+        if let Some(length) = length.filter(|length| *length <= SMALL)
+            && let Ok(collected) = timeout(AT_ONCE, open.collect(&mut begun, length)).await
+        {
+            collected?;
             if let Some(mut open) = self.0.take() {
                 open.answer(StatusCode::OK);
             }
-            return Ok(ReplyBody::Full(body));
+            return Ok(AgentBody::Full(begun.into_octets()));
         }
-        let Some(open) = self.0.take() else { return Ok(ReplyBody::Full(Bytes::new())) };
+        let Some(open) = self.0.take() else { return Ok(AgentBody::Full(Bytes::new())) };
         let queue = Arc::new(Queue::new(Arc::clone(&open.buffered)));
-        tokio::spawn(open.pump(Arc::clone(&queue), length, limit, patience, ticket));
-        Ok(ReplyBody::Stream(Streamed { queue, left: length }))
+        let begun = begun.into_octets();
+        let octets = begun.len();
+        if octets > 0 {
+            queue.put(begun);
+        }
+        tokio::spawn(open.pump(Arc::clone(&queue), octets as u64, length, limit, patience, ticket));
+        Ok(AgentBody::Stream(Streamed { queue, left: length }))
     }
 
     /// Takes the body from the agent, forgets it and answers `status`.
@@ -306,36 +333,47 @@ impl Open {
         });
     }
 
-    async fn collect(&mut self, length: u64) -> Result<Bytes, ReplyBroken> {
-        let mut whole = Bytes::new();
-        let mut parts = BytesMut::new();
+    /// Takes a body of a known length, which is whole when this returns. What it has when it
+    /// is dropped before is in `begun`.
+    async fn collect(&mut self, begun: &mut Begun, length: u64) -> Result<(), ReplyBroken> {
         while let Some(chunk) = self.recv.data().await {
             let chunk = chunk.map_err(|_| ReplyBroken::Lost)?;
             self.credit(chunk.len());
-            if whole.is_empty() && parts.is_empty() {
-                // Most bodies are one frame, which needs no copy.
-                whole = chunk;
-                continue;
-            }
-            if parts.is_empty() {
-                parts.extend_from_slice(&whole);
-            }
-            parts.extend_from_slice(&chunk);
-            if parts.len() as u64 > length {
+            begun.push(chunk);
+            if begun.len() as u64 > length {
                 return Err(ReplyBroken::WrongLength);
             }
         }
-        let body = if parts.is_empty() { whole } else { parts.freeze() };
-        if body.len() as u64 == length { Ok(body) } else { Err(ReplyBroken::WrongLength) }
+        if begun.len() as u64 == length { Ok(()) } else { Err(ReplyBroken::WrongLength) }
     }
 
-    /// Moves a large body to the visitor's queue, whether or not anybody takes
-    /// it; then sees to it that a visitor who stalls does not keep it.
-    async fn pump(mut self, queue: Arc<Queue>, length: Option<u64>, limit: usize, patience: Patience, ticket: Ticket) {
-        let mut octets = 0_u64;
-        let mut end = Ok(());
+    /// Moves what comes of a body, after `octets` that are there, to the visitor's queue, whether or
+    /// not anybody takes it; then sees to it that a visitor who stalls does not keep it.
+    async fn pump(
+        mut self,
+        queue: Arc<Queue>,
+        mut octets: u64,
+        length: Option<u64>,
+        limit: usize,
+        patience: Patience,
+        ticket: Ticket,
+    ) {
+        let (mut end, mut status, mut given_up_at) = (Ok(()), StatusCode::OK, None);
         loop {
-            let chunk = match self.recv.data().await {
+            let chunk = tokio::select! {
+                biased;
+                // What is there is taken, whoever has left.
+                chunk = self.recv.data() => chunk,
+                () = queue.left.notified(), if given_up_at.is_none() => {
+                    given_up_at = Some(Instant::now() + UNWANTED);
+                    continue;
+                }
+                () = sleep_until(given_up_at.unwrap_or_else(Instant::now)), if given_up_at.is_some() => {
+                    status = StatusCode::GONE;
+                    break;
+                }
+            };
+            let chunk = match chunk {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(_)) => {
                     end = Err(ReplyBroken::Lost);
@@ -366,7 +404,7 @@ impl Open {
             end = Err(ReplyBroken::WrongLength);
         }
         queue.end(end);
-        self.answer(StatusCode::OK);
+        self.answer(status);
         // The agent is done with it: its session may end.
         drop((self, ticket));
         while queue.is_waiting() {
@@ -417,68 +455,55 @@ pub(crate) fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// The body that a visitor gets.
-pub(crate) enum ReplyBody {
+/// The body of a reply: all of it, or what is still coming.
+pub(super) enum AgentBody {
     Full(Bytes),
-    /// None, and nothing is said of how long it would be: the answer to a HEAD.
-    Headless,
     Stream(Streamed),
 }
 
 /// A body that is still coming.
-pub(crate) struct Streamed {
+pub(super) struct Streamed {
     queue: Arc<Queue>,
     left: Option<u64>,
 }
 
-impl ReplyBody {
+impl AgentBody {
     /// Does the body begin with these octets? Waits for the first of them.
     ///
     /// # Errors
     ///
     /// When the body breaks off before.
-    pub(crate) async fn begins_with(&mut self, octets: &[u8]) -> Result<bool, ReplyBroken> {
+    pub(super) async fn begins_with(&mut self, octets: &[u8]) -> Result<bool, ReplyBroken> {
         match self {
             Self::Full(body) => Ok(body.starts_with(octets)),
-            Self::Headless => Ok(false),
             Self::Stream(streamed) => poll_fn(|cx| streamed.queue.poll_begins_with(octets, cx)).await,
         }
     }
 }
 
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = ReplyBroken;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyBroken>>> {
-        match &mut *self {
-            Self::Headless => Poll::Ready(None),
-            Self::Full(body) if body.is_empty() => Poll::Ready(None),
-            Self::Full(body) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(body))))),
-            Self::Stream(streamed) => streamed.poll_chunk(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Full(body) if body.is_empty())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(body) => SizeHint::with_exact(body.len() as u64),
-            Self::Stream(Streamed { left: Some(left), .. }) => SizeHint::with_exact(*left),
-            Self::Stream(_) | Self::Headless => SizeHint::default(),
+impl From<AgentBody> for ReplyBody {
+    fn from(body: AgentBody) -> Self {
+        match body {
+            AgentBody::Full(body) => Self::Full(body),
+            AgentBody::Stream(streamed) => Self::Stream(Box::pin(streamed)),
         }
     }
 }
 
-impl Streamed {
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ReplyBroken>>> {
+impl Body for Streamed {
+    type Data = Bytes;
+    type Error = ReplyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyBroken>>> {
         let chunk = ready!(self.queue.poll_take(cx));
         if let Some(Ok(chunk)) = &chunk {
             self.left = self.left.map(|left| left.saturating_sub(chunk.len() as u64));
         }
-        Poll::Ready(chunk)
+        Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

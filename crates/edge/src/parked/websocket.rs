@@ -10,32 +10,18 @@ use agent_proto::bridge::{Message, MessageDecoder, Outer, OuterDecoder};
 use agent_proto::is_valid_close_code;
 use agent_proto::limits::SMALL_WINDOW_FRAME;
 use agent_proto::websocket::{Event, Reader, Role, write_close, write_frame};
-use aws_lc_rs::digest;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf as _, Bytes, BytesMut};
 use connections::Progress;
 use h2::{RecvStream, SendStream};
-use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use super::flow::send_frame;
+use super::reply::hold;
+use super::splice::Windows;
+use super::streams::{Bridge, Connection};
 use crate::Shared;
-use crate::flow::send_frame;
-use crate::reply::hold;
-use crate::splice::Windows;
-use crate::tunnels::Bridge;
-
-/// `Sec-WebSocket-Accept` for a visitor's key (RFC 6455 section 4.2.2).
-pub(crate) fn accept(key: &HeaderValue) -> HeaderValue {
-    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-    context.update(key.as_bytes());
-    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    let text = STANDARD.encode(context.finish());
-    // base64 is ASCII.
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
 
 /// Serves until both sides have ended.
 pub(crate) async fn run<IO>(visitor: IO, bridge: Bridge, shared: &Shared)
@@ -43,14 +29,14 @@ where
     IO: AsyncRead + AsyncWrite + Send,
 {
     let settings = &shared.settings;
-    let max_frame = match bridge.link.windows {
+    let max_frame = match bridge.connection.windows {
         Windows::Small => SMALL_WINDOW_FRAME,
         Windows::Credited | Windows::CreditedInParts => settings.agent.max_message,
     };
     let (read, write) = split(visitor);
     let (frames, queued) = mpsc::unbounded_channel();
     let (closed, mut is_closed) = watch::channel(false);
-    let Bridge { recv, send, link } = bridge;
+    let Bridge { recv, send, connection } = bridge;
     let mut stopping = shared.stopping.clone();
     let (pong, progress) = (Pong::default(), Progress::default());
     let reader = Reader::new(Role::Server, max_frame);
@@ -58,7 +44,7 @@ where
         read,
         reader,
         send,
-        link: &link,
+        connection: &connection,
         frames: frames.clone(),
         pong: &pong,
         is_closed: is_closed.clone(),
@@ -177,7 +163,7 @@ struct ToAgent<'a, R> {
     read: R,
     reader: Reader,
     send: SendStream<Bytes>,
-    link: &'a crate::tunnels::Link,
+    connection: &'a Connection,
     frames: Frames,
     pong: &'a Pong,
     /// Is our Close written?
@@ -238,8 +224,8 @@ impl<R: AsyncRead + Unpin> ToAgent<'_, R> {
         let mut frame = BytesMut::with_capacity(message.encoded_len());
         message.encode(None, &mut frame);
         // With small windows a frame is sent as a whole, or not at all.
-        self.is_mid_frame = self.link.windows != Windows::Small;
-        let sent = send_frame(&mut self.send, self.link, frame.freeze()).await;
+        self.is_mid_frame = self.connection.windows != Windows::Small;
+        let sent = send_frame(&mut self.send, self.connection, frame.freeze()).await;
         self.is_mid_frame = false;
         sent.err().map(|_| End::Agent)
     }
