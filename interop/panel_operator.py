@@ -277,6 +277,16 @@ def renewal(host):
 NOT_FOUND = {"error": "Certificate not found"}
 
 
+def renewal_by_certbot_alone(host):
+    """As its timer does: nobody tells the panel."""
+    before = serial_of(LIVE / "fullchain.pem")
+    expect.that("nginx does not show it yet", host.served() == before)
+    run(f"certbot renew --cert-name {NAME} --force-renewal --no-random-sleep-on-renew --quiet")
+    after = serial_of(LIVE / "fullchain.pem")
+    expect.that("it is another one", after != before)
+    expect.until("nginx shows it", 5, lambda: host.served() == after)
+
+
 def renewal_that_fails(host):
     host.pebble.kill()
     host.pebble.wait()
@@ -391,6 +401,7 @@ CHECKS = {
     "the server has no privileges": no_privileges,
     "certbot's list, though live is closed": listing,
     "a renewal": renewal,
+    "a renewal by certbot's timer": renewal_by_certbot_alone,
     "a rotation with ssl_crl": rotation,
     "a revocation": revocation,
     "an nginx that refuses": broken_nginx,
