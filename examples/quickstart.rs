@@ -86,13 +86,11 @@ async fn main() -> anyhow::Result<()> {
     let refused = rest.sign_csr(rest.tunnel("bank").await?.id, &foreign).await;
     tell("answer", &refused.err().context("it was signed")?.to_string());
 
-    println!("\nNext, in three terminals:");
-    println!(
-        "  cargo run --release -p api-server                                   a server that stays, in ./adit-data"
-    );
-    println!("  cargo run --release -p tunnel-agent -- tunnels create my-agent      a name");
-    println!("  cargo run --release -p tunnel-agent -- connect my-agent --forward-to http://127.0.0.1:3000");
-    println!("  curl --cacert adit-data/ca/root.crt https://my-agent.{ZONE}:4443/");
+    println!("\nNext, in three terminals, with an application on port 3000 (`python3 -m http.server 3000`):");
+    println!("  1  cargo run --release -p api-server       a server that stays, in ./adit-data");
+    println!("  2  cargo run --release -p tunnel-agent -- tunnels create my-agent");
+    println!("  2  cargo run --release -p tunnel-agent -- connect my-agent --forward-to http://127.0.0.1:3000");
+    println!("  3  curl --cacert adit-data/ca/root.crt https://my-agent.{ZONE}:4443/");
     Ok(())
 }
 

@@ -66,6 +66,10 @@ flags = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000,
 filtered(s.ALLOW, [(s.ERRNO(errno.ENOSYS), "clone3"),
                    *((refused, call, s.Arg(0, s.MASKED_EQ, flag, flag)) for call in ("clone", "unshare") for flag in flags)])
 filtered(s.KILL_PROCESS, [(s.ALLOW, call) for call in unit["calls"]])
+if unit["listening"] is not None:
+    # As systemd gives a service what its socket unit has opened.
+    os.dup2(unit["listening"], 3)
+    os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 os.execv(command[0], command)
 """
 FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
@@ -129,8 +133,9 @@ class Unit:
     """A unit file, with the instance of a template filled in."""
 
     def __init__(self, name):
-        stem, at, instance = name.removesuffix(".service").partition("@")
-        self.name, file = name, f"{stem}{at}.service"
+        stem, _, self.kind = name.rpartition(".")
+        stem, at, instance = stem.partition("@")
+        self.name, self.stem, file = name, stem, f"{stem}{at}.{self.kind}"
         places = [pathlib.Path(place) / file for place in ("/etc/systemd/system", "/lib/systemd/system")]
         self.path = next((path for path in places if path.exists()), None)
         self.values = {}
@@ -155,7 +160,7 @@ class Systemd:
     """Runs units as far as it goes; see above."""
 
     def __init__(self, polkit):
-        self.polkit, self.services, self.asked = polkit, {}, []
+        self.polkit, self.services, self.sockets, self.asked = polkit, {}, {}, []
         systemctl = pathlib.Path("/usr/bin/systemctl")
         systemctl.unlink(missing_ok=True)
         systemctl.write_text(SYSTEMCTL.format(socket=SOCKET))
@@ -176,28 +181,28 @@ class Systemd:
             words = json.loads(b"".join(iter(lambda: peer.recv(65536), b"")))
             pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             try:
-                answer = self._do([word for word in words if not word.startswith("-")], pid, uid)
+                answer = self._do(words, pid, uid)
             except Exception as error:
                 answer = 1, "", f"{type(error).__name__}: {error}\n"
             with contextlib.suppress(OSError):
                 peer.sendall(json.dumps(answer).encode())
 
     def _do(self, words, pid, uid):
-        verb, names = words[0], words[1:]
+        is_now = "--now" in words
+        verb, *names = [word for word in words if not word.startswith("-")]
         if verb == "daemon-reload":
             return (0, "", "") if uid == 0 else (1, "", "Access denied\n")
         if verb in ("is-active", "show"):
             return 3, "inactive\n", ""
-        verb = "start" if verb == "enable" else verb
         for name in names:
-            name = name if name.endswith(".service") else f"{name}.service"
+            name = name if name.endswith((".service", ".socket")) else f"{name}.service"
             unit = Unit(name)
             if uid != 0 and self.polkit.check(pid, uid, name, verb) != 0:
                 return 1, "", f"Failed to {verb} {name}: Access denied\n"
             self.asked.append((verb, name, uid))
             if not unit.path:
                 return 5, "", f"Failed to {verb} {name}: Unit {name} not found.\n"
-            if not self._carry_out(unit, verb):
+            if not all(self._carry_out(unit, each) for each in steps(verb, is_now)):
                 see = f'See "systemctl status {name}" and "journalctl -xeu {name}" for details.\n'
                 reason = "because the control process exited with error code"
                 return 1, "", f"Job for {name} failed {reason}.\n{see}"
@@ -206,22 +211,69 @@ class Systemd:
     def _carry_out(self, unit, verb):
         if verb == "reload":
             return all(call(words, unit) or is_fine for words, is_fine in unit.commands("ExecReload"))
+        if unit.kind == "socket":
+            return self._open(unit) if verb == "start" else self._close(unit)
+        if verb == "stop":
+            return self._end(unit.name)
         if unit["Type"] in ("oneshot", "forking"):
             every = [*unit.commands("ExecStartPre"), *unit.commands("ExecStart")]
             return all(call(words, unit) or is_fine for words, is_fine in every)
+        if self._is_active(unit.name):
+            return True
         [(words, _)] = unit.commands("ExecStart")
         log = open(f"/run/{unit.name}.log", "ab")
+        opened = self.sockets.get(f"{unit.stem}.socket")
+        listening = opened and opened.fileno()
         self.services[unit.name] = subprocess.Popen(
-            sandboxed(unit, words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=ENVIRONMENT, cwd="/"
+            sandboxed(unit, words, listening),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=ENVIRONMENT,
+            cwd="/",
+            pass_fds=[listening] if opened else [],
         )
         return True
 
-    def end(self):
-        for service in self.services.values():
+    def _is_active(self, name):
+        service = self.services.get(name)
+        return service is not None and service.poll() is None
+
+    def _open(self, unit):
+        """Not beside a service that runs, which could not be given it: systemd refuses that, too."""
+        if unit.name not in self.sockets:
+            if self._is_active(f"{unit.stem}.service"):
+                return False
+            opened = socket.create_server(
+                ("::", int(unit["ListenStream"])), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+            )
+            self.sockets[unit.name] = opened
+        return True
+
+    def _close(self, unit):
+        opened = self.sockets.pop(unit.name, None)
+        if opened:
+            opened.close()
+        return True
+
+    def _end(self, name):
+        service = self.services.pop(name, None)
+        if service:
             service.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 service.wait(20)
             service.kill()
+            service.wait()
+        return True
+
+    def end(self):
+        for name in list(self.services):
+            self._end(name)
+
+
+def steps(verb, is_now):
+    """What a verb of systemctl's comes to."""
+    return {"enable": ["start"] if is_now else [], "restart": ["stop", "start"]}.get(verb, [verb])
 
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -239,7 +291,7 @@ def call(words, unit):
         return False
 
 
-def sandboxed(unit, words):
+def sandboxed(unit, words, listening):
     """The command with the unit's user, without privileges, with its filters, on a file system of which its own
     directory alone may be written."""
     state = f"/var/lib/{unit['StateDirectory']}"
@@ -251,7 +303,8 @@ def sandboxed(unit, words):
         expect.equal(name, unit[name], "yes")
     families = [FAMILIES[name] for name in unit["RestrictAddressFamilies"].split()]
     filters, program = (pathlib.Path(f"/run/{unit.name}.{kind}") for kind in ("json", "py"))
-    filters.write_text(json.dumps({"calls": system_calls(unit["SystemCallFilter"]), "families": families}))
+    calls = system_calls(unit["SystemCallFilter"])
+    filters.write_text(json.dumps({"calls": calls, "families": families, "listening": listening}))
     program.write_text(FILTERED)
     words = ["/usr/bin/python3", str(program), str(filters), *words]
     run(f"install -d -m 700 -o {user} -g {user} {state}")

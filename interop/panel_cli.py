@@ -119,6 +119,9 @@ def ways_in(cli, panel):
     authority = ("-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-set_serial", "77")
     openssl("x509", "-req", "-in", csr, *authority, "-out", crt)
     cli.done("agents", access=["--cert", crt, "--key", key, *server])
+    # Another key: told before anybody is asked.
+    other = ["--cert", pki / "client.crt", "--key", pki / "ca.key"]
+    cli.fails("agents", access=other, says="ca.key is not the key of the certificate")
     cli.fails("agents", access=bundle, says="--server-cert")
     cli.fails("agents", access=bundle[:2] + server, says="password")
     cli.fails("agents", access=[], says="--pki-dir")
@@ -132,6 +135,8 @@ def agents(cli, panel):
     expect.status("the agent is let in", panel.call(identity, "GET", "/api/tunnels"), 200)
     expect.equal("its bundle is for its owner", mode_of(out), 0o600)
     cli.fails("bundle", "phone-2", "--out", out, says="is there already")
+    cli.fails("bundle", "phone-2", "--out", "-", says="name a file", cwd=work)
+    expect.that("nor is there a file with that name", not (work / "-").exists())
     expect.equal("nothing was made", [each["label"] for each in listed(cli)].count("phone-2"), 0)
     cli.fails("bundle", "phone", "--out", work / "again.p12", says="revoke LABEL")
     expect.that("no file is left", not (work / "again.p12").exists())
@@ -189,17 +194,19 @@ def rotation(cli, panel):
     cli.done("agents", access=second)
     cli.fails("download", "--out", work / "late.p12", access=old, says="Certificate has been revoked")
     expect.that("no file is left", not (work / "late.p12").exists())
-    cli.fails("rotate", "--out", new, access=second, says="is there already")
+    for out, says in ((new, "is there already"), ("-", "name a file")):
+        cli.fails("rotate", "--out", out, access=second, says=says, cwd=work)
     cli.done("agents", access=second)
     # On the host itself the directory has the new ones.
     told = cli.done("rotate")
     expect.equal("the password", told.stdout.strip(), (panel.pki / ".p12-password").read_text())
-    expect.that("and where the bundle is", "panel download" in told.stderr, told.stderr)
+    expect.that("and where the bundle is", f"new bundle is {panel.pki / 'client.p12'}" in told.stderr, told.stderr)
     cli.done("agents")
     told = json.loads(cli.done("rotate", "--json").stdout)
     expect.equal("as JSON", told["ok"], True)
     cli.fails("renew", "nothing.example.com", says="Certificate not found")
-    cli.fails("renew", "../x", says="is not a certificate")
+    for name in ("../x", "a_b.example.com", "Upper.example.com"):
+        cli.fails("renew", name, says="certbot renew --cert-name")
 
 
 def agent_upgrade(cli, panel):
@@ -221,7 +228,15 @@ def upgrade(cli, panel):
     key, out = work / "device.key", work / "device.crt"
     cli.fails("upgrade", "--new-key", key, "--out", panel.pki / "client.key", says="holds a private key")
     expect.that("no key is made", not key.exists())
+    # What cannot be written is seen before what the admin has is revoked.
+    cli.fails("upgrade", "--new-key", key, "--out", work / "none" / "device.crt", says="cannot write")
+    cli.fails("upgrade", "--csr", work / "none.csr", "--out", out, says="cannot read")
+    expect.that("no file is left", not out.exists() and not key.exists())
+    cli.done("agents")
+    # What is there is replaced, a longer one, too.
+    out.write_text("x" * 65536)
     told = cli.done("upgrade", "--new-key", key, "--out", out)
+    expect.that("a certificate and nothing else", out.read_text().strip().endswith("-----END CERTIFICATE-----"))
     expect.that("it says how to go on", f"--cert {out} --key {key}" in told.stderr, told.stderr)
     expect.equal("the key is for its owner", mode_of(key), 0o600)
     device = ["--cert", out, "--key", key, *server]
@@ -236,6 +251,7 @@ def upgrade(cli, panel):
     expect.equal(f"the reset: {reset.stderr}", reset.returncode, 0)
     cli.done("agents")
     # A request from elsewhere.
+    cli.fails("upgrade", "--csr", csr_file(work), "--out", "-", "--json", says="leave one of")
     cli.done("upgrade", "--csr", csr_file(work), "--out", work / "elsewhere.crt", "--json")
     cli.fails("agents", access=["--pki-dir", work], says="DATA/pki")
 

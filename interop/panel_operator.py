@@ -41,6 +41,10 @@ from server import arguments
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAME = "panel.example.com"
+# As docs/samples/adit.toml has them.
+ZONE = "tunnels.example.com"
+CERTIFICATE, KEY = (pathlib.Path(f"/etc/ssl/{ZONE}.{kind}") for kind in ("crt", "key"))
+SYSTEMD = "## systemd"
 PKI = pathlib.Path("/var/lib/adit/pki")
 LIVE = pathlib.Path("/etc/letsencrypt/live") / NAME
 PORT = 9292
@@ -82,29 +86,86 @@ def main():
 
 def follow(work):
     """Does what the page says, in its order."""
-    page = (ROOT / "docs" / "operating.md").read_text()
     pathlib.Path("/etc/letsencrypt").mkdir(exist_ok=True)
     pathlib.Path("/etc/letsencrypt/cli.ini").write_text(CLI_INI)
     with open("/etc/hosts", "a") as hosts:
-        hosts.write(f"127.0.0.1 {NAME} localhost\n")
+        hosts.write(f"127.0.0.1 {NAME} {ZONE} localhost\n")
+    # The page's working directory has the program and the samples.
+    (work / "docs").symlink_to(ROOT / "docs")
+    expect.each(
+        [
+            ("a server with everything on port 443", functools.partial(everything_on_443, work)),
+            ("its backup and restore", functools.partial(backup_and_restore, work)),
+        ]
+    )
+    # Another server comes in its place, as on a host where one runs already.
+    [stop] = re.findall(r"the first command is `(.*?)`", section(SYSTEMD))
+    run(stop)
+    shutil.rmtree("/var/lib/adit")
     # Debian's package starts it, with a page on port 80.
     run("systemctl start nginx.service")
     wait_for_port(80)
-    # The page's working directory has the program and the samples.
-    (work / "docs").symlink_to(ROOT / "docs")
-    for heading in ("## systemd", "### A panel with nginx and certbot, on Debian"):
-        [block] = re.findall(r"^```sh\n(.*?)^```$", section(page, heading), re.MULTILINE | re.DOTALL)
-        for line in block.splitlines():
-            # It is the other sample that the page asks for, and the names in it are the page's.
-            run(line.replace("docs/samples/adit.toml", "docs/samples/adit-panel.toml"), cwd=work)
-            if line.startswith("systemctl enable"):
-                # RSA keys take their time.
-                expect.until("the first start", 60, lambda: (PKI / "crl.pem").exists())
-                wait_for_port(3100)
+    for line in commands(SYSTEMD):
+        # It is the other sample that the page asks for, and the names in it are the page's.
+        run(line.replace("docs/samples/adit.toml", "docs/samples/adit-panel.toml"), cwd=work)
+    # RSA keys take their time.
+    expect.until("the first start", 60, lambda: (PKI / "crl.pem").exists())
+    wait_for_port(3100)
+    for line in commands("### A panel with nginx and certbot, on Debian"):
+        run(line, cwd=work)
     wait_for_port(PORT)
 
 
-def section(page, heading):
+def everything_on_443(work):
+    for line in commands(SYSTEMD):
+        run(line, cwd=work)
+        if line == "systemd-sysusers":
+            certificate_for_the_zone()
+    served = functools.partial(ssl.get_server_certificate, (ZONE, 443), timeout=5)
+    expect.until("the zone's own certificate", 30, lambda: attempt(served) == CERTIFICATE.read_text())
+
+
+def certificate_for_the_zone():
+    """Public, as far as the sample's settings know."""
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 2".split()
+    openssl(*words, "-subj", f"/CN={ZONE}", "-addext", f"subjectAltName=DNS:{ZONE}", "-keyout", KEY, "-out", CERTIFICATE)
+    for command in re.findall(r"`(chgrp adit|chmod 640)`", section(SYSTEMD)):
+        run(f"{command} {KEY}")
+
+
+def backup_and_restore(work):
+    """What is there comes back, and what was made since is gone."""
+    before = (PKI / "client.crt").read_text()
+    backup, restore = blocks("### Backup and restore on such a host")
+    for line in backup:
+        run(line)
+    (PKI / "since").touch()
+    for line in restore:
+        run(line)
+    expect.equal("the admin's certificate", (PKI / "client.crt").read_text(), before)
+    expect.that("what came since is not there", not (PKI / "since").exists())
+    expect.equal("the user's", {path.owner() for path in PKI.rglob("*")}, {"adit"})
+    expect.until("it serves", 30, lambda: attempt(lambda: ssl.get_server_certificate((ZONE, 443), timeout=5)))
+    shutil.rmtree("/var/lib/adit.before")
+
+
+def attempt(call):
+    with contextlib.suppress(OSError):
+        return call()
+
+
+def commands(heading):
+    [lines] = blocks(heading)
+    return lines
+
+
+def blocks(heading):
+    found = re.findall(r"^```sh\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in found]
+
+
+def section(heading):
+    page = (ROOT / "docs" / "operating.md").read_text()
     return re.split(r"^##+ ", page.partition(f"\n{heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
@@ -140,15 +201,11 @@ class Host:
 def units(host):
     files = sorted((ROOT / "docs" / "samples" / "systemd").iterdir())
     expect.equal("all are known", len(files), 4)
-    installed = [path for path in files if pathlib.Path("/etc/systemd/system", path.name).exists()]
-    for path in (pathlib.Path("/etc/systemd/system", path.name) for path in installed):
+    for path in (pathlib.Path("/etc/systemd/system", path.name) for path in files):
         # An instance, for a template alone cannot be started.
         name = str(path).replace("@.", f"@{NAME}.")
         done = subprocess.run(["systemd-analyze", "verify", name], capture_output=True, text=True, timeout=30)
         expect.equal(f"systemd-analyze verify {name}", (done.returncode, done.stdout, done.stderr), (0, "", ""))
-    socket = ROOT / "docs" / "samples" / "systemd" / "adit.socket"
-    done = subprocess.run(["systemd-analyze", "verify", socket], capture_output=True, text=True, timeout=30)
-    expect.equal("systemd-analyze verify adit.socket", (done.returncode, done.stderr), (0, ""))
 
 
 def rules(host):
@@ -218,6 +275,16 @@ def renewal(host):
 
 
 NOT_FOUND = {"error": "Certificate not found"}
+
+
+def renewal_by_certbot_alone(host):
+    """As its timer does: nobody tells the panel."""
+    before = serial_of(LIVE / "fullchain.pem")
+    expect.equal("nginx shows the one that there is", host.served(), before)
+    run(f"certbot renew --cert-name {NAME} --force-renewal --no-random-sleep-on-renew --quiet")
+    after = serial_of(LIVE / "fullchain.pem")
+    expect.that("it is another one", after != before)
+    expect.until("nginx shows it", 5, lambda: host.served() == after)
 
 
 def renewal_that_fails(host):
@@ -334,6 +401,7 @@ CHECKS = {
     "the server has no privileges": no_privileges,
     "certbot's list, though live is closed": listing,
     "a renewal": renewal,
+    "a renewal by certbot's timer": renewal_by_certbot_alone,
     "a rotation with ssl_crl": rotation,
     "a revocation": revocation,
     "an nginx that refuses": broken_nginx,

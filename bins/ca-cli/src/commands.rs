@@ -122,15 +122,58 @@ fn key_for_one_signature(pkcs8: &[u8]) -> Result<Box<dyn Signer>, PrivateKeyErro
 
 pub(crate) fn inspect(inspect: &Inspect, json: bool) -> anyhow::Result<()> {
     let bytes = files::read_at_most(&inspect.file, MAX_CRL_OCTETS as u64)?;
-    let parts = parts(&bytes).with_context(|| format!("cannot inspect {}", inspect.file.display()))?;
-    match (json, parts.as_slice()) {
-        (true, [(one, _)]) => print_json(one),
-        (true, many) => print_json(&many.iter().map(|(value, _)| value).collect::<Vec<_>>()),
-        (false, many) => files::print(&many.iter().map(|(_, text)| text.as_str()).collect::<String>()),
+    let file = inspect.file.display();
+    let blocks = blocks(&bytes);
+    let [_, _, ..] = blocks.as_slice() else {
+        let parts = parts(&bytes).with_context(|| format!("cannot inspect {file}"))?;
+        return match (json, parts.as_slice()) {
+            (true, [(one, _)]) => print_json(one),
+            (_, many) => print_parts(many, json),
+        };
+    };
+    // What cannot be read must not hide what can.
+    let (mut read, mut unread) = (Vec::new(), Vec::new());
+    for (number, block) in (1..).zip(blocks) {
+        match parts(block).with_context(|| format!("cannot inspect block {number} of {file}")) {
+            Ok(parts) => read.extend(parts),
+            Err(error) => unread.push(error),
+        }
     }
+    if !read.is_empty() {
+        print_parts(&read, json)?;
+    }
+    let Some(last) = unread.pop() else { return Ok(()) };
+    for error in unread {
+        eprintln!("ca-cli: error: {error:#}");
+    }
+    Err(last)
 }
 
-/// What a file holds, for programs and for people: any number of requests,
+fn print_parts(parts: &[(Value, String)], json: bool) -> anyhow::Result<()> {
+    if json {
+        return print_json(&parts.iter().map(|(value, _)| value).collect::<Vec<_>>());
+    }
+    files::print(&parts.iter().map(|(_, text)| text.as_str()).collect::<String>())
+}
+
+/// The blocks of a PEM file that should be requests, certificates or revocation lists, each with
+/// what follows it up to the next one. DER has none.
+fn blocks(bytes: &[u8]) -> Vec<&[u8]> {
+    const BEGIN: &[u8] = b"-----BEGIN ";
+    if bytes.first() == Some(&0x30) {
+        return Vec::new();
+    }
+    let begins = bytes.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| at);
+    let begins: Vec<_> = begins.chain([bytes.len()]).collect();
+    let blocks = begins.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
+    let is_shown = |block: &&[u8]| {
+        let label = block[BEGIN.len()..].split(|octet| *octet == b'-').next().unwrap_or_default();
+        [&b"CERTIFICATE"[..], b"CERTIFICATE REQUEST", b"CRL"].iter().any(|known| label.ends_with(known))
+    };
+    blocks.filter(is_shown).collect()
+}
+
+/// What a file, or one of its blocks, holds, for programs and for people: any number of requests,
 /// certificates and revocation lists, whatever else stands between them.
 fn parts(bytes: &[u8]) -> anyhow::Result<Vec<(Value, String)>> {
     let mut parts = Vec::new();

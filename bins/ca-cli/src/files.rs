@@ -50,6 +50,59 @@ impl<'a> Output<'a> {
     pub(crate) fn write(&self, content: &[u8]) -> anyhow::Result<()> {
         write(self.0, content)
     }
+
+    /// Opens the file, for what is had once and must not be lost when it comes.
+    pub(crate) fn open(self) -> anyhow::Result<Opened<'a>> {
+        let path = self.0;
+        if path == Path::new("-") {
+            return Ok(Opened { path, file: None, is_unwritten: false });
+        }
+        let mut options = fs::OpenOptions::new();
+        options.write(true);
+        let opened = match options.clone().create_new(true).open(path) {
+            // A link to nothing is there, too, and is followed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                options.create(true).open(path).map(|file| (file, false))
+            }
+            made => made.map(|file| (file, true)),
+        };
+        let (file, is_made) = opened.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Opened { path, file: Some(file), is_unwritten: is_made })
+    }
+}
+
+/// An [`Output`] that can be written. One that was made for it and never written is removed.
+pub(crate) struct Opened<'a> {
+    path: &'a Path,
+    /// None is standard output.
+    file: Option<fs::File>,
+    /// It was made, and has nothing in it.
+    is_unwritten: bool,
+}
+
+impl Opened<'_> {
+    pub(crate) fn write(mut self, content: &[u8]) -> anyhow::Result<()> {
+        let written = match &mut self.file {
+            // What is longer than the new content goes last: a device cannot be cut, and need not be.
+            Some(file) => file.write_all(content).and_then(|()| cut(file, content.len() as u64)),
+            None => to_stdout(content),
+        };
+        self.is_unwritten = false;
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if self.is_unwritten {
+            // Nobody has anything in it.
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}
+
+fn cut(file: &fs::File, len: u64) -> io::Result<()> {
+    if file.metadata()?.is_file() { file.set_len(len) } else { Ok(()) }
 }
 
 /// By whatever names: links, and `./x` for `x`.

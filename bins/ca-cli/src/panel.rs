@@ -7,7 +7,7 @@ mod agents;
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use pki_core::pkcs12;
 use serde_json::Value;
@@ -162,7 +162,14 @@ impl Access {
                 let pem = Zeroizing::new(files::read(key)?);
                 let chain = pki_core::certificates_from_file(&files::read(certificate)?)
                     .with_context(|| format!("cannot use {}", certificate.display()))?;
-                return Ok(Identity { chain, key: files::pkcs8_from_pem(&pem, key)? });
+                let identity = Identity { chain, key: files::pkcs8_from_pem(&pem, key)? };
+                ensure!(
+                    identity.may_fit(),
+                    "{} is not the key of the certificate {}",
+                    key.display(),
+                    certificate.display()
+                );
+                return Ok(identity);
             }
             (None, Some(bundle), None) => (bundle.clone(), self.password_file.clone()),
             (None, None, _) => bail!("who are you? give --cert FILE, or --pki-dir DIR on the panel's own host"),

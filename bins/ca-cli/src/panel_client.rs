@@ -10,6 +10,9 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
+use pki_core::Certificate;
+use pki_core::crypto::Signer as _;
+use pki_core::crypto::aws_lc::PrivateKey;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -28,6 +31,16 @@ pub(crate) struct Identity {
     pub(crate) chain: Vec<Vec<u8>>,
     /// PKCS #8 in DER.
     pub(crate) key: Zeroizing<Vec<u8>>,
+}
+
+impl Identity {
+    /// A key that is not the certificate's would be told by the panel, in words about TLS. What
+    /// cannot be compared is left to it.
+    pub(crate) fn may_fit(&self) -> bool {
+        let certificate = self.chain.first().and_then(|der| Certificate::from_der(der).ok());
+        let key = PrivateKey::from_pkcs8_der(&self.key).ok();
+        certificate.zip(key).is_none_or(|(certificate, key)| certificate.spki() == key.spki())
+    }
 }
 
 /// Who may answer.

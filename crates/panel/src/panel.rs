@@ -185,9 +185,18 @@ impl Panel {
     }
 
     /// Signs `crl.pem` anew, though nothing was revoked, so that it does not
-    /// run out. A missing key is told and no reason to stop.
+    /// run out; a proxy hears of it now and then. A missing key is told and no reason to stop.
     pub async fn renew_crl(&self) {
-        if let Err(error) = self.directory.change(|_| Ok((vec![Edit::RenewCrl], ()))).await {
+        let (paths, now) = (self.paths().clone(), self.now());
+        let is_proxied = self.is_proxied;
+        let renewed = self.directory.change(move |_| {
+            let mut edits = vec![Edit::RenewCrl];
+            if is_proxied {
+                edits.extend(reload::of_renewed_crl(&paths, now)?);
+            }
+            Ok((edits, ()))
+        });
+        if let Err(error) = renewed.await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot renew crl.pem");
         }
     }

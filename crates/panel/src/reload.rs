@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -35,6 +36,22 @@ struct Told {
 /// While it is there nginx has not been told of everything. Its content is of
 /// no meaning but for being another one each time.
 const MARK: &str = ".nginx-reload";
+
+/// nginx reads `crl.pem` at a reload only, and refuses everybody when its copy has run out, which
+/// is a year after. The list is renewed every day; to tell nginx so often is not needed.
+const CRL: &str = ".nginx-crl";
+const TELLS_OF_CRL: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// What tells nginx of a renewed list, if that is due.
+pub(crate) fn of_renewed_crl(paths: &Paths, now: Timestamp) -> Result<Vec<Edit>, Error> {
+    let told = std::fs::read_to_string(paths.at(CRL)).ok().and_then(|text| text.trim().parse::<Timestamp>().ok());
+    // A clock that was ahead when nginx was told does not put the next time off.
+    if told.is_some_and(|told| now.duration_since(told).abs() < TELLS_OF_CRL) {
+        return Ok(Vec::new());
+    }
+    let told = Zeroizing::new(format!("{now}\n").into_bytes());
+    Ok(vec![mark()?, Edit::Put(CRL.into(), told, Mode::Owner), Edit::TellNginx])
+}
 
 /// Leaves the mark.
 pub(crate) fn mark() -> Result<Edit, Error> {

@@ -98,8 +98,16 @@ impl Rotate {
             }
             _ => {
                 print_password(&answer, json)?;
-                eprintln!("the admin's certificate is rotated; fetch the new bundle within ten minutes:");
-                eprintln!("  ca-cli panel download --out FILE, with the certificate that asked for this");
+                match &access.pki_dir {
+                    Some(directory) => {
+                        let bundle = directory.join("client.p12");
+                        eprintln!("the admin's certificate is rotated; the new bundle is {}", bundle.display());
+                    }
+                    None => {
+                        eprintln!("the admin's certificate is rotated; fetch the new bundle within ten minutes:");
+                        eprintln!("  ca-cli panel download --out FILE, with the certificate that asked for this");
+                    }
+                }
             }
         }
         if let Some(note) = note {
@@ -138,7 +146,9 @@ impl Upgrade {
         let key = self.new_key.clone().unwrap_or_else(|| PathBuf::from(format!("{who}.key")));
         let out = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("{who}.crt")));
         let input = self.csr.as_ref().unwrap_or(&key);
-        let output = Output::new(&out, &[input], self.force)?;
+        ensure!(!json || out != Path::new("-"), "--json has the certificate: leave one of --out - and --json out");
+        // Before anybody is asked: what the admin had is revoked by the answer, which alone has the new one.
+        let output = Output::new(&out, &[input], self.force)?.open()?;
         let csr = match &self.csr {
             Some(csr) => {
                 String::from_utf8(files::read(csr)?).with_context(|| format!("{} is no PEM", csr.display()))?
@@ -192,9 +202,13 @@ impl Upgrade {
 
 impl Renew {
     pub(super) fn run(&self, access: &Access, json: bool) -> anyhow::Result<()> {
-        let is_name = |octet: u8| octet.is_ascii_alphanumeric() || b"-.".contains(&octet);
+        let is_of_host = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || b"-.".contains(&octet);
         let name = &self.name;
-        ensure!(!name.is_empty() && name.bytes().all(is_name), "{name:?} is not a certificate of certbot's");
+        ensure!(
+            !name.is_empty() && name.bytes().all(is_of_host),
+            "the panel renews certificates that are called as a host, in lower case, and {name:?} is none: \
+             renew it on the panel's host, with `certbot renew --cert-name`"
+        );
         let answer = ask(&access.client()?, "POST", &format!("/api/certs/{name}/renew"), None)?;
         if json {
             return print_json(&answer);
@@ -218,6 +232,7 @@ pub(super) struct Bundled<'a> {
 
 impl<'a> Bundled<'a> {
     pub(super) fn reserve(path: &'a Path) -> anyhow::Result<Self> {
+        ensure!(path != Path::new("-"), "the password goes to standard output: name a file for the bundle with --out");
         let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         match made {
             Ok(_) => Ok(Self { path, is_full: false }),

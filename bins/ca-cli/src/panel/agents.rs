@@ -69,7 +69,7 @@ pub(super) struct Label {
 
 #[derive(Args)]
 #[command(after_help = "\
-The list takes the place of the one before. tunnels:read is always in it.
+The list takes the place of the one before. tunnels:read must be in it.
 
 Examples:
   ca-cli panel capabilities laptop tunnels:read,sites:read --pki-dir adit-data/pki

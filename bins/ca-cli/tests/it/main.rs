@@ -198,6 +198,40 @@ fn inspect_tells_what_can_be_read_of_a_request_that_is_refused() {
     directory.succeed(&["sign", "all.pem", "--ca", "ca", "--out", "again.crt"]);
 }
 
+/// What is good is told, and what is not is an error all the same.
+#[test]
+fn inspect_tells_the_good_blocks_beside_bad_ones() {
+    let directory = Directory::with_request();
+    let request = format!("{HOST}.csr");
+    directory.succeed(&["sign", &request, "--ca", "ca", "--no-chain", "--out", "leaf.crt"]);
+    let [leaf, request] =
+        ["leaf.crt", &request].map(|name| fs::read_to_string(directory.path().join(name)).expect(name));
+    let block = |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+    for bad in [
+        block("CERTIFICATE", "MIIB"),
+        block("CERTIFICATE", "not base64!"),
+        block("CERTIFICATE REQUEST", "MIIB"),
+        block("X509 CRL", "MIIB"),
+        "-----BEGIN CERTIFICATE-----\nMIIB\n".to_owned(),
+    ] {
+        for text in [format!("{leaf}{bad}{request}"), format!("{bad}{leaf}{request}"), format!("{leaf}{request}{bad}")]
+        {
+            fs::write(directory.path().join("all.pem"), text).expect("written");
+            let output = directory.run(&["inspect", "all.pem"]);
+            let [shown, error] = [&output.stdout, &output.stderr].map(|octets| String::from_utf8_lossy(octets));
+            assert_eq!(output.status.code(), Some(1), "{bad}");
+            assert!(shown.contains("certificate (version 3)") && shown.contains("signing request"), "{bad}: {shown}");
+            assert!(error.contains("cannot inspect block ") && error.contains("caused by: "), "{bad}: {error}");
+            let output = directory.run(&["inspect", "all.pem", "--json"]);
+            let shown: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            assert_eq!((shown.as_array().map(Vec::len), output.status.code()), (Some(2), Some(1)), "{bad}");
+        }
+    }
+    fs::write(directory.path().join("all.pem"), block("CERTIFICATE", "MIIB").repeat(2)).expect("written");
+    let error = directory.fail(1, &["inspect", "all.pem"]);
+    assert!(error.contains("block 1 of") && error.contains("block 2 of"), "{error}");
+}
+
 #[test]
 fn a_request_is_made_with_an_encrypted_key() {
     let directory = Directory::new();

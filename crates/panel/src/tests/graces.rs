@@ -80,6 +80,42 @@ async fn the_list_names_what_was_superseded_after_ten_minutes() {
 }
 
 #[tokio::test]
+async fn nginx_hears_of_a_renewed_list_long_before_its_copy_runs_out() {
+    let watch = Watch::new();
+    let host = Host::new(&prepared().await);
+    let path = host.world().pki().join(".nginx-crl");
+    let told = || fs::read(&path).ok();
+    let _ = fs::remove_file(&path);
+    let panel = host.open_at(watch.clock(), files::go_on()).await;
+    until("the word to nginx", || host.calls("nginx") > 0).await;
+    host.settled(&panel).await;
+    for (minutes, is_due) in [(29 * DAY, false), (DAY, true), (29 * DAY, false), (DAY, true)] {
+        let before = (told(), host.calls("nginx"));
+        watch.forward(minutes);
+        panel.renew_crl().await;
+        host.settled(&panel).await;
+        assert_eq!(told() != before.0, is_due);
+        if is_due {
+            until("the word to nginx", || host.calls("nginx") > before.1).await;
+        }
+    }
+    // A start is no reason of its own.
+    let before = told();
+    drop(panel);
+    host.settled(&host.open_at(watch.clock(), files::go_on()).await).await;
+    assert_eq!(told(), before);
+    // Where no proxy has a copy there is nothing to tell.
+    let mut host = Host::new(&host.prepared);
+    host.prepared.world.is_proxied = false;
+    let _ = fs::remove_file(host.world().pki().join(".nginx-crl"));
+    host.settled(&host.open_at(watch.clock(), files::go_on()).await).await;
+    assert!(!host.world().pki().join(".nginx-crl").exists());
+}
+
+/// In minutes.
+const DAY: i64 = 24 * 60;
+
+#[tokio::test]
 async fn a_grace_that_ended_while_nobody_ran_is_ended_at_the_start() {
     let watch = Watch::new();
     let (host, panel, old) = rotated(&watch).await;
