@@ -228,8 +228,10 @@ class Original:
             agent("lost", **hardware, **gone),
             agent("gone-again", "gone", **hardware),
         ]
+        # A list of revocations leaves octets of 0 at the front out.
+        anything = f"4{secrets.token_hex(20)[1:]}".upper()
         self.revoked = [
-            {"serial": secrets.token_hex(20).upper(), "label": LOST_ADMIN, "revokedAt": now(days=-2), "by": "cli"},
+            {"serial": anything, "label": LOST_ADMIN, "revokedAt": now(days=-2), "by": "cli"},
             {"serial": self.serial("gone"), "label": "agent:gone", "revokedAt": now(days=-1)},
             {"serial": self.serial("lost"), "label": "agent:lost", "revokedAt": now(days=-1)},
         ]
