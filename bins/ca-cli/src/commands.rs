@@ -42,6 +42,7 @@ pub(crate) fn csr(csr: &NewCsr, json: bool) -> anyhow::Result<()> {
     let key_path = csr.key.clone().unwrap_or_else(|| PathBuf::from(format!("{}.key", csr.host)));
     let out = csr.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.csr", csr.host)));
     let inputs: Vec<&Path> = [&key_path].into_iter().chain(&csr.passphrase_file).map(PathBuf::as_path).collect();
+    files::require_file_for_key(&key_path)?;
     let output = Output::new(&out, &inputs, csr.force)?;
     let passphrase = files::passphrase(csr.passphrase_file.as_deref())?;
     let key = if key_path.exists() {

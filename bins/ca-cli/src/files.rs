@@ -147,6 +147,12 @@ fn to_stdout(content: &[u8]) -> io::Result<()> {
     }
 }
 
+/// A key that is used if it is there, and made if not: of `-` neither can be said.
+pub(crate) fn require_file_for_key(path: &Path) -> anyhow::Result<()> {
+    ensure!(path != Path::new("-"), "a private key is used from a file, or made in one: name it");
+    Ok(())
+}
+
 pub(crate) fn read_key_pair(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<rcgen::KeyPair> {
     let pem = Zeroizing::new(read(path)?);
     let pkcs8 = ca_dir::pkcs8_from_text(&pem, path, passphrase)?;

@@ -141,12 +141,13 @@ impl Download {
 
 impl Upgrade {
     pub(super) fn run(&self, access: &Access, json: bool) -> anyhow::Result<()> {
-        let client = access.client()?;
         let who = if self.agent { "agent" } else { "admin" };
         let key = self.new_key.clone().unwrap_or_else(|| PathBuf::from(format!("{who}.key")));
         let out = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("{who}.crt")));
         let input = self.csr.as_ref().unwrap_or(&key);
+        files::require_file_for_key(&key)?;
         ensure!(!json || out != Path::new("-"), "--json has the certificate: leave one of --out - and --json out");
+        let client = access.client()?;
         // Before anybody is asked: what the admin had is revoked by the answer, which alone has the new one.
         let output = Output::new(&out, &[input], self.force)?.open()?;
         let csr = match &self.csr {

@@ -79,6 +79,17 @@ fn keys_are_private_and_never_overwritten() {
 }
 
 #[test]
+fn a_key_is_made_in_no_file_called_like_a_stream() {
+    let directory = Directory::new();
+    let url = ["--url", "https://127.0.0.1:1", "--cert", "none.p12"];
+    for command in [&["csr", HOST, "--key", "-"][..], &[&["panel", "upgrade", "--new-key", "-"][..], &url].concat()] {
+        let error = directory.fail(1, command);
+        assert!(error.contains("name it"), "{command:?}: {error}");
+        assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 0, "{command:?}");
+    }
+}
+
+#[test]
 fn an_output_replaces_neither_a_key_nor_an_input() {
     let directory = Directory::with_request();
     let (csr, key) = (format!("{HOST}.csr"), format!("{HOST}.key"));
