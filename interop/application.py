@@ -39,6 +39,8 @@ class Application:
         # Path to the events that `/events/..` waits for, and to the pieces that `/upload/..` got.
         self.gates = self._server.gates = collections.defaultdict(threading.Event)
         self.pieces = self._server.pieces = collections.defaultdict(list)
+        # Paths of streams that nobody listened to any more.
+        self.left = self._server.left = []
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
@@ -96,6 +98,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(PLAIN)
             case ["events", *_]:
                 self._events()
+            case ["ticks", count, pause]:
+                self._ticks(int(count), float(pause))
+                self._chunk(b"")
+            case ["ticks-and-reset", count, pause]:
+                self._ticks(int(count), float(pause))
+                self._reset()
             case ["upload", *_]:
                 self._answer(b"".join(self._pieces()))
             case ["until-the-end"]:
@@ -156,6 +164,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         came = self.server.gates[self.path].wait(GATE)
         self._chunk(b"data: second\n\n" if came else b"data: nobody has seen the first\n\n")
         self._chunk(b"")
+
+    def _ticks(self, count, pause):
+        """Says what time it is, again and again; whoever leaves is noted."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for _ in range(count):
+                self._chunk(b"data: %f\n\n" % time.monotonic())
+                time.sleep(pause)
+        except OSError:
+            self.server.left.append(self.path)
+            raise
 
     def _chunk(self, data):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))

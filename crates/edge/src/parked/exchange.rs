@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tunnel_model::{ExchangeId, ExchangeKind};
 
@@ -76,7 +77,7 @@ impl crate::link::Link for Link<'_> {
         let envelope = Envelope { request_id, forwarded_for: Some(visitor.ip), kind };
         let mut pending = self.start(exchange, ExchangeKind::Http, envelope, body)?;
         let reply = pending.reply().await?;
-        respond(reply, pending.ticket, visitor.patience.clone(), is_head).await
+        respond(reply, pending.ticket, visitor.patience.clone(), is_head, &shared.stopping).await
     }
 
     async fn websocket(
@@ -92,7 +93,8 @@ impl crate::link::Link for Link<'_> {
         let mut pending = self.start(exchange, ExchangeKind::WebSocket, envelope, Bytes::new())?;
         let reply = pending.reply().await?;
         if reply.head.status != StatusCode::OK {
-            let refused = respond(reply, pending.ticket, visitor.patience.clone(), false).await?;
+            let refused =
+                respond(reply, pending.ticket, visitor.patience.clone(), false, &self.shared.stopping).await?;
             return Ok(Handshake::Refused(refused));
         }
         let AgentReply { head, body } = reply;
@@ -183,6 +185,7 @@ async fn respond(
     ticket: Ticket,
     patience: Patience,
     is_head: bool,
+    stopping: &watch::Receiver<bool>,
 ) -> Result<Response<ReplyBody>, LinkError> {
     let AgentReply { head, body } = reply;
     let octets: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
@@ -198,7 +201,7 @@ async fn respond(
         headers.insert(REASON, reason);
     }
     if !has_no_body {
-        let mut body = body.into_body(head.content_length, MAX_BODY, patience, ticket).await?;
+        let mut body = body.into_body(head.content_length, MAX_BODY, patience, ticket, stopping).await?;
         // See `limit_encodings`. A part of a body begins anywhere, and that of a HEAD nowhere.
         let is_whole = !is_head && head.status != StatusCode::PARTIAL_CONTENT;
         let claims_gzip = is_whole && headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip");

@@ -19,7 +19,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::link::{Patience, ReplyBody, ReplyBroken};
@@ -77,9 +77,11 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// How long a visitor may take nothing while the agent's buffer is full.
 const IMPATIENCE: Duration = Duration::from_secs(1);
-/// How long an agent may go on with a reply whose visitor has left. Published agents have
-/// all of it when they begin; one that has not, an event stream, would go on for ever.
+/// How long an agent may go on with a reply whose visitor has left; if the reply has a length,
+/// how long it may pause. An event stream would go on for ever.
 const UNWANTED: Duration = Duration::from_secs(5);
+/// How long a reply without a known end may go on when the server is to stop.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Between two looks at a buffer that is full.
 const FULL: Duration = Duration::from_millis(20);
 
@@ -271,6 +273,7 @@ impl ReplyStream {
         limit: usize,
         patience: Patience,
         ticket: Ticket,
+        stopping: &watch::Receiver<bool>,
     ) -> Result<AgentBody, ReplyBroken> {
         if length.is_some_and(|length| length > limit as u64) {
             return Err(ReplyBroken::TooLarge(limit));
@@ -299,7 +302,8 @@ impl ReplyStream {
         if octets > 0 {
             queue.put(begun);
         }
-        tokio::spawn(open.pump(Arc::clone(&queue), octets as u64, length, limit, patience, ticket));
+        let stopping = stopping.clone();
+        tokio::spawn(open.pump(Arc::clone(&queue), octets as u64, length, limit, patience, ticket, stopping));
         Ok(AgentBody::Stream(Streamed { queue, left: length }))
     }
 
@@ -349,6 +353,7 @@ impl Open {
 
     /// Moves what comes of a body, after `octets` that are there, to the visitor's queue, whether or
     /// not anybody takes it; then sees to it that a visitor who stalls does not keep it.
+    #[expect(clippy::too_many_arguments, reason = "what a task of its own has to know")]
     async fn pump(
         mut self,
         queue: Arc<Queue>,
@@ -357,19 +362,29 @@ impl Open {
         limit: usize,
         patience: Patience,
         ticket: Ticket,
+        mut stopping: watch::Receiver<bool>,
     ) {
-        let (mut end, mut status, mut given_up_at) = (Ok(()), StatusCode::OK, None);
+        let (mut end, mut status) = (Ok(()), StatusCode::OK);
+        let (mut has_left, mut is_stopping) = (false, false);
+        // Until when the agent may go on.
+        let mut until: Option<Instant> = None;
         loop {
             let chunk = tokio::select! {
                 biased;
                 // What is there is taken, whoever has left.
                 chunk = self.recv.data() => chunk,
-                () = queue.left.notified(), if given_up_at.is_none() => {
-                    given_up_at = Some(Instant::now() + UNWANTED);
+                () = queue.left.notified(), if !has_left => {
+                    has_left = true;
+                    until = Some(Instant::now() + UNWANTED);
                     continue;
                 }
-                () = sleep_until(given_up_at.unwrap_or_else(Instant::now)), if given_up_at.is_some() => {
-                    status = StatusCode::GONE;
+                _ = stopping.wait_for(|stop| *stop), if length.is_none() && !is_stopping => {
+                    is_stopping = true;
+                    until = until.or(Some(Instant::now() + LAST_WORDS));
+                    continue;
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    (end, status) = (Err(ReplyBroken::Lost), StatusCode::GONE);
                     break;
                 }
             };
@@ -383,6 +398,10 @@ impl Open {
             };
             octets += chunk.len() as u64;
             let len = chunk.len();
+            if length.is_some() {
+                // It has an end, which is on its way: published agents do not expect to be stopped.
+                until = until.map(|_| Instant::now() + UNWANTED);
+            }
             if octets > limit as u64 {
                 end = Err(ReplyBroken::TooLarge(limit));
             }
