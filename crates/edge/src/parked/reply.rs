@@ -72,8 +72,9 @@ struct State {
 /// they are there at once.
 const SMALL: u64 = 64 * 1024;
 /// How long a small body may take to be there at once. One that takes longer goes on
-/// octet by octet: the application has something to say before it has said all.
-const AT_ONCE: Duration = Duration::from_millis(5);
+/// octet by octet: the application has something to say before it has said all. It said
+/// how long that is, so that it is hardly a stream of events.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// How long a visitor may take nothing while the agent's buffer is full.
 const IMPATIENCE: Duration = Duration::from_secs(1);
