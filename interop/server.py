@@ -11,12 +11,14 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 
@@ -232,11 +234,26 @@ def arguments(docstring):
     return parser
 
 
+# Below those that the system gives to whoever dials: one of thousands of visitors would take a port between its
+# choice and its server's start.
+_PORTS = range(25_000, 32_000)
+_taken, _choosing = set(), threading.Lock()
+
+
 def _free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports that nobody has, and that no other server of this script was given."""
+    ports = []
+    with _choosing:
+        while len(ports) < count:
+            port = random.choice(_PORTS)
+            if port in _taken:
+                continue
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            _taken.add(port)
+            ports.append(port)
     return ports
