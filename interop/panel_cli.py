@@ -9,6 +9,7 @@ pyca open what `p12 export` makes.
 
 import argparse
 import json
+import pathlib
 import re
 import subprocess
 
@@ -37,7 +38,7 @@ def main():
     parser.add_argument("--ca-cli", required=True)
     arguments = parser.parse_args()
     with Panel(arguments.server) as panel:
-        cli = Cli(arguments.ca_cli, panel)
+        cli = Cli(pathlib.Path(arguments.ca_cli).resolve(), panel)
         expect.each(
             [
                 ("enrol, list, revoke", lambda: life_of_an_agent(cli, panel)),
