@@ -6,6 +6,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import pathlib
 import signal
 import tempfile
@@ -65,12 +66,13 @@ def lasting(scene, options):
 
 
 def leaving(scene, app):
-    for version in VERSIONS:
+    # One that pauses, and one that never does.
+    for version, path in itertools.product(VERSIONS, ("/ticks/1000/0.2", "/ticks/10000000/0.0001")):
         before = len(app.left)
-        with scene.curl_process("events", "/ticks/1000/0.2", version, "--no-buffer") as curl:
+        with scene.curl_process("events", path, version, "--no-buffer") as curl:
             curl.stdout.readline()
             curl.kill()
-        within(10.0, f"{version}: the application is let go", lambda before=before: len(app.left) > before)
+        within(10.0, f"{version} {path}: the application is let go", lambda before=before: len(app.left) > before)
 
 
 def breaking(scene):

@@ -372,8 +372,7 @@ impl Open {
         loop {
             let chunk = tokio::select! {
                 biased;
-                // What is there is taken, whoever has left.
-                chunk = self.recv.data() => chunk,
+                // Octets come last: an agent that never pauses would keep the rest from being looked at.
                 () = queue.left.notified(), if !has_left => {
                     has_left = true;
                     until = Some(Instant::now() + UNWANTED);
@@ -388,6 +387,14 @@ impl Open {
                     (end, status) = (Err(ReplyBroken::Lost), StatusCode::GONE);
                     break;
                 }
+                // Nothing may come for long, and what came before be taken by nobody.
+                () = sleep(patience.stall / 4), if queue.is_waiting() => {
+                    if queue.cut_if_stalled(patience.stall) {
+                        patience.lost.notify_one();
+                    }
+                    continue;
+                }
+                chunk = self.recv.data() => chunk,
             };
             let chunk = match chunk {
                 Some(Ok(chunk)) => chunk,
@@ -403,8 +410,14 @@ impl Open {
                 // It has an end, which is on its way: published agents do not expect to be stopped.
                 until = until.map(|_| Instant::now() + UNWANTED);
             }
-            if octets > limit as u64 {
+            if octets > limit as u64 && end.is_ok() {
                 end = Err(ReplyBroken::TooLarge(limit));
+                // Told at once: the rest may never end.
+                queue.end(end);
+                until = until.or(Some(Instant::now() + UNWANTED));
+            }
+            if queue.cut_if_stalled(patience.stall) {
+                patience.lost.notify_one();
             }
             if end.is_ok() && !chunk.is_empty() {
                 queue.put(chunk);
