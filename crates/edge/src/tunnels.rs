@@ -16,7 +16,7 @@ use store::{Clock, Observer};
 use tokio::sync::{Notify, mpsc};
 use tunnel_model::{
     EndReason, Event, ExchangeId, ExchangeKind, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules, SessionId,
-    Status, TlsMode, Tunnel, TunnelId, TunnelName,
+    SessionKind, Status, TlsMode, Tunnel, TunnelId, TunnelName,
 };
 
 use crate::observations::Observations;
@@ -121,7 +121,7 @@ impl Tunnels {
 
     pub(crate) fn is_connected(&self, tunnel: TunnelId) -> bool {
         let entry = self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&tunnel).cloned();
-        entry.is_some_and(|entry| entry.state().live.admitted().is_some())
+        entry.is_some_and(|entry| entry.state().live.is_online())
     }
 
     /// Exchanges that have not ended, over all tunnels.
@@ -153,7 +153,8 @@ impl Tunnels {
                 state.members.insert(session, member);
                 state.parked.admit(session, connection);
             }
-            let admitted = self.handle(&entry, &mut state, LiveCommand::AdmitSession { session });
+            let admitted =
+                self.handle(&entry, &mut state, LiveCommand::AdmitSession { session, kind: SessionKind::Parking });
             if let Err(refusal) = admitted {
                 state.remove(session);
                 return Err(refusal);
@@ -365,7 +366,12 @@ impl Tunnels {
                     }
                 }
                 LiveEvent::TunnelWentOffline(_) => self.observations.goodbye(entry.id, self.clock.now()),
-                LiveEvent::ExchangeQueued(_) | LiveEvent::ReplyAccepted(_) | LiveEvent::BridgeOpened(_) => {}
+                LiveEvent::ExchangeQueued(_)
+                | LiveEvent::ReplyAccepted(_)
+                | LiveEvent::BridgeOpened(_)
+                // No session is open as yet.
+                | LiveEvent::ExchangeOpened { .. }
+                | LiveEvent::SessionAnnounced(_) => {}
             }
         }
     }

@@ -18,8 +18,8 @@ mod time;
 pub use decide::{Caller, Command, Event, Facts, IdentityKey, Kind, Refusal, Rules, Wants, check_signable, decide};
 pub use id::{IdError, IdentityId, KeyId, OrganizationId, SecretHash, TunnelId};
 pub use live::{
-    EndReason, ExchangeId, ExchangeKind, Failure, IntakeId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules,
-    SessionId,
+    Carrier, EndReason, ExchangeId, ExchangeKind, Failure, InstanceId, IntakeId, Live, LiveCommand, LiveEvent,
+    LiveRefusal, LiveRules, SessionId, SessionKind,
 };
 pub use name::{NameError, NamePolicy, PublicHost, TunnelName, Unavailable, Zone, ZoneError};
 pub use quota::{Quota, Usage};

@@ -13,6 +13,34 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionId(pub u64);
 
+/// One process of an agent: a random number that it chose when it started.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct InstanceId(pub u128);
+
+/// How a session takes exchanges.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SessionKind {
+    /// As many as come, without intakes. It stands beside those of its own instance, and
+    /// beside those of others if both sides share.
+    Open {
+        /// The agent's process.
+        instance: InstanceId,
+        /// Other instances may have the tunnel at the same time, if they say so too.
+        shares: bool,
+    },
+    /// One for each intake that it parks. It stands alone.
+    Parking,
+}
+
+/// How a visitor's exchange is carried: which sessions are admitted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Carrier {
+    /// By an open session: [`LiveCommand::OpenExchange`].
+    Open,
+    /// By the parking session: [`LiveCommand::StartExchange`].
+    Parking,
+}
+
 /// One parked stream of a session; unique within it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct IntakeId(pub u32);
@@ -39,6 +67,8 @@ pub enum LiveCommand {
     AdmitSession {
         /// The connection.
         session: SessionId,
+        /// How it takes exchanges.
+        kind: SessionKind,
     },
     /// An agent offers to take one envelope.
     ParkIntake {
@@ -54,7 +84,16 @@ pub enum LiveCommand {
         /// What it was for.
         exchange: ExchangeId,
     },
-    /// A visitor came.
+    /// A visitor came, and an open session is there ([`Carrier::Open`]): of several, the one
+    /// with the fewest exchanges takes it. Nothing waits for an open session: without one
+    /// this is refused.
+    ///
+    /// An exchange that the agent refused is ended, and opened anew under another number.
+    OpenExchange {
+        /// A number that was never used before.
+        exchange: ExchangeId,
+    },
+    /// A visitor came, and an intake is to take the exchange, or an agent is expected back.
     StartExchange {
         /// A number that was never used before.
         exchange: ExchangeId,
@@ -79,7 +118,7 @@ pub enum LiveCommand {
         /// For which kind of exchange this stream is.
         kind: ExchangeKind,
     },
-    /// The visitor left, or reply or bridge came to their end.
+    /// The visitor left, or reply, bridge or stream came to their end.
     EndExchange {
         /// Which one.
         exchange: ExchangeId,
@@ -89,7 +128,13 @@ pub enum LiveCommand {
         /// Which one.
         session: SessionId,
     },
-    /// The tunnel is not what the agent took it for: it is to look again.
+    /// The session's agent leaves by itself: nothing new goes to it, and it finishes what it
+    /// has. Without effect on a session that is on its way out already.
+    LeaveSession {
+        /// Which one.
+        session: SessionId,
+    },
+    /// The tunnel is not what its agents took it for: they are to look again.
     Announce,
     /// The server stops: sessions are to go elsewhere.
     Drain,
@@ -105,10 +150,17 @@ pub enum LiveCommand {
 /// What happened, and what the shell has to do about it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LiveEvent {
-    /// The session is the tunnel's one live client.
+    /// The session takes exchanges from now on.
     SessionAdmitted(SessionId),
-    /// The tunnel has no live client any more.
+    /// The tunnel has no live client any more; this was the last one.
     TunnelWentOffline(SessionId),
+    /// Open a stream for the exchange on this session. There is no deadline but the shell's.
+    ExchangeOpened {
+        /// The session.
+        session: SessionId,
+        /// The exchange.
+        exchange: ExchangeId,
+    },
     /// Hand the exchange's envelope to this intake.
     EnvelopeAssigned {
         /// The session.
@@ -126,13 +178,16 @@ pub enum LiveEvent {
         /// Its stream.
         intake: IntakeId,
     },
+    /// Tell the agent of this open session to look at its tunnel again.
+    SessionAnnounced(SessionId),
     /// The exchange waits for an intake.
     ExchangeQueued(ExchangeId),
     /// Hand the reply to the visitor, and end the exchange when all of it has come.
     ReplyAccepted(ExchangeId),
     /// Join visitor and bridge.
     BridgeOpened(ExchangeId),
-    /// The session of a bridge, or of a reply that was coming, is gone.
+    /// The session of a bridge, or of a reply that was coming, is gone; or an open exchange
+    /// may not go on. Cut it.
     BridgeLost(ExchangeId),
     /// Tell the visitor why there is no reply.
     ExchangeFailed {
@@ -144,7 +199,7 @@ pub enum LiveEvent {
     /// Nothing is handed to the session any more: tell the agent to go
     /// elsewhere, as the last bytes of a write.
     SessionDrained(SessionId),
-    /// End the session's parked intakes: the agent has had time to move.
+    /// End the parking session's intakes: the agent has had time to move.
     IntakesReleased(SessionId),
     /// End the session's intakes and connection, and say why.
     SessionEnded {
@@ -158,7 +213,7 @@ pub enum LiveEvent {
 /// Why a session ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EndReason {
-    /// The server stops, and the session is done or out of time.
+    /// The server stops or the agent leaves, and the session is done or out of time.
     Drained,
     /// Its credential or its tunnel is of no use any more.
     Revoked,
@@ -192,7 +247,7 @@ pub enum LiveRefusal {
     /// The session does not take envelopes, because it is to go elsewhere.
     #[error("the session is draining")]
     Draining,
-    /// There is no agent, and none is expected back.
+    /// There is no agent that takes exchanges in this way, and none is expected back.
     #[error("no agent is connected")]
     Offline,
     /// Too many visitors wait for the agent.
@@ -207,7 +262,7 @@ pub enum LiveRefusal {
     /// Never started, answered, or out of time.
     #[error("there is no such exchange")]
     UnknownExchange,
-    /// Never admitted, or closed.
+    /// Never admitted, closed, or without intakes.
     #[error("there is no such session")]
     UnknownSession,
     /// The exchange wants a stream of the other kind, or its reply first.
@@ -250,8 +305,9 @@ pub struct LiveRules {
     /// leaves within milliseconds of the signal, or needs a round trip to learn of it; an
     /// intake that ends before looks like a refusal).
     pub drain_pause: Duration,
-    /// From the signal to go elsewhere to the end of the session (90 s: as long as the
-    /// most patient of the published agents keeps the old connection for its bridges).
+    /// From the signal to go elsewhere, or from the agent's that it leaves, to the end of the
+    /// session (90 s: as long as the most patient of the published agents keeps the old
+    /// connection for its bridges).
     pub drain_time: Duration,
 }
 
@@ -281,20 +337,24 @@ impl Default for LiveRules {
 
 /// One tunnel's traffic.
 ///
-/// A session, from its hello to the end of its connection. One at most is admitted;
-/// from every stage [`LiveCommand::CloseSession`] leads out of the picture, and
+/// A session, from its hello to the end of its connection. Admitted are one that parks
+/// intakes, or any number of open ones that may stand beside each other ([`SessionKind`]).
+/// From every stage [`LiveCommand::CloseSession`] leads out of the picture, and
 /// [`LiveCommand::RevokeSession`] to *ended*.
 ///
 /// ```text
-///  AdmitSession
-///       │
-///       ▼        Drain            drain_pause: IntakesReleased
-///   admitted ───────────► draining ───────────────► released
-///       │                                              │ its last exchange ends,
-///       │ a newer hello                                │ or drain_time
-///       ▼            its last exchange ends,           ▼
-///   superseded ───────────────────────────────────►  ended ───► CloseSession
-///                    or supersede_time          SessionEnded
+///  AdmitSession    ┌───────────────── LeaveSession ────────────────────┐
+///       │          │                                                   │
+///       ▼          │ Drain            drain_pause, or LeaveSession:    ▼
+///   admitted ──────┴────► draining ───────────────────────────────► released
+///       │                                 IntakesReleased              │ its last
+///       │ a newer hello of a session                                   │ exchange ends,
+///       │ that may not stand beside it                                 │ or drain_time
+///       ▼            its last exchange ends,                           ▼
+///   superseded ────────────────────────────────────────────────────► ended
+///                    or supersede_time                     SessionEnded │
+///                                                                       ▼
+///                                                                 CloseSession
 /// ```
 ///
 /// An exchange, from the visitor's request to its end. From every phase
@@ -302,8 +362,8 @@ impl Default for LiveRules {
 ///
 /// ```text
 ///  StartExchange ──► queued ──────────────────────────────────► failed: queue_time,
-///       │              │ ParkIntake                              reconnect_time
-///       │ an intake    │       ▲ ReturnEnvelope
+///       │              │ ParkIntake                              reconnect_time, or an
+///       │ an intake    │       ▲ ReturnEnvelope                  open session came
 ///       │ is parked    ▼       │
 ///       ├──────────► delivered ───────────────────────────────► failed: reply_time,
 ///       │              │   │ Reply                               orphan_time
@@ -315,6 +375,11 @@ impl Default for LiveRules {
 ///                      ▼
 ///                   bridged ──────────────────────────────────► BridgeLost, if the
 ///                                                                session goes
+///
+///  OpenExchange ───► open ────────────────────────────────────► BridgeLost, if its session
+///                                                                or tunnel is revoked;
+///                                                                forgotten, if the session
+///                                                                goes: its stream broke
 /// ```
 ///
 /// Each timer is a rule of [`LiveRules`], and no other time counts.
@@ -322,13 +387,18 @@ impl Default for LiveRules {
 pub struct Live {
     rules: LiveRules,
     sessions: BTreeMap<SessionId, Session>,
-    /// The session that envelopes go to.
-    admitted: Option<SessionId>,
+    /// The sessions that exchanges go to, in the order in which they came: one that parks,
+    /// or open ones.
+    admitted: Vec<SessionId>,
     /// The highest number that was ever admitted.
-    newest: Option<SessionId>,
+    newest: Option<(SessionId, SessionKind)>,
     /// Exchanges without an intake, oldest first.
     waiting: VecDeque<ExchangeId>,
+    /// Those that are for intakes.
     exchanges: BTreeMap<ExchangeId, Exchange>,
+    /// Those of open sessions. Each request passes here twice: nothing walks this but the
+    /// end of a session.
+    open: BTreeMap<ExchangeId, SessionId>,
     /// Until when an agent is expected back.
     expected_until: Option<Instant>,
     timers: BTreeSet<(Instant, Timer)>,
@@ -336,11 +406,12 @@ pub struct Live {
 
 #[derive(Debug)]
 struct Session {
+    kind: SessionKind,
     stage: Stage,
     parked: VecDeque<IntakeId>,
     /// The next intake that it parks tells it to look at its tunnel.
     has_news: bool,
-    /// Exchanges that it has the envelope of, bridges among them.
+    /// Exchanges that it has the envelope of, bridges among them, or that are open on it.
     held: usize,
 }
 
@@ -399,10 +470,11 @@ impl Live {
         Self {
             rules,
             sessions: BTreeMap::new(),
-            admitted: None,
+            admitted: Vec::new(),
             newest: None,
             waiting: VecDeque::new(),
             exchanges: BTreeMap::new(),
+            open: BTreeMap::new(),
             expected_until,
             timers: BTreeSet::new(),
         }
@@ -416,11 +488,12 @@ impl Live {
     pub fn handle(&mut self, command: LiveCommand, now: Instant) -> Result<Vec<LiveEvent>, LiveRefusal> {
         let mut events = Vec::new();
         match command {
-            LiveCommand::AdmitSession { session } => self.admit(session, now, &mut events)?,
+            LiveCommand::AdmitSession { session, kind } => self.admit(session, kind, now, &mut events)?,
             LiveCommand::ParkIntake { session, intake } => self.park(session, intake, now, &mut events)?,
             LiveCommand::ReturnEnvelope { session, exchange } => {
                 self.return_envelope(session, exchange, now, &mut events)?;
             }
+            LiveCommand::OpenExchange { exchange } => self.open_exchange(exchange, &mut events)?,
             LiveCommand::StartExchange { exchange, kind } => self.start(exchange, kind, now, &mut events)?,
             LiveCommand::Reply { session, exchange, accepts } => {
                 self.reply(session, exchange, accepts, now, &mut events)?;
@@ -430,6 +503,7 @@ impl Live {
             }
             LiveCommand::EndExchange { exchange } => self.end_exchange(exchange, &mut events)?,
             LiveCommand::CloseSession { session } => self.close_session(session, now, &mut events)?,
+            LiveCommand::LeaveSession { session } => self.leave_session(session, now, &mut events)?,
             LiveCommand::Announce => self.announce(&mut events),
             LiveCommand::Drain => self.drain(now, &mut events),
             LiveCommand::RevokeSession { session } => self.revoke_session(session, &mut events)?,
@@ -455,39 +529,84 @@ impl Live {
         self.timers.first().map(|(due, _)| *due)
     }
 
-    /// The session that envelopes go to: the tunnel's one live client.
-    pub fn admitted(&self) -> Option<SessionId> {
-        self.admitted
+    /// The tunnel has a live client.
+    pub fn is_online(&self) -> bool {
+        !self.admitted.is_empty()
+    }
+
+    /// How a visitor's exchange would be carried now; `None` if no session is admitted.
+    pub fn carrier(&self) -> Option<Carrier> {
+        let session = self.sessions.get(self.admitted.first()?)?;
+        Some(match session.kind {
+            SessionKind::Open { .. } => Carrier::Open,
+            SessionKind::Parking => Carrier::Parking,
+        })
+    }
+
+    /// Until when an agent is expected back, if none is there. It may have passed.
+    pub fn expected_until(&self) -> Option<Instant> {
+        self.expected_until
     }
 
     /// Exchanges that have not ended.
     pub fn exchanges(&self) -> usize {
-        self.exchanges.len()
+        self.exchanges.len() + self.open.len()
     }
 
     /// Nothing is there that would be lost with it at `now`.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.sessions.is_empty()
-            && self.exchanges.is_empty()
+            && self.exchanges() == 0
             && self.expected_until.is_none_or(|expected_until| expected_until <= now)
     }
 
-    fn admit(&mut self, session: SessionId, now: Instant, events: &mut Vec<LiveEvent>) -> Result<(), LiveRefusal> {
-        if self.newest.is_some_and(|newest| newest >= session) {
+    fn admit(
+        &mut self,
+        session: SessionId,
+        kind: SessionKind,
+        now: Instant,
+        events: &mut Vec<LiveEvent>,
+    ) -> Result<(), LiveRefusal> {
+        if self.comes_too_late(session, kind) {
             return Err(LiveRefusal::Superseded);
         }
-        self.newest = Some(session);
-        if let Some(older) = self.admitted.take() {
+        self.newest = self.newest.filter(|(newest, _)| *newest > session).or(Some((session, kind)));
+        let sessions = &self.sessions;
+        let may_stay = |other: &SessionId| sessions.get(other).is_some_and(|other| kind.may_stand_beside(other.kind));
+        let (stay, go) = std::mem::take(&mut self.admitted).into_iter().partition(may_stay);
+        self.admitted = stay;
+        let go: Vec<SessionId> = go;
+        for older in go {
             let ends_at = now + self.rules.supersede_time;
             self.set_stage(older, Stage::Superseded { ends_at });
             self.end_if_done(older, events);
         }
+        if kind != SessionKind::Parking {
+            // Nobody will park an intake for them.
+            while let Some(exchange) = self.waiting.pop_front() {
+                self.abort(exchange, Failure::AgentBusy, events);
+            }
+        }
         let parked = VecDeque::new();
-        self.sessions.insert(session, Session { stage: Stage::Admitted, parked, has_news: false, held: 0 });
-        self.admitted = Some(session);
+        self.sessions.insert(session, Session { kind, stage: Stage::Admitted, parked, has_news: false, held: 0 });
+        self.admitted.push(session);
         self.expected_until = None;
         events.push(LiveEvent::SessionAdmitted(session));
         Ok(())
+    }
+
+    /// A session with a later hello, which it may not stand beside, was admitted before it.
+    ///
+    /// Of those that have gone only the newest counts: whoever an older one superseded it
+    /// with, the newest has won over both. Sessions of one instance may come in any order.
+    fn comes_too_late(&self, session: SessionId, kind: SessionKind) -> bool {
+        let admitted = self.admitted.iter().filter_map(|id| Some((*id, self.sessions.get(id)?.kind)));
+        self.sessions.contains_key(&session)
+            || self
+                .newest
+                .into_iter()
+                .chain(admitted)
+                .any(|(other, other_kind)| other == session || (other > session && !kind.may_stand_beside(other_kind)))
     }
 
     fn park(
@@ -498,7 +617,8 @@ impl Live {
         events: &mut Vec<LiveEvent>,
     ) -> Result<(), LiveRefusal> {
         let limit = self.rules.intake_limit;
-        let found = self.sessions.get_mut(&session).ok_or(LiveRefusal::UnknownSession)?;
+        let found = self.sessions.get_mut(&session).filter(|found| found.kind == SessionKind::Parking);
+        let found = found.ok_or(LiveRefusal::UnknownSession)?;
         match found.stage {
             Stage::Admitted | Stage::Draining { .. } | Stage::Superseded { .. } => {}
             Stage::Released { .. } | Stage::Ended(EndReason::Drained) => return Err(LiveRefusal::Draining),
@@ -535,8 +655,10 @@ impl Live {
             return Err(LiveRefusal::UnknownExchange);
         }
         self.unhold(exchange, events);
-        match self.admitted.filter(|admitted| self.has_parked(*admitted)) {
+        match self.free_session() {
             Some(admitted) => self.assign(admitted, exchange, now, events),
+            // Nobody will park an intake for it.
+            None if self.carrier() == Some(Carrier::Open) => self.abort(exchange, Failure::AgentBusy, events),
             None => {
                 // First in the queue: it was there before the others.
                 self.waiting.push_front(exchange);
@@ -547,6 +669,20 @@ impl Live {
         Ok(())
     }
 
+    fn open_exchange(&mut self, exchange: ExchangeId, events: &mut Vec<LiveEvent>) -> Result<(), LiveRefusal> {
+        if self.carrier() != Some(Carrier::Open) {
+            return Err(LiveRefusal::Offline);
+        }
+        let held = |id: &SessionId| self.sessions.get(id).map_or(usize::MAX, |session| session.held);
+        // The first of those that have as few.
+        let session = self.admitted.iter().copied().min_by_key(held).ok_or(LiveRefusal::Offline)?;
+        let found = self.sessions.get_mut(&session).ok_or(LiveRefusal::Offline)?;
+        found.held += 1;
+        self.open.insert(exchange, session);
+        events.push(LiveEvent::ExchangeOpened { session, exchange });
+        Ok(())
+    }
+
     fn start(
         &mut self,
         exchange: ExchangeId,
@@ -554,17 +690,17 @@ impl Live {
         now: Instant,
         events: &mut Vec<LiveEvent>,
     ) -> Result<(), LiveRefusal> {
-        let intake_is_free = self.admitted.is_some_and(|admitted| self.has_parked(admitted));
-        let deadline = match (self.admitted, self.expected_until) {
-            (Some(_), _) => now + self.rules.queue_time,
-            (None, Some(expected_until)) if now < expected_until => expected_until,
-            (None, _) => return Err(LiveRefusal::Offline),
+        let deadline = match self.carrier() {
+            Some(Carrier::Parking) => now + self.rules.queue_time,
+            Some(Carrier::Open) => return Err(LiveRefusal::Offline),
+            None => self.expected_until.filter(|until| now < *until).ok_or(LiveRefusal::Offline)?,
         };
-        if !intake_is_free && self.waiting.len() >= self.rules.queue_limit {
+        let free = self.free_session();
+        if free.is_none() && self.waiting.len() >= self.rules.queue_limit {
             return Err(LiveRefusal::QueueFull);
         }
         self.exchanges.insert(exchange, Exchange { kind, phase: Phase::Queued, session: None, deadline: None });
-        match self.admitted.filter(|_| intake_is_free) {
+        match free {
             Some(admitted) => self.assign(admitted, exchange, now, events),
             None => {
                 self.waiting.push_back(exchange);
@@ -583,7 +719,7 @@ impl Live {
         now: Instant,
         events: &mut Vec<LiveEvent>,
     ) -> Result<(), LiveRefusal> {
-        self.known(session)?;
+        self.known_parking(session)?;
         let found = self.exchanges.get(&exchange).filter(|found| found.phase == Phase::Delivered);
         let found = found.ok_or(LiveRefusal::UnknownExchange)?;
         let before = found.session;
@@ -605,7 +741,7 @@ impl Live {
         kind: ExchangeKind,
         events: &mut Vec<LiveEvent>,
     ) -> Result<(), LiveRefusal> {
-        let stage = self.known(session)?;
+        let stage = self.known_parking(session)?;
         if matches!(stage, Stage::Ended(_)) {
             return Err(LiveRefusal::UnknownSession);
         }
@@ -627,10 +763,14 @@ impl Live {
     }
 
     fn end_exchange(&mut self, exchange: ExchangeId, events: &mut Vec<LiveEvent>) -> Result<(), LiveRefusal> {
-        if !self.exchanges.contains_key(&exchange) {
-            return Err(LiveRefusal::UnknownExchange);
+        if let Some(session) = self.open.remove(&exchange) {
+            self.release(Some(session), events);
+            return Ok(());
         }
-        self.waiting.retain(|waiting| *waiting != exchange);
+        let found = self.exchanges.get(&exchange).ok_or(LiveRefusal::UnknownExchange)?;
+        if found.phase == Phase::Queued {
+            self.waiting.retain(|waiting| *waiting != exchange);
+        }
         self.forget(exchange, events);
         Ok(())
     }
@@ -644,11 +784,9 @@ impl Live {
         let stage = self.known(session)?;
         self.set_timer(Timer::Session(session), stage.due(), None);
         self.sessions.remove(&session);
-        if self.admitted == Some(session) {
-            self.admitted = None;
-            self.expected_until = Some(now + self.rules.reconnect_time);
-            events.push(LiveEvent::TunnelWentOffline(session));
-        }
+        self.dismiss(session, Some(now + self.rules.reconnect_time), events);
+        // Their streams broke with it, which whoever has them sees.
+        self.open.retain(|_, holder| *holder != session);
         let held: Vec<ExchangeId> =
             self.exchanges.iter().filter(|(_, e)| e.session == Some(session)).map(|(id, _)| *id).collect();
         for exchange in held {
@@ -667,23 +805,47 @@ impl Live {
         Ok(())
     }
 
+    fn leave_session(
+        &mut self,
+        session: SessionId,
+        now: Instant,
+        events: &mut Vec<LiveEvent>,
+    ) -> Result<(), LiveRefusal> {
+        match self.known(session)? {
+            Stage::Admitted => {
+                self.dismiss(session, Some(now + self.rules.reconnect_time), events);
+                self.release_intakes(session, now + self.rules.drain_time, events);
+            }
+            Stage::Draining { ends_at, .. } => self.release_intakes(session, ends_at, events),
+            Stage::Ended(_) | Stage::Released { .. } | Stage::Superseded { .. } => {}
+        }
+        Ok(())
+    }
+
     fn drain(&mut self, now: Instant, events: &mut Vec<LiveEvent>) {
-        if let Some(session) = self.admitted.take() {
-            let (released_at, ends_at) = (now + self.rules.drain_pause, now + self.rules.drain_time);
-            self.set_stage(session, Stage::Draining { released_at, ends_at });
+        let (released_at, ends_at) = (now + self.rules.drain_pause, now + self.rules.drain_time);
+        let drained = std::mem::take(&mut self.admitted);
+        for session in &drained {
+            self.set_stage(*session, Stage::Draining { released_at, ends_at });
+            events.push(LiveEvent::SessionDrained(*session));
+        }
+        if let Some(last) = drained.last() {
             self.expected_until = Some(now + self.rules.reconnect_time);
-            events.push(LiveEvent::SessionDrained(session));
-            events.push(LiveEvent::TunnelWentOffline(session));
+            events.push(LiveEvent::TunnelWentOffline(*last));
         }
     }
 
     fn announce(&mut self, events: &mut Vec<LiveEvent>) {
         // An agent that comes later has looked.
-        let Some(session) = self.admitted else { return };
-        let Some(found) = self.sessions.get_mut(&session) else { return };
-        match found.parked.pop_front() {
-            Some(intake) => events.push(LiveEvent::TunnelAnnounced { session, intake }),
-            None => found.has_news = true,
+        for session in &self.admitted {
+            let Some(found) = self.sessions.get_mut(session) else { continue };
+            match (found.kind, found.parked.pop_front()) {
+                (SessionKind::Open { .. }, _) => events.push(LiveEvent::SessionAnnounced(*session)),
+                (SessionKind::Parking, Some(intake)) => {
+                    events.push(LiveEvent::TunnelAnnounced { session: *session, intake });
+                }
+                (SessionKind::Parking, None) => found.has_news = true,
+            }
         }
     }
 
@@ -696,6 +858,7 @@ impl Live {
         for exchange in held {
             self.abort(exchange, Failure::AgentLost, events);
         }
+        self.cut_open(|holder| holder == session, events);
         Ok(())
     }
 
@@ -722,30 +885,38 @@ impl Live {
         for exchange in exchanges {
             self.abort(exchange, Failure::TunnelGone, events);
         }
+        self.cut_open(|_| true, events);
+    }
+
+    /// Ends the open exchanges of these sessions, whose streams are still there.
+    fn cut_open(&mut self, is_cut: impl Fn(SessionId) -> bool, events: &mut Vec<LiveEvent>) {
+        let cut: Vec<ExchangeId> = self.open.iter().filter(|(_, holder)| is_cut(**holder)).map(|(id, _)| *id).collect();
+        for exchange in cut {
+            let holder = self.open.remove(&exchange);
+            events.push(LiveEvent::BridgeLost(exchange));
+            self.release(holder, events);
+        }
     }
 
     fn exchange_is_due(&mut self, exchange: ExchangeId, events: &mut Vec<LiveEvent>) {
         let Some(found) = self.exchanges.get(&exchange) else { return };
         let failure = match (found.phase, found.session) {
-            (Phase::Queued, _) if self.admitted.is_some() => Failure::AgentBusy,
+            (Phase::Queued, _) if self.is_online() => Failure::AgentBusy,
             (Phase::Queued, _) => Failure::AgentOffline,
             (_, None) => Failure::AgentLost,
             (_, Some(_)) => Failure::AgentTimeout,
         };
-        self.waiting.retain(|waiting| *waiting != exchange);
+        if found.phase == Phase::Queued {
+            self.waiting.retain(|waiting| *waiting != exchange);
+        }
         events.push(LiveEvent::ExchangeFailed { exchange, failure });
         self.forget(exchange, events);
     }
 
     fn session_is_due(&mut self, session: SessionId, events: &mut Vec<LiveEvent>) {
-        let Some(found) = self.sessions.get_mut(&session) else { return };
+        let Some(found) = self.sessions.get(&session) else { return };
         match found.stage {
-            Stage::Draining { ends_at, .. } => {
-                found.parked.clear();
-                self.set_stage(session, Stage::Released { ends_at });
-                events.push(LiveEvent::IntakesReleased(session));
-                self.end_if_done(session, events);
-            }
+            Stage::Draining { ends_at, .. } => self.release_intakes(session, ends_at, events),
             Stage::Released { .. } => self.end_session(session, EndReason::Drained, events),
             Stage::Superseded { .. } => self.end_session(session, EndReason::Superseded, events),
             Stage::Admitted | Stage::Ended(_) => {}
@@ -766,12 +937,43 @@ impl Live {
         events.push(LiveEvent::EnvelopeAssigned { session, intake, exchange });
     }
 
-    fn has_parked(&self, session: SessionId) -> bool {
-        self.sessions.get(&session).is_some_and(|session| !session.parked.is_empty())
+    /// The session on its way out takes nothing new from here, and finishes what it has.
+    fn release_intakes(&mut self, session: SessionId, ends_at: Instant, events: &mut Vec<LiveEvent>) {
+        let Some(found) = self.sessions.get_mut(&session) else { return };
+        found.parked.clear();
+        if found.kind == SessionKind::Parking {
+            events.push(LiveEvent::IntakesReleased(session));
+        }
+        self.set_stage(session, Stage::Released { ends_at });
+        self.end_if_done(session, events);
+    }
+
+    /// The session is not among the admitted ones any more. If it was the last one, an agent
+    /// is `expected_until` then.
+    fn dismiss(&mut self, session: SessionId, expected_until: Option<Instant>, events: &mut Vec<LiveEvent>) {
+        let Some(at) = self.admitted.iter().position(|admitted| *admitted == session) else { return };
+        self.admitted.remove(at);
+        if self.admitted.is_empty() {
+            self.expected_until = expected_until;
+            events.push(LiveEvent::TunnelWentOffline(session));
+        }
+    }
+
+    /// The admitted session, if it has an intake to spare.
+    fn free_session(&self) -> Option<SessionId> {
+        // One that parks stands alone.
+        let session = *self.admitted.first()?;
+        self.sessions.get(&session).filter(|found| !found.parked.is_empty()).map(|_| session)
     }
 
     fn known(&self, session: SessionId) -> Result<Stage, LiveRefusal> {
         self.sessions.get(&session).map(|session| session.stage).ok_or(LiveRefusal::UnknownSession)
+    }
+
+    /// Replies and bridges come only from agents that park intakes.
+    fn known_parking(&self, session: SessionId) -> Result<Stage, LiveRefusal> {
+        let found = self.sessions.get(&session).filter(|found| found.kind == SessionKind::Parking);
+        found.map(|found| found.stage).ok_or(LiveRefusal::UnknownSession)
     }
 
     fn enter(&mut self, exchange: ExchangeId, phase: Phase, session: Option<SessionId>, deadline: Option<Instant>) {
@@ -831,10 +1033,7 @@ impl Live {
         found.parked.clear();
         self.set_stage(session, Stage::Ended(reason));
         events.push(LiveEvent::SessionEnded { session, reason });
-        if self.admitted == Some(session) {
-            self.admitted = None;
-            events.push(LiveEvent::TunnelWentOffline(session));
-        }
+        self.dismiss(session, None, events);
     }
 
     fn set_stage(&mut self, session: SessionId, stage: Stage) {
@@ -855,18 +1054,36 @@ impl Live {
     /// Panics if the parts disagree; for tests and fuzzing.
     #[doc(hidden)]
     pub fn assert_invariants(&self) {
-        let admitted: Vec<_> = self.sessions.iter().filter(|(_, session)| session.stage == Stage::Admitted).collect();
-        assert!(admitted.len() <= 1, "more than one admitted session");
-        assert_eq!(admitted.first().map(|(id, _)| **id), self.admitted, "the admitted session");
+        let mut listed = self.admitted.clone();
+        listed.sort();
+        let admitted = self.sessions.iter().filter(|(_, session)| session.stage == Stage::Admitted);
+        assert_eq!(admitted.map(|(id, _)| *id).collect::<Vec<_>>(), listed, "the admitted sessions");
+        for (at, id) in self.admitted.iter().enumerate() {
+            let others = self.admitted.iter().skip(at + 1);
+            let kind = |id: &SessionId| self.sessions.get(id).map(|session| session.kind);
+            let may_stand = |other| kind(id).zip(kind(other)).is_some_and(|(a, b)| a.may_stand_beside(b));
+            assert!(others.clone().all(may_stand), "{id:?} beside {others:?}");
+        }
+        assert!(self.admitted.is_empty() || self.expected_until.is_none(), "an agent is there and expected");
         for (id, session) in &self.sessions {
             let held = self.exchanges.values().filter(|exchange| exchange.session == Some(*id)).count();
-            assert_eq!(held, session.held, "exchanges held by {id:?}");
+            let open = self.open.values().filter(|holder| *holder == id).count();
+            assert_eq!(held + open, session.held, "exchanges held by {id:?}");
+            match session.kind {
+                SessionKind::Open { .. } => assert_eq!((held, session.parked.len()), (0, 0), "{id:?} is open"),
+                SessionKind::Parking => assert_eq!(open, 0, "{id:?} parks"),
+            }
             assert!(session.parked.len() <= self.rules.intake_limit);
         }
         assert!(self.waiting.len() <= self.rules.queue_limit + self.rules.intake_limit * self.sessions.len() + 64);
-        if self.admitted.is_some_and(|admitted| self.has_parked(admitted)) {
-            assert!(self.waiting.is_empty(), "an exchange waits while an intake is free");
+        if self.free_session().is_some() || self.carrier() == Some(Carrier::Open) {
+            assert!(self.waiting.is_empty(), "an exchange waits while an intake is free, or none will come");
         }
+        assert!(
+            self.open.values().all(|holder| self.sessions.contains_key(holder)),
+            "an open exchange has its session"
+        );
+        assert!(self.open.keys().all(|id| !self.exchanges.contains_key(id)), "an exchange is open or for intakes");
         let mut timers = BTreeSet::new();
         for (id, exchange) in &self.exchanges {
             assert_eq!(exchange.phase == Phase::Queued, self.waiting.contains(id), "{id:?} in the queue");
@@ -877,6 +1094,18 @@ impl Live {
         }
         timers.extend(self.sessions.iter().filter_map(|(id, s)| s.stage.due().map(|due| (due, Timer::Session(*id)))));
         assert_eq!(timers, self.timers);
+    }
+}
+
+impl SessionKind {
+    /// Two sessions of these kinds may be admitted at the same time.
+    fn may_stand_beside(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Open { instance, shares }, Self::Open { instance: other, shares: other_shares }) => {
+                instance == other || (shares && other_shares)
+            }
+            (Self::Parking, _) | (_, Self::Parking) => false,
+        }
     }
 }
 

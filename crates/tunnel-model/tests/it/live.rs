@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use tunnel_model::{
     EndReason, ExchangeId, ExchangeKind, Failure, IntakeId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules,
-    SessionId,
+    SessionId, SessionKind,
 };
 
 use crate::live_harness;
@@ -81,7 +81,7 @@ impl World {
     /// With a session and one parked intake.
     fn online() -> Self {
         let mut world = Self::new();
-        world.tell(LiveCommand::AdmitSession { session: OLD }).expect("the first session");
+        world.tell(LiveCommand::AdmitSession { session: OLD, kind: SessionKind::Parking }).expect("the first session");
         world.tell(park(OLD, 1)).expect("parked");
         world
     }
@@ -120,7 +120,7 @@ fn visitors_wait_for_an_agent_that_was_just_lost() {
     let mut world = World::online();
     world.tell(LiveCommand::CloseSession { session: OLD }).expect("it was there");
     assert_eq!(world.tell(start(ExchangeKind::Http)), Ok(vec![LiveEvent::ExchangeQueued(ONE)]));
-    world.tell(LiveCommand::AdmitSession { session: NEW }).expect("it is back");
+    world.tell(LiveCommand::AdmitSession { session: NEW, kind: SessionKind::Parking }).expect("it is back");
     let assigned = LiveEvent::EnvelopeAssigned { session: NEW, intake: IntakeId(7), exchange: ONE };
     assert_eq!(world.tell(park(NEW, 7)), Ok(vec![assigned]));
 }
@@ -129,8 +129,8 @@ fn visitors_wait_for_an_agent_that_was_just_lost() {
 fn a_newer_session_supersedes_the_older_once_it_has_nothing_to_finish() {
     let mut world = World::online();
     world.tell(start(ExchangeKind::Http)).expect("delivered");
-    world.tell(LiveCommand::AdmitSession { session: NEW }).expect("newer");
-    assert_eq!(world.live.admitted(), Some(NEW));
+    world.tell(LiveCommand::AdmitSession { session: NEW, kind: SessionKind::Parking }).expect("newer");
+    assert!(world.live.is_online());
     let replied =
         world.tell(LiveCommand::Reply { session: OLD, exchange: ONE, accepts: false }).expect("the old one replies");
     assert_eq!(replied, [LiveEvent::ReplyAccepted(ONE)], "the body is still coming");
@@ -143,7 +143,7 @@ fn a_newer_session_supersedes_the_older_once_it_has_nothing_to_finish() {
 fn a_session_that_hangs_is_superseded_after_two_seconds() {
     let mut world = World::online();
     world.tell(start(ExchangeKind::Http)).expect("delivered");
-    world.tell(LiveCommand::AdmitSession { session: NEW }).expect("newer");
+    world.tell(LiveCommand::AdmitSession { session: NEW, kind: SessionKind::Parking }).expect("newer");
     assert_eq!(world.pass(Duration::from_millis(1999)), []);
     let ended = LiveEvent::SessionEnded { session: OLD, reason: EndReason::Superseded };
     assert_eq!(world.pass(Duration::from_millis(1)), [ended]);
@@ -152,9 +152,14 @@ fn a_session_that_hangs_is_superseded_after_two_seconds() {
 #[test]
 fn an_older_hello_that_comes_late_does_not_win() {
     let mut world = World::new();
-    world.tell(LiveCommand::AdmitSession { session: NEW }).expect("the newer one was faster");
-    assert_eq!(world.tell(LiveCommand::AdmitSession { session: OLD }), Err(LiveRefusal::Superseded));
-    assert_eq!(world.live.admitted(), Some(NEW));
+    world
+        .tell(LiveCommand::AdmitSession { session: NEW, kind: SessionKind::Parking })
+        .expect("the newer one was faster");
+    assert_eq!(
+        world.tell(LiveCommand::AdmitSession { session: OLD, kind: SessionKind::Parking }),
+        Err(LiveRefusal::Superseded)
+    );
+    assert!(world.live.is_online());
 }
 
 #[test]
@@ -205,7 +210,9 @@ fn a_handoff_is_no_takeover() {
     let mut world = World::online();
     world.tell(start(ExchangeKind::WebSocket)).expect("delivered");
     world.tell(LiveCommand::Drain).expect("never refused");
-    world.tell(LiveCommand::AdmitSession { session: NEW }).expect("the agent's next session");
+    world
+        .tell(LiveCommand::AdmitSession { session: NEW, kind: SessionKind::Parking })
+        .expect("the agent's next session");
     let told = world.pass(Duration::from_secs(3));
     assert_eq!(told, [LiveEvent::IntakesReleased(OLD)], "its WebSocket goes on");
 }
