@@ -88,6 +88,13 @@ impl DataPlane for Joint {
     fn is_connected(&self, tunnel: TunnelId) -> bool {
         self.0.is_connected(tunnel)
     }
+
+    fn attach(&self, agent: api::Agent) -> Result<api::Attached, api::Busy> {
+        let api::Agent { tunnel, key, peer, instance, shares, response_deadline } = agent;
+        let attach = edge::Attach { tunnel, key, peer, instance, shares, response_deadline };
+        let attached = self.0.attach(attach).map_err(|busy| api::Busy(busy.in_short()))?;
+        Ok(api::Attached { session: attached.session(), serve: Box::new(|link| Box::pin(attached.serve(link))) })
+    }
 }
 
 fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyhow::Result<CaDir> {

@@ -35,6 +35,45 @@ pub fn request_headers(headers: &HeaderMap, body_len: u64) -> HeaderMap {
     kept
 }
 
+/// The headers of a visitor's request on the native wire, where octets pass as they are.
+///
+/// Left out are the fields of the connection (RFC 9110 section 7.6.1) and those that it
+/// lists, but not `te: trailers` and `trailer`; `host`, `expect`, the key of a
+/// WebSocket, what proxies say about visitors, and everything that looks like the
+/// protocols' own. Several `cookie` fields become one (RFC 9113 section 8.2.3).
+pub fn onward_headers(mut headers: HeaderMap) -> HeaderMap {
+    headers.remove(header::HOST);
+    let listed: Vec<HeaderName> = connection_options(&headers).iter().filter_map(|name| name.parse().ok()).collect();
+    let takes_trailers = headers.get(header::TE).is_some_and(|te| {
+        te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    });
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let is_of_connection = is_of_connection(name) && **name != header::TRAILER;
+            is_of_connection
+                || is_ours(name)
+                || name.as_str().starts_with("adit-")
+                || is_said_by_proxies(name)
+                || matches!(name.as_str(), "expect" | "http2-settings" | "sec-websocket-key" | "sec-websocket-accept")
+        })
+        .cloned()
+        .collect();
+    for name in unwanted.iter().chain(&listed) {
+        headers.remove(name);
+    }
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, cookie);
+        }
+    }
+    headers
+}
+
 /// The headers of a visitor's WebSocket handshake as an agent may see them:
 /// those of [`request_headers`] without the handshake's own but the offered
 /// subprotocols, which are one list.
@@ -150,6 +189,10 @@ fn is_said_by_proxies(name: &HeaderName) -> bool {
         "x-rewrite-url",
     ];
     let name = name.as_str().as_bytes();
+    // All of them begin so, and most others do not.
+    if !matches!(name.first(), Some(b'c' | b'f' | b't' | b'x')) {
+        return false;
+    }
     let is_folded_onto = |octet: &u8, wanted: u8| match wanted {
         b'-' => !octet.is_ascii_alphanumeric(),
         _ => *octet == wanted,
@@ -239,6 +282,30 @@ mod tests {
             ("accept", b"*/*"),
         ]);
         assert_eq!(lines(&request_headers(&sent, 0)), ["accept: */*"]);
+    }
+
+    #[test]
+    fn on_the_native_wire_octets_pass_as_they_are_and_the_connections_own_do_not() {
+        let sent = headers(&[
+            ("host", b"a.example"),
+            ("connection", b"upgrade, X-Hop"),
+            ("x-hop", b"1"),
+            ("te", b"gzip, trailers"),
+            ("trailer", b"x-sum"),
+            ("expect", b"100-continue"),
+            ("adit-visitor", b"6.6.6.6"),
+            ("inkbox-request-id", b"mine"),
+            ("x_forwarded_for", b"6.6.6.6"),
+            ("upgrade", b"h2c"),
+            ("http2-settings", b"AAAA"),
+            ("cookie", b"a=1"),
+            ("cookie", b"b=caf\xe9"),
+            ("content-length", b"7"),
+            ("x-latin", b"caf\xe9"),
+        ]);
+        let mut kept = lines(&onward_headers(sent));
+        kept.sort();
+        assert_eq!(kept, ["content-length: 7", "cookie: ?", "te: trailers", "trailer: x-sum", "x-latin: ?"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tunnel_model::{
     TunnelName, Zone, check_signable, connect_secret,
 };
 
+use crate::attach::{Agent, Attached, Busy};
 use crate::error::Error;
 
 /// Fills octets from a cryptographically secure generator.
@@ -40,6 +41,13 @@ impl Random for SystemRandom {
 pub trait DataPlane: Send + Sync {
     /// Has the tunnel an agent now?
     fn is_connected(&self, tunnel: TunnelId) -> bool;
+
+    /// Takes an agent that may serve its tunnel; its link is handed over later.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] when it should come back.
+    fn attach(&self, agent: Agent) -> Result<Attached, Busy>;
 }
 
 /// No traffic flows: a control plane by itself.
@@ -48,6 +56,10 @@ struct NoDataPlane;
 impl DataPlane for NoDataPlane {
     fn is_connected(&self, _: TunnelId) -> bool {
         false
+    }
+
+    fn attach(&self, _: Agent) -> Result<Attached, Busy> {
+        Err(Busy("no traffic flows here"))
     }
 }
 
@@ -175,6 +187,14 @@ impl App {
     /// Tells `observer` of everything that the store commits from now on.
     pub(crate) fn tell(&self, observer: Arc<dyn Observer>) {
         self.store.observe(observer);
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    pub(crate) fn data_plane(&self) -> &dyn DataPlane {
+        &*self.data_plane
     }
 
     /// Has the tunnel an agent now?

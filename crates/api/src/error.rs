@@ -43,12 +43,24 @@ pub enum Error {
     /// The path exists, the method does not.
     #[error("this path does not have that method")]
     MethodNotAllowed,
+    /// An agent's request to attach breaks a rule of the wire.
+    #[error("{0}")]
+    InvalidAttach(&'static str),
     /// The model says no.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The tunnel's secret is another one, or there is no such tunnel.
+    #[error("the X-Tunnel-Secret header is not the secret of that tunnel")]
+    SecretRefused,
     /// The request's body took too long to arrive.
     #[error("the request did not arrive in time")]
     Timeout,
+    /// There is no such tunnel for whoever asks to serve it.
+    #[error("there is no such tunnel, or this credential may not serve it")]
+    TunnelForbidden,
+    /// The tunnel cannot be served as it is.
+    #[error("the tunnel is deleted, or has no certificate for its name yet")]
+    TunnelNotActive,
     /// There is no such path.
     #[error("there is nothing at this path")]
     UnknownPath,
@@ -58,6 +70,12 @@ pub enum Error {
     /// The server cannot work now; later it may.
     #[error("the server cannot take this request now")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// An agent that speaks another version of the wire, or does not ask for it.
+    #[error("attach with Upgrade: adit-h2 and Adit-Version: {version}: {why}", version = crate::WIRE_VERSION)]
+    UnsupportedVersion {
+        /// What is wrong.
+        why: &'static str,
+    },
     /// The body is of another type.
     #[error("the body must be application/json")]
     UnsupportedMediaType,
@@ -103,18 +121,25 @@ impl Error {
             Self::InvalidField { .. } => {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", "A field breaks its rule")
             }
+            Self::InvalidAttach(_) => problem(StatusCode::BAD_REQUEST, "invalid-attach", "Cannot attach"),
             Self::Malformed(_) => problem(StatusCode::BAD_REQUEST, "malformed-body", "Malformed body"),
             Self::MethodNotAllowed => {
                 problem(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
             }
             Self::Refused(refusal) => refused(refusal),
+            Self::SecretRefused => problem(StatusCode::UNAUTHORIZED, "unauthorized", "Secret refused"),
             Self::Timeout => problem(StatusCode::REQUEST_TIMEOUT, "timeout", "Request timeout"),
+            Self::TunnelForbidden => problem(StatusCode::FORBIDDEN, "tunnel-forbidden", "Tunnel forbidden"),
+            Self::TunnelNotActive => problem(StatusCode::FORBIDDEN, "tunnel-not-active", "Tunnel not active"),
             Self::UnknownPath => problem(StatusCode::NOT_FOUND, "unknown-path", "Unknown path"),
             Self::Unauthorized => problem(StatusCode::UNAUTHORIZED, "unauthorized", "API key needed"),
             Self::Unavailable(_) => Problem {
                 retry_after: Some(Duration::from_secs(5)),
                 ..problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Service unavailable").without_cause()
             },
+            Self::UnsupportedVersion { .. } => {
+                problem(StatusCode::UPGRADE_REQUIRED, "unsupported-version", "Unsupported version")
+            }
             Self::UnsupportedMediaType => {
                 problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
             }

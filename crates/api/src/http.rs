@@ -2,6 +2,7 @@
 //! a size limit, one spelling of the path, and one line in the log.
 
 mod api_keys;
+mod attach;
 mod body;
 mod extract;
 mod identities;
@@ -21,7 +22,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Uri, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use store::Observer;
 use tower::ServiceExt as _;
 use utoipa::OpenApi as _;
@@ -50,6 +51,8 @@ pub fn router(app: Arc<App>, metrics: Arc<Metrics>, limits: &Limits) -> Router {
     app.tell(Arc::clone(&metrics) as Arc<dyn Observer>);
     let shared = Shared { app, metrics, limits: *limits };
     let routes = routes
+        // No operation of the API: what comes after its answer is another protocol.
+        .route("/_system/attach", post(attach::attach))
         .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
         .fallback(|| async { Error::UnknownPath.into_response() })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed.into_response() })

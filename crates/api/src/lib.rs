@@ -5,12 +5,14 @@
 //! Clients of two generations are served at the same paths.
 
 mod app;
+mod attach;
 mod error;
 mod http;
 mod metrics;
 mod server;
 
 pub use app::{App, DataPlane, Listed, NewTunnel, Random, SignedCertificate, SystemRandom};
+pub use attach::{Agent, Attached, Busy, Serve, WIRE_VERSION};
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
 pub use metrics::{Metrics, TrafficStats};

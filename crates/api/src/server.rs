@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use connections::{Arrival, HttpLimits, Kind, Places, Socket, accept, serve_http1};
+use connections::{Arrival, HttpLimits, Io, Kind, Peer, Places, Socket, accept, serve_http1};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -66,15 +69,15 @@ pub async fn serve(
     let places = Places::new(per_port);
     let (stop_all, stopping) = watch::channel(false);
     let serve = |socket: Socket| {
-        let (metrics, service) = (Arc::clone(&metrics), TowerToHyperService::new(router.clone()));
+        let (metrics, router) = (Arc::clone(&metrics), router.clone());
         let stopping = stopping.clone();
         async move {
             metrics.connection_opened();
             if socket.speaks_within(limits.headers, stopped(stopping.clone())).await {
-                Box::pin(serve_http1(socket.stream, service, limits.http(), stopped(stopping))).await;
+                let peer = Peer { ip: socket.ip(), place: socket.place };
+                Box::pin(serve_peer(Box::new(socket.stream), peer, router, limits, stopped(stopping))).await;
             }
             metrics.connection_closed();
-            drop(socket.place);
         }
     };
     accept(&listener, &places, Kind::Client, false, stop, serve).await;
@@ -93,7 +96,16 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
 /// Serves one connection that somebody else has accepted, until it ends or
 /// `stop` is done.
 pub async fn serve_connection(arrival: Arrival, router: Router, limits: &Limits, stop: impl Future<Output = ()>) {
-    let Arrival { io, place, .. } = arrival;
-    serve_http1(io, TowerToHyperService::new(router), limits.http(), stop).await;
-    drop(place);
+    let Arrival { io, ip, place } = arrival;
+    serve_peer(io, Peer { ip, place }, router, *limits, stop).await;
+}
+
+/// Serves one connection, whose requests say whose they are.
+async fn serve_peer(io: Box<dyn Io>, peer: Peer, router: Router, limits: Limits, stop: impl Future<Output = ()>) {
+    let service = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        service.call(request)
+    });
+    serve_http1(io, service, limits.http(), stop).await;
 }

@@ -54,6 +54,11 @@ impl<IO> Guarded<IO> {
         Self { io, framing: Framing::default(), spoilt: None, lift: Lift::default() }
     }
 
+    /// The connection itself: nothing is looked at any more.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
+
     /// To be used when the connection is upgraded to a protocol whose octets may look
     /// like a request; those of a WebSocket do not.
     pub fn lift(&self) -> Lift {

@@ -6,9 +6,8 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Guarded, Impatient};
+use crate::{Guarded, Impatient, Io};
 
 /// How much time a connection gets.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +25,10 @@ const MAX_HEADERS: usize = 64;
 const MAX_BUFFER: usize = 16 * 1024;
 
 /// Serves one connection until it ends, idles, or `stop` is done and the request
-/// in progress is answered.
-pub async fn serve_http1<IO, S, B>(io: IO, service: S, limits: HttpLimits, stop: impl Future<Output = ()>)
+/// in progress is answered. An answer of 101 gives it to whoever waits for it
+/// ([`upgraded`](crate::upgraded)).
+pub async fn serve_http1<S, B>(io: Box<dyn Io>, service: S, limits: HttpLimits, stop: impl Future<Output = ()>)
 where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: Body + 'static,
@@ -40,7 +39,8 @@ where
         .header_read_timeout(limits.headers)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER)
-        .serve_connection(TokioIo::new(Guarded::new(Impatient::new(io, limits.stall))), service);
+        .serve_connection(TokioIo::new(Guarded::new(Impatient::new(io, limits.stall))), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -42,6 +42,11 @@ impl<IO> Impatient<IO> {
         Self { io, patience, waiting: None, end: End::Open }
     }
 
+    /// The connection itself: nothing is waited for any more.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
+
     fn judge<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.waiting = None;

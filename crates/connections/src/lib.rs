@@ -19,6 +19,7 @@ mod places;
 mod progress;
 mod throttle;
 mod tls;
+mod upgrade;
 
 use std::net::IpAddr;
 
@@ -33,11 +34,21 @@ pub use places::{Counts, Full, Kind, Limits, Place, Places};
 pub use progress::Progress;
 pub use throttle::Throttle;
 pub use tls::{TlsFailed, accept_tls};
+pub use upgrade::{Upgraded, upgraded};
 
 /// What a connection can do.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Who is at the other end of a request, among its extensions where a handler is to know.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where the peer is.
+    pub ip: IpAddr,
+    /// The peer's account: whoever goes on with the connection after a 101 keeps it.
+    pub place: Place,
+}
 
 /// A connection that one part of a server has accepted and another one serves.
 pub struct Arrival {

@@ -9,11 +9,13 @@
 pub mod client_hello;
 pub mod proxy_protocol;
 
+mod heart;
 mod link;
 mod listener;
 mod observations;
 mod parked;
 mod passthrough;
+mod reversed;
 mod stats;
 mod tls;
 mod tunnels;
@@ -34,15 +36,18 @@ use store::{Clock, ExecuteError, Observer, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
-use tunnel_model::{Caller, Command, LiveRules, Refusal, Rules, TunnelId, Zone};
+use tunnel_model::{Caller, Carrier, Command, LiveRules, Refusal, Rules, TunnelId, Zone};
 
+use crate::link::LinkError;
 use crate::parked::{Buffered, Names};
 use crate::passthrough::Bridges;
+use crate::reversed::Held;
 use crate::stats::Counters;
 use crate::tls::Certificates;
 use crate::tunnels::{Entry, Tunnels};
 
 pub use connections::{Counts, Kind};
+pub use reversed::{Attach, Attached, Busy};
 pub use stats::Stats;
 
 /// What the data plane goes by.
@@ -64,6 +69,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Deadlines and queues of the tunnels.
     pub live: LiveRules,
+    /// How long nothing may move either way on an exchange of the native wire.
+    pub exchange_idle: Duration,
     /// Limits of agents' connections.
     pub agent: AgentLimits,
     /// Limits of visitors' connections.
@@ -123,6 +130,7 @@ impl Settings {
             response_deadline: RESPONSE_DEADLINE,
             grace: Duration::from_secs(30),
             live: LiveRules::new(),
+            exchange_idle: Duration::from_secs(5 * 60),
             agent: AgentLimits {
                 stream_window: 8 * 1024 * 1024,
                 connection_window: 64 * 1024 * 1024,
@@ -189,9 +197,17 @@ pub(crate) struct Shared {
     bodies: Arc<Budget>,
     /// Octets of replies that wait for visitors.
     replies: Arc<Buffered>,
+    /// Answers of the native wire that are coming.
+    held: Arc<Held>,
     /// Octets of small replies that visitors over HTTP/2 have not taken.
     answers: Arc<Budget>,
     told: Told,
+}
+
+/// The way to an agent, as it speaks.
+pub(crate) enum Wire<'a> {
+    Parked(parked::Link<'a>),
+    Reversed(reversed::Link<'a>),
 }
 
 /// When the log was last told of what any peer can cause.
@@ -203,9 +219,12 @@ struct Told {
 }
 
 impl Shared {
-    /// The way to a tunnel's agent.
-    pub(crate) fn link(self: &Arc<Self>, entry: Arc<Entry>) -> parked::Link<'_> {
-        parked::Link::new(entry, self)
+    /// The way to a tunnel's agent; waits for one that is on its way back.
+    pub(crate) async fn wire(self: &Arc<Self>, entry: Arc<Entry>) -> Result<Wire<'_>, LinkError> {
+        Ok(match self.tunnels.carrier(&entry).await? {
+            Carrier::Parking => Wire::Parked(parked::Link::new(entry, self)),
+            Carrier::Open => Wire::Reversed(reversed::Link::new(entry, self)),
+        })
     }
 
     fn is_stopping(&self) -> bool {
@@ -250,6 +269,7 @@ impl Edge {
             bodies: Arc::new(Budget::new(settings.visitor.buffered)),
             answers: Arc::new(Budget::new(settings.visitor.buffered)),
             replies: Arc::new(Buffered::new(settings.agent.reply_buffers)),
+            held: Arc::default(),
             certificates: Arc::clone(&certificates),
             told: Told::default(),
             settings,
@@ -283,6 +303,15 @@ impl Edge {
         self.shared.tunnels.is_connected(tunnel)
     }
 
+    /// Takes in an agent of the native wire, whose credential was checked.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] when it should come back.
+    pub fn attach(&self, attach: Attach) -> Result<Attached, Busy> {
+        Attached::new(&self.shared, attach)
+    }
+
     /// What is there now, and what there was since the start.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -306,6 +335,8 @@ impl Edge {
         }
         let recorder = tokio::spawn(record(Arc::clone(&self.shared)));
         let shared = &self.shared;
+        let (budget, idle) = (shared.settings.agent.reply_buffers, shared.settings.exchange_idle);
+        let keeper = tokio::spawn(Arc::clone(&shared.held).keep(budget, idle));
         let is_proxied = shared.settings.proxy_protocol;
         let serve = |socket| listener::serve(socket, Arc::clone(shared));
         connections::accept(&listener, &shared.places, Kind::Stranger, is_proxied, stop, serve).await;
@@ -329,6 +360,7 @@ impl Edge {
         // What the last agents left is written down, if the store still answers.
         wait_for(|| shared.tunnels.observations.are_recorded(), Instant::now() + LEAVE).await;
         recorder.abort();
+        keeper.abort();
     }
 }
 

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use agent_proto::limits::MAX_BODY;
 use bytes::{Bytes, BytesMut};
 use connections::Place;
 use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tunnel_model::{Failure, LiveRefusal};
 
 /// The way to the agent of one tunnel.
@@ -26,11 +29,11 @@ pub(crate) trait Link {
     type Duplex: Duplex;
 
     /// One request of a visitor, with the application's answer. What is left of the
-    /// body after an error is the caller's to read.
+    /// body after an error is the caller's to read; taken, it is still being sent.
     async fn request(
         &self,
         request: Request<()>,
-        body: &mut Incoming,
+        body: &mut Option<Incoming>,
         visitor: &Visitor<'_>,
     ) -> Result<Response<ReplyBody>, LinkError>;
 
@@ -41,8 +44,9 @@ pub(crate) trait Link {
         visitor: &Visitor<'_>,
     ) -> Result<Handshake<Self::WebSocket>, LinkError>;
 
-    /// A connection for the octets of a visitor who asked for `host`.
-    async fn connect(&self, host: String, visitor: IpAddr) -> Result<Self::Duplex, LinkError>;
+    /// A connection for the octets of a visitor who asked for `host`; `first` are those
+    /// that it has sent.
+    async fn connect(&self, host: String, first: Bytes, visitor: IpAddr) -> Result<Self::Duplex, LinkError>;
 }
 
 /// Who asks.
@@ -82,10 +86,16 @@ pub(crate) trait Duplex: Send {
     type Sender: Sender;
     type Receiver: Receiver;
 
+    /// May one direction go on when the other has ended?
+    const IS_HALF_CLOSED: bool;
+
     fn halves(&mut self) -> (&mut Self::Sender, &mut Self::Receiver);
 
     /// Ends both directions. What is on its way to the agent arrives.
     fn close(self);
+
+    /// Breaks both directions off.
+    fn reset(self);
 }
 
 /// What an agent is sent.
@@ -140,6 +150,25 @@ impl Payload {
     }
 }
 
+/// Takes the rest of a request that is refused, for a while: clients that are cut
+/// off while they send lose the answer (curl does so over HTTP/2).
+pub(crate) fn discard(mut body: Incoming, time: Duration) {
+    tokio::spawn(async move {
+        let mut left = MAX_BODY;
+        let rest = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                let octets = frame.data_ref().map_or(0, Bytes::len);
+                if octets > left {
+                    return;
+                }
+                left -= octets;
+            }
+        };
+        // Either way it has had its time.
+        let _ = timeout(time, rest).await;
+    });
+}
+
 /// Octets and number of a reply's header fields.
 pub(crate) const MAX_REPLY_HEADERS: usize = 64 * 1024;
 pub(crate) const MAX_REPLY_FIELDS: usize = 200;
@@ -155,6 +184,8 @@ pub(crate) enum LinkError {
     HeadersTooLarge,
     /// The room for bodies is taken.
     NoMemory,
+    /// The agent does not speak what is asked for.
+    NotSpoken,
     ReplyBroken,
     ReplyHeadersTooLarge,
     /// The wire has no word for this request target.

@@ -14,85 +14,129 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
-use crate::Shared;
-use crate::link::{Duplex as _, Link as _, Payload, Receiver, Room, Sender};
+use crate::link::{Duplex, Link, LinkError, Payload, Receiver, Room, Sender};
 use crate::tunnels::Entry;
+use crate::{Shared, VisitorLimits, Wire};
 
 /// Serves one connection, whose first bytes were read already, until it ends.
 pub(crate) async fn serve(
-    mut stream: TcpStream,
+    stream: TcpStream,
     first: Bytes,
     ip: IpAddr,
     host: String,
     entry: Arc<Entry>,
     shared: Arc<Shared>,
 ) {
-    let mut duplex = match shared.link(entry).connect(host, ip).await {
-        Ok(duplex) => duplex,
-        Err(error) => {
-            // There is nothing that could be said to the visitor: it speaks TLS with the agent.
-            tracing::debug!(%ip, ?error, "no way to the agent for a visitor");
-            return;
-        }
+    let served = match shared.wire(entry).await {
+        Ok(Wire::Parked(link)) => serve_by(link, stream, first, ip, host, &shared).await,
+        Ok(Wire::Reversed(link)) => serve_by(link, stream, first, ip, host, &shared).await,
+        Err(error) => Err(error),
     };
-    let activity = shared.bridges.begin();
-    let limits = &shared.settings.visitor;
-    {
-        let (read, write) = stream.split();
-        let (sender, receiver) = duplex.halves();
-        let forward = to_agent(read, first, sender, &activity);
-        let backward = to_visitor(receiver, write, limits.stall, &activity);
-        let (mut forward, mut backward) = (std::pin::pin!(forward), std::pin::pin!(backward));
-        tokio::select! {
-            () = forward.as_mut() => finish(backward, &activity, limits.half_closed).await,
-            _ = backward.as_mut() => drop(timeout(LINGER, forward).await),
-            () = activity.progress.stalled(limits.quiet) => {
-                tracing::debug!(%ip, "nothing has moved on a passthrough connection for long; closing");
-            }
-        }
+    if let Err(error) = served {
+        // There is nothing that could be said to the visitor: it speaks TLS with the agent.
+        tracing::debug!(%ip, ?error, "no way to the agent for a visitor");
     }
+}
+
+/// How a connection ended.
+enum End {
+    Both,
+    /// One side has broken it off, and so does the other.
+    Broken,
+}
+
+async fn serve_by(
+    link: impl Link,
+    mut stream: TcpStream,
+    first: Bytes,
+    ip: IpAddr,
+    host: String,
+    shared: &Shared,
+) -> Result<(), LinkError> {
+    let mut duplex = link.connect(host, first, ip).await?;
+    let activity = shared.bridges.begin();
+    let end = join(&mut stream, &mut duplex, &shared.settings.visitor, &activity).await;
     // Whoever ends a stream holds it until the other side has it: the agent's octets
     // are in the visitor's socket, and the visitor's in the agent's stream. The exchange
     // is over; that the visitor has time to read its end is nobody's wait.
-    duplex.close();
+    match end {
+        End::Both => duplex.close(),
+        End::Broken => {
+            duplex.reset();
+            // What is not sent is forgotten, and the visitor reads a reset.
+            let _ = stream.set_zero_linger();
+            return Ok(());
+        }
+    }
     drop(activity);
     linger(stream).await;
+    Ok(())
+}
+
+async fn join<D: Duplex>(
+    stream: &mut TcpStream,
+    duplex: &mut D,
+    limits: &VisitorLimits,
+    activity: &Activity<'_>,
+) -> End {
+    let (read, write) = stream.split();
+    let (sender, receiver) = duplex.halves();
+    let forward = to_agent(read, sender, activity);
+    let backward = to_visitor(receiver, write, limits.stall, activity);
+    let (mut forward, mut backward) = (std::pin::pin!(forward), std::pin::pin!(backward));
+    let rest = tokio::select! {
+        sent = forward.as_mut() => match sent {
+            Ok(()) => finish(backward, activity, limits.half_closed).await,
+            Err(error) => Err(error),
+        },
+        taken = backward.as_mut() => match taken {
+            Ok(()) if D::IS_HALF_CLOSED => finish(forward, activity, limits.half_closed).await,
+            Ok(()) => timeout(LINGER, forward).await.unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        },
+        () = activity.progress.stalled(limits.quiet) => {
+            tracing::debug!("nothing has moved on a passthrough connection for long; closing");
+            Ok(())
+        }
+    };
+    match rest {
+        Ok(()) => End::Both,
+        Err(_) if D::IS_HALF_CLOSED => End::Broken,
+        Err(_) => End::Both,
+    }
 }
 
 /// Lets the second direction end, as long as something moves.
-async fn finish(rest: impl Future<Output = io::Result<()>>, activity: &Activity<'_>, idle: Duration) {
+async fn finish(
+    rest: impl Future<Output = io::Result<()>>,
+    activity: &Activity<'_>,
+    idle: Duration,
+) -> io::Result<()> {
     tokio::select! {
-        _ = rest => {}
-        () = activity.progress.stalled(idle) => {}
+        ended = rest => ended,
+        () = activity.progress.stalled(idle) => Ok(()),
     }
 }
 
-async fn to_agent(mut read: ReadHalf<'_>, first: Bytes, sender: &mut impl Sender, activity: &Activity<'_>) {
+/// What the visitor says. An error is the visitor's: what an agent does not take is told
+/// by what it says.
+async fn to_agent(mut read: ReadHalf<'_>, sender: &mut impl Sender, activity: &Activity<'_>) -> io::Result<()> {
     let Room { before, payload } = sender.room();
-    let mut rest = first;
-    while !rest.is_empty() {
-        let part = rest.split_to(rest.len().min(payload));
-        let mut buffer = BytesMut::with_capacity(before + part.len());
-        buffer.resize(before, 0);
-        buffer.extend_from_slice(&part);
-        if sender.send(Payload::new(buffer, before)).await.is_err() {
-            return;
-        }
-    }
     let mut buffer = BytesMut::new();
     loop {
         // The header's room comes first, so that what is read needs no copy.
         buffer.reserve(before + payload);
         buffer.resize(before, 0);
         let mut room = bytes::BufMut::limit(&mut buffer, payload);
-        let read = read.read_buf(&mut room).await;
-        let Ok(1..) = read else { break };
+        if read.read_buf(&mut room).await? == 0 {
+            sender.finish();
+            return Ok(());
+        }
         activity.moved(true);
         if sender.send(Payload::new(buffer.split(), before)).await.is_err() {
-            return;
+            return Ok(());
         }
     }
-    sender.finish();
 }
 
 async fn to_visitor(

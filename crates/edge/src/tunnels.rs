@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,14 @@ use agent_proto::limits::MAX_BODY;
 use connections::Budget;
 use store::{Clock, Observer};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout_at;
 use tunnel_model::{
-    EndReason, Event, ExchangeId, ExchangeKind, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules, SessionId,
+    Carrier, EndReason, Event, ExchangeId, ExchangeKind, Failure, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules, SessionId,
     SessionKind, Status, TlsMode, Tunnel, TunnelId, TunnelName,
 };
 
 use crate::observations::Observations;
-use crate::parked;
+use crate::{parked, reversed};
 
 /// All tunnels with traffic.
 pub(crate) struct Tunnels {
@@ -51,6 +52,10 @@ pub(crate) struct Entry {
     pub(crate) bodies: Arc<Budget>,
     /// The model's next timeout is sooner than it was.
     sooner: Notify,
+    /// An agent has come, or will never come.
+    arrived: Notify,
+    /// Visitors who wait for that.
+    waiting: AtomicUsize,
 }
 
 pub(crate) struct State {
@@ -59,6 +64,8 @@ pub(crate) struct State {
     members: HashMap<SessionId, Member>,
     /// What agents of the published SDKs have open.
     pub(crate) parked: parked::Streams,
+    /// The links of agents of the native wire.
+    links: HashMap<SessionId, Arc<reversed::Session>>,
     /// When the timer task wakes up, unless it is told to do so sooner.
     wakes_at: Option<Instant>,
     /// Out of the maps: whoever holds it must look again.
@@ -76,10 +83,20 @@ pub(crate) struct Member {
 /// What a session's connection is told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Signal {
-    /// GOAWAY for a planned restart.
+    /// For a planned restart.
     GoElsewhere,
+    /// The tunnel is not what it was.
+    LookAgain,
     /// The connection ends, for this reason.
     End(EndReason),
+}
+
+/// What a session is made of.
+pub(crate) enum Connected {
+    /// An agent of the published SDKs.
+    Parking(Arc<parked::Connection>),
+    /// An agent of the native wire.
+    Link(Arc<reversed::Session>, SessionKind),
 }
 
 /// One visitor's exchange. Dropped, it is over for the model too.
@@ -140,21 +157,28 @@ impl Tunnels {
         tunnel: &Tunnel,
         session: SessionId,
         member: Member,
-        connection: Arc<parked::Connection>,
+        connected: Connected,
     ) -> Result<Arc<Entry>, LiveRefusal> {
-        let mut admission = Some((member, connection));
+        let kind = match connected {
+            Connected::Parking(_) => SessionKind::Parking,
+            Connected::Link(_, kind) => kind,
+        };
+        let mut admission = Some((member, connected));
         loop {
             let entry = self.entry(tunnel);
             let mut state = entry.state();
             if state.is_removed {
                 continue;
             }
-            if let Some((member, connection)) = admission.take() {
+            if let Some((member, connected)) = admission.take() {
                 state.members.insert(session, member);
-                state.parked.admit(session, connection);
+                match connected {
+                    Connected::Parking(connection) => state.parked.admit(session, connection),
+                    Connected::Link(link, _) => drop(state.links.insert(session, link)),
+                }
             }
             let admitted =
-                self.handle(&entry, &mut state, LiveCommand::AdmitSession { session, kind: SessionKind::Parking });
+                self.handle(&entry, &mut state, LiveCommand::AdmitSession { session, kind });
             if let Err(refusal) = admitted {
                 state.remove(session);
                 return Err(refusal);
@@ -174,6 +198,62 @@ impl Tunnels {
     ) -> Result<Ticket, LiveRefusal> {
         self.handle(entry, state, LiveCommand::StartExchange { exchange, kind })?;
         Ok(Ticket { entry: Arc::clone(entry), tunnels: Arc::clone(self), exchange })
+    }
+
+    /// Begins an exchange on the link that has the fewest.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+    ) -> Result<(Ticket, Arc<reversed::Session>), LiveRefusal> {
+        let exchange = self.next_exchange();
+        let mut state = entry.state();
+        if state.is_removed {
+            return Err(LiveRefusal::Offline);
+        }
+        let events = state.live.handle(LiveCommand::OpenExchange { exchange }, Instant::now())?;
+        let session = events.into_iter().find_map(|event| match event {
+            LiveEvent::ExchangeOpened { session, .. } => Some(session),
+            _ => None,
+        });
+        let link = session.and_then(|session| state.links.get(&session).cloned());
+        drop(state);
+        let ticket = Ticket { entry: Arc::clone(entry), tunnels: Arc::clone(self), exchange };
+        link.map(|link| (ticket, link)).ok_or(LiveRefusal::UnknownSession)
+    }
+
+    /// Nothing new goes to a session.
+    pub(crate) fn leave(&self, entry: &Arc<Entry>, session: SessionId) {
+        let mut state = entry.state();
+        // Refused for one that has gone.
+        let _ = self.handle(entry, &mut state, LiveCommand::LeaveSession { session });
+    }
+
+    /// How visitors' exchanges are carried; waits for an agent that is on its way back.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or too many wait already.
+    pub(crate) async fn carrier(&self, entry: &Entry) -> Result<Carrier, Failure> {
+        loop {
+            let mut arrived = std::pin::pin!(entry.arrived.notified());
+            // Heard from here on, so that nothing is missed between look and wait.
+            arrived.as_mut().enable();
+            let expected_until = {
+                let state = entry.state();
+                if state.is_removed {
+                    return Err(Failure::AgentOffline);
+                }
+                if let Some(carrier) = state.live.carrier() {
+                    return Ok(carrier);
+                }
+                state.live.expected_until()
+            };
+            let expected_until = expected_until.filter(|until| Instant::now() < *until).ok_or(Failure::AgentOffline)?;
+            let waits = Waits::of(&entry.waiting, self.rules.queue_limit).ok_or(Failure::AgentBusy)?;
+            // Either way it is looked at again.
+            let _ = timeout_at(expected_until.into(), arrived).await;
+            drop(waits);
+        }
     }
 
     /// The tunnel's entry if it has traffic, or an agent that was there lately
@@ -205,6 +285,7 @@ impl Tunnels {
         let _ = self.handle(&entry, &mut state, LiveCommand::Revoke);
         drop(state);
         entry.sooner.notify_one();
+        entry.arrived.notify_waiters();
     }
 
     /// Tells every agent to go elsewhere.
@@ -271,11 +352,14 @@ impl Tunnels {
                 live: Live::new(self.rules, expected_until),
                 members: HashMap::new(),
                 parked: parked::Streams::default(),
+                links: HashMap::new(),
                 wakes_at: None,
                 is_removed: false,
             }),
             bodies: Arc::new(Budget::new(self.bodies_limit)),
             sooner: Notify::new(),
+            arrived: Notify::new(),
+            waiting: AtomicUsize::new(0),
         });
         maps.by_id.insert(tunnel.id, Arc::clone(&entry));
         maps.by_name.insert(tunnel.name.clone(), Arc::clone(&entry));
@@ -364,14 +448,16 @@ impl Tunnels {
                     if let Some(member) = state.members.get(&session) {
                         self.observations.hello(entry.id, member.ip, self.clock.now());
                     }
+                    entry.arrived.notify_waiters();
                 }
                 LiveEvent::TunnelWentOffline(_) => self.observations.goodbye(entry.id, self.clock.now()),
                 LiveEvent::ExchangeQueued(_)
                 | LiveEvent::ReplyAccepted(_)
                 | LiveEvent::BridgeOpened(_)
                 // No session is open as yet.
-                | LiveEvent::ExchangeOpened { .. }
-                | LiveEvent::SessionAnnounced(_) => {}
+                // Whoever opens one sees to it.
+                | LiveEvent::ExchangeOpened { .. } => {}
+                LiveEvent::SessionAnnounced(session) => state.signal(session, Signal::LookAgain),
             }
         }
     }
@@ -409,6 +495,7 @@ impl Entry {
 impl State {
     fn remove(&mut self, session: SessionId) {
         self.members.remove(&session);
+        self.links.remove(&session);
         self.parked.remove(session);
     }
 
@@ -417,6 +504,23 @@ impl State {
             // Without a receiver the connection has ended by itself.
             let _ = member.signals.try_send(signal);
         }
+    }
+}
+
+/// A visitor who waits for an agent.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    /// One more, if there are not too many.
+    fn of(count: &'a AtomicUsize, limit: usize) -> Option<Self> {
+        let waits = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < limit).then_some(waits)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

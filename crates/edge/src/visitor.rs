@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use agent_proto::limits::MAX_BODY;
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -27,8 +26,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tunnel_model::{Failure, Status, TlsMode, TunnelName};
 
-use crate::Shared;
-use crate::link::{Handshake, Link as _, LinkError, Patience, ReplyBody, ReplyBroken, Visitor, WebSocket as _};
+use crate::{Shared, Wire};
+use crate::link::{Handshake, Link, LinkError, Patience, ReplyBody, ReplyBroken, Visitor, WebSocket as _, discard};
 use crate::tunnels::Entry;
 
 /// Who visits, and whom.
@@ -120,8 +119,8 @@ impl Drop for Busy {
     }
 }
 
-/// Header fields of a request; an envelope takes 110.
-const MAX_FIELDS: usize = 128;
+/// Header fields of a request; the wires take as many or fewer.
+const MAX_FIELDS: usize = 200;
 /// Octets of a request's head that is read at once, and of what waits to be written.
 const MAX_BUFFER: usize = 64 * 1024;
 /// Octets of a request's headers over HTTP/2.
@@ -247,15 +246,15 @@ async fn idle(visit: &Visit, time: Duration) {
 
 async fn answer(visit: &Arc<Visit>, request: Request<Incoming>) -> Response<ReplyBody> {
     let is_head = request.method() == Method::HEAD;
-    let (head, mut body) = request.into_parts();
-    let request = Request::from_parts(head, ());
+    let (head, body) = request.into_parts();
+    let (request, mut body) = (Request::from_parts(head, ()), Some(body));
     let answered = match Wanted::of(&request, visit) {
         Ok(Wanted::Http) => exchange(visit, request, &mut body).await,
         Ok(Wanted::Options) => Ok(options()),
         Ok(Wanted::WebSocket { key }) => upgrade(visit, request, key).await,
         Err(problem) => Err(problem),
     };
-    if answered.is_err() && !body.is_end_stream() {
+    if let (Err(_), Some(body)) = (&answered, body.filter(|body| !body.is_end_stream())) {
         discard(body, visit.shared.settings.visitor.body);
     }
     let counters = &visit.shared.counters;
@@ -397,11 +396,14 @@ fn options() -> Response<ReplyBody> {
 async fn exchange(
     visit: &Arc<Visit>,
     request: Request<()>,
-    body: &mut Incoming,
+    body: &mut Option<Incoming>,
 ) -> Result<Response<ReplyBody>, Problem> {
     let version = request.version();
     let entry = find(visit).await?;
-    let mut response = visit.shared.link(entry).request(request, body, &visit.visitor()).await?;
+    let mut response = match visit.shared.wire(entry).await? {
+        Wire::Parked(link) => link.request(request, body, &visit.visitor()).await,
+        Wire::Reversed(link) => link.request(request, body, &visit.visitor()).await,
+    }?;
     if let ReplyBody::Stream(body) = response.body_mut() {
         let coming = std::mem::replace(body, Box::pin(Empty::new().map_err(|never| match never {})));
         *body = Box::pin(Coming { body: coming, _busy: Busy::new(visit) });
@@ -420,11 +422,23 @@ async fn exchange(
 /// A WebSocket handshake through the tunnel.
 async fn upgrade(
     visit: &Arc<Visit>,
-    mut request: Request<()>,
+    request: Request<()>,
     key: Option<HeaderValue>,
 ) -> Result<Response<ReplyBody>, Problem> {
     let entry = find(visit).await?;
-    let handshake = visit.shared.link(entry).websocket(&request, &visit.visitor()).await?;
+    match visit.shared.wire(entry).await? {
+        Wire::Parked(link) => upgrade_by(link, visit, request, key).await,
+        Wire::Reversed(link) => upgrade_by(link, visit, request, key).await,
+    }
+}
+
+async fn upgrade_by(
+    link: impl Link,
+    visit: &Arc<Visit>,
+    mut request: Request<()>,
+    key: Option<HeaderValue>,
+) -> Result<Response<ReplyBody>, Problem> {
+    let handshake = link.websocket(&request, &visit.visitor()).await?;
     let (headers, websocket) = match handshake {
         Handshake::Accepted(headers, websocket) => (headers, websocket),
         Handshake::Refused(response) => return Ok(response),
@@ -476,25 +490,6 @@ async fn find(visit: &Visit) -> Result<Arc<Entry>, Problem> {
             tunnels.entry_for_visitor(&tunnel).ok_or(Problem::Link(LinkError::Failed(Failure::AgentOffline)))
         }
     }
-}
-
-/// Takes the rest of a request that is refused, for a while: clients that are cut
-/// off while they send lose the answer (curl does so over HTTP/2).
-fn discard(mut body: Incoming, time: Duration) {
-    tokio::spawn(async move {
-        let mut left = MAX_BODY;
-        let rest = async {
-            while let Some(Ok(frame)) = body.frame().await {
-                let octets = frame.data_ref().map_or(0, Bytes::len);
-                if octets > left {
-                    return;
-                }
-                left -= octets;
-            }
-        };
-        // Either way it has had its time.
-        let _ = timeout(time, rest).await;
-    });
 }
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -563,6 +558,9 @@ impl Problem {
             }
             Self::Link(LinkError::NoMemory) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server-busy", "the server holds too many bodies at the moment")
+            }
+            Self::Link(LinkError::NotSpoken) => {
+                (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the agent takes no WebSockets")
             }
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "the only protocol is websocket"),
             Self::Link(LinkError::ReplyBroken) => {

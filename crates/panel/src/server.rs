@@ -148,7 +148,7 @@ where
         request.extensions_mut().insert(peer.clone());
         router.clone().oneshot(request)
     });
-    serve_http1(io, service, HttpLimits { headers: limits.headers, stall: limits.stall }, stop).await;
+    serve_http1(Box::new(io), service, HttpLimits { headers: limits.headers, stall: limits.stall }, stop).await;
 }
 
 /// Lets every certificate in whose key the client has. Whose it is and whether

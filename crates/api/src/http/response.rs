@@ -83,6 +83,10 @@ fn problem_response(problem: Problem) -> Response {
         let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if status == StatusCode::UPGRADE_REQUIRED {
+        headers.insert(header::UPGRADE, HeaderValue::from_static(super::attach::PROTOCOL));
+        headers.insert(super::attach::VERSION, HeaderValue::from_static(crate::WIRE_VERSION));
+    }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("ApiKey"));
     }

@@ -131,6 +131,10 @@ impl api::DataPlane for Traffic {
     fn is_connected(&self, _: tunnel_model::TunnelId) -> bool {
         true
     }
+
+    fn attach(&self, _: api::Agent) -> Result<api::Attached, api::Busy> {
+        Err(api::Busy("no traffic flows here"))
+    }
 }
 
 #[tokio::test]

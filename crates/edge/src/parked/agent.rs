@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_proto::limits::{
-    DEFAULT_POOL_SIZE, DRAIN_DEBUG_DATA, MAX_BODY, PING_INTERVAL, PING_TIMEOUT, SUPERSEDED, SUPERSEDED_DEBUG_DATA,
+    DEFAULT_POOL_SIZE, DRAIN_DEBUG_DATA, MAX_BODY, SUPERSEDED, SUPERSEDED_DEBUG_DATA,
 };
 use agent_proto::{BridgeKind, Credential, Hello, HelloAnswer, OwnerToken, StreamRequest};
 use bytes::Bytes;
 use connections::{Kind, Place};
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
-use h2::{Ping, PingPong, RecvStream};
+use h2::RecvStream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,7 +28,8 @@ use super::reply::{Buffered, ReplyStream, answer, hold};
 use super::splice::{Control, SILENCE, Splice};
 use super::streams::{self, Connection as Held, end_intake};
 use crate::Shared;
-use crate::tunnels::{Entry, Member, Signal};
+use crate::heart::Heart;
+use crate::tunnels::{Connected, Entry, Member, Signal};
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve<IO>(io: IO, ip: IpAddr, place: Place, shared: Arc<Shared>)
@@ -426,7 +427,7 @@ async fn admit(
     getrandom::fill(&mut octets).map_err(|_| Denied::Internal)?;
     let owner_token = OwnerToken::from_random(octets);
     let member = Member { ip: connection.ip, key, signals };
-    let admitted = shared.tunnels.admit(&tunnel, session, member, Arc::clone(&connection));
+    let admitted = shared.tunnels.admit(&tunnel, session, member, Connected::Parking(Arc::clone(&connection)));
     let entry = admitted.map_err(|_| Denied::Superseded)?;
     // What was revoked or deleted between the check and the admission was not
     // there to be ended; what comes later finds the session.
@@ -497,6 +498,8 @@ impl Plan {
                 let go_away = Step::GoAway { code: SUPERSEDED, debug_data: SUPERSEDED_DEBUG_DATA };
                 self.steps.extend([(settled, go_away), (settled + SILENCE, Step::Close)]);
             }
+            // An intake has told it.
+            Signal::LookAgain => {}
             // The intakes were answered; what is written now is read before the end.
             Signal::End(EndReason::Drained | EndReason::Revoked) => self.steps.push_back((settled, Step::Close)),
         }
@@ -515,45 +518,5 @@ impl Plan {
 
     fn step(&mut self) -> Step {
         self.steps.pop_front().map_or(Step::Close, |(_, step)| step)
-    }
-}
-
-/// PINGs that must be answered: a path that is gone tells nobody.
-struct Heart {
-    pings: Option<PingPong>,
-    due: Instant,
-    is_waiting: bool,
-}
-
-impl Heart {
-    fn new(pings: Option<PingPong>) -> Self {
-        Self { pings, due: Instant::now() + PING_INTERVAL, is_waiting: false }
-    }
-
-    /// Returns when a PING was not answered in time.
-    async fn beat(&mut self) {
-        let Some(pings) = &mut self.pings else { return std::future::pending().await };
-        loop {
-            if self.is_waiting {
-                tokio::select! {
-                    pong = std::future::poll_fn(|cx| pings.poll_pong(cx)) => {
-                        if pong.is_err() {
-                            // The connection's own end says more.
-                            return std::future::pending().await;
-                        }
-                        self.is_waiting = false;
-                        self.due = Instant::now() + PING_INTERVAL;
-                    }
-                    () = sleep_until(self.due) => return,
-                }
-            } else {
-                sleep_until(self.due).await;
-                if pings.send_ping(Ping::opaque()).is_err() {
-                    return std::future::pending().await;
-                }
-                self.is_waiting = true;
-                self.due = Instant::now() + PING_TIMEOUT;
-            }
-        }
     }
 }

@@ -56,16 +56,16 @@ impl crate::link::Link for Link<'_> {
     async fn request(
         &self,
         request: Request<()>,
-        body: &mut Incoming,
+        body: &mut Option<Incoming>,
         visitor: &Visitor<'_>,
     ) -> Result<Response<ReplyBody>, LinkError> {
         let shared = self.shared;
         let (head, ()) = request.into_parts();
-        let body = if body.is_end_stream() {
-            Bytes::new()
-        } else {
+        let body = if let Some(body) = body.as_mut().filter(|body| !body.is_end_stream()) {
             let lease = visitor.place.lease(vec![Arc::clone(&shared.bodies), Arc::clone(&self.entry.bodies)]);
             collect(body, &head.headers, lease, shared.settings.visitor.body).await?
+        } else {
+            Bytes::new()
         };
         let exchange = shared.tunnels.next_exchange();
         let (request_id, _) = shared.names.of(exchange);
@@ -105,14 +105,16 @@ impl crate::link::Link for Link<'_> {
         Ok(Handshake::Accepted(acceptance_headers(head.headers), websocket))
     }
 
-    async fn connect(&self, host: String, visitor: IpAddr) -> Result<Octets, LinkError> {
+    async fn connect(&self, host: String, first: Bytes, visitor: IpAddr) -> Result<Octets, LinkError> {
         let exchange = self.shared.tunnels.next_exchange();
         let (request_id, id) = self.shared.names.of(exchange);
         let kind = EnvelopeKind::Tcp { id, sni_host: host };
         let envelope = Envelope { request_id, forwarded_for: Some(visitor), kind };
         let mut pending = self.start(exchange, ExchangeKind::Tcp, envelope, Bytes::new())?;
         let bridge = pending.bridge().await?;
-        Ok(Octets::new(bridge, pending.ticket))
+        let mut octets = Octets::new(bridge, pending.ticket);
+        octets.send(first).await?;
+        Ok(octets)
     }
 }
 

@@ -41,11 +41,27 @@ impl Octets {
         let to_visitor = ToVisitor { recv, outer: OuterDecoder::new(), uncredited: 0, has_ended: false };
         Self { to_agent: ToAgent { send, connection }, to_visitor, ticket }
     }
+
+    /// Sends what there is already.
+    pub(super) async fn send(&mut self, mut octets: Bytes) -> Result<(), LinkError> {
+        let Room { before, payload } = self.to_agent.room();
+        while !octets.is_empty() {
+            let part = octets.split_to(octets.len().min(payload));
+            let mut buffer = BytesMut::with_capacity(before + part.len());
+            buffer.resize(before, 0);
+            buffer.extend_from_slice(&part);
+            self.to_agent.send(Payload::new(buffer, before)).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Duplex for Octets {
     type Sender = ToAgent;
     type Receiver = ToVisitor;
+
+    // Agents end a bridge as a whole.
+    const IS_HALF_CLOSED: bool = false;
 
     fn halves(&mut self) -> (&mut ToAgent, &mut ToVisitor) {
         (&mut self.to_agent, &mut self.to_visitor)
@@ -57,6 +73,11 @@ impl Duplex for Octets {
         let _ = send.send_data(Bytes::new(), true);
         hold(recv, send);
         drop(ticket);
+    }
+
+    fn reset(self) {
+        // An agent that is reset holds what it has sent for ever.
+        self.close();
     }
 }
 

@@ -1,0 +1,212 @@
+//! What the links hold for visitors who do not take it, and streams on which nothing moves.
+//!
+//! Each answer that is still coming is known here. Once a second all are looked at: who
+//! takes nothing for too long is cut off, and where nothing moves either way, the stream
+//! is. Beyond a budget for all, whoever has taken nothing for longest goes first.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use h2::FlowControl;
+use tokio::sync::Notify;
+
+use crate::link::Patience;
+
+/// Every answer that is coming.
+#[derive(Default)]
+pub(crate) struct Held {
+    /// Seconds, counted once a second: a clock that costs nothing to read.
+    now: AtomicU32,
+    streams: Mutex<Streams>,
+    /// Octets that were held when it was last looked.
+    octets: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Streams {
+    next: u64,
+    coming: HashMap<u64, Arc<Pace>>,
+}
+
+/// How one stream goes on.
+pub(super) struct Pace {
+    /// Says how much is held, once there is an answer.
+    flow: OnceLock<FlowControl>,
+    patience: Patience,
+    /// When an octet last moved, either way.
+    moved: AtomicU32,
+    /// When the visitor last took something.
+    taken: AtomicU32,
+    is_cut: AtomicBool,
+    reader: Mutex<Option<Waker>>,
+    /// For the one who sends the request's body.
+    cut: Notify,
+}
+
+/// A stream's place among those that are looked at. Dropped, it is not any more.
+pub(super) struct Watched {
+    held: Arc<Held>,
+    number: u64,
+    pace: Arc<Pace>,
+}
+
+/// Whoever has just begun to wait is left alone.
+const LEAST_STALL: u32 = 2;
+
+impl Held {
+    /// Looks after a stream from here on.
+    pub(super) fn watch(self: &Arc<Self>, patience: Patience) -> Watched {
+        let now = self.now.load(Ordering::Relaxed);
+        let pace = Arc::new(Pace {
+            flow: OnceLock::new(),
+            patience,
+            moved: AtomicU32::new(now),
+            taken: AtomicU32::new(now),
+            is_cut: AtomicBool::new(false),
+            reader: Mutex::default(),
+            cut: Notify::new(),
+        });
+        let mut streams = self.streams();
+        streams.next += 1;
+        let number = streams.next;
+        streams.coming.insert(number, Arc::clone(&pace));
+        drop(streams);
+        Watched { held: Arc::clone(self), number, pace }
+    }
+
+    /// Looks at all streams once a second, for ever.
+    pub(crate) async fn keep(self: Arc<Self>, budget: usize, idle: Duration) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = self.now.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            let streams: Vec<Arc<Pace>> = self.streams().coming.values().cloned().collect();
+            let held = look(streams, now, budget, idle);
+            self.octets.store(held, Ordering::Relaxed);
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Cuts whoever is due. Answers the octets that are held for the others.
+fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) -> usize {
+    let mut stalled = Vec::new();
+    let mut held = 0;
+    for pace in streams {
+        let octets = pace.flow.get().map_or(0, FlowControl::used_capacity);
+        let waits = now.wrapping_sub(pace.taken.load(Ordering::Relaxed));
+        if octets > 0 && u64::from(waits) > pace.patience.stall.as_secs() {
+            tracing::info!(octets, "a visitor does not take an answer");
+            pace.leave();
+        } else if octets == 0 && u64::from(now.wrapping_sub(pace.moved.load(Ordering::Relaxed))) > idle.as_secs() {
+            tracing::debug!("nothing moves on an exchange for long");
+            pace.cut();
+        } else if octets > 0 {
+            held += octets;
+            stalled.push((waits, octets, pace));
+        } else {
+            // Nothing waits: the visitor's time begins with the next octet.
+            pace.taken.store(now, Ordering::Relaxed);
+        }
+    }
+    if held > budget {
+        stalled.sort_unstable_by_key(|(waits, octets, _)| std::cmp::Reverse((*waits, *octets)));
+        for (waits, octets, pace) in stalled {
+            if held <= budget || waits < LEAST_STALL {
+                break;
+            }
+            tracing::warn!(octets, "too much waits for visitors: the one who has waited longest goes");
+            pace.leave();
+            held -= octets;
+        }
+    }
+    held
+}
+
+impl Pace {
+    /// Is it to end?
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
+    }
+
+    /// Returns when it is to end.
+    pub(super) async fn ended(&self) {
+        self.cut.notified().await;
+    }
+
+    /// Who reads is told when it is to end.
+    pub(super) fn waits(&self, cx: &Context<'_>) {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if !reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+            *reader = Some(cx.waker().clone());
+        }
+    }
+
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+        self.cut.notify_one();
+        if let Some(reader) = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            reader.wake();
+        }
+    }
+
+    /// The visitor's connection ends: nobody reads there who could be told.
+    fn leave(&self) {
+        self.cut();
+        self.patience.lost.notify_one();
+    }
+}
+
+impl Watched {
+    pub(super) fn pace(&self) -> &Arc<Pace> {
+        &self.pace
+    }
+
+    /// The answer has begun, and this says how much of it is held.
+    pub(super) fn holds(&self, flow: FlowControl) {
+        // An answer begins once.
+        let _ = self.pace.flow.set(flow);
+    }
+
+    /// The visitor has taken something.
+    pub(super) fn taken(&self) {
+        let now = self.held.now.load(Ordering::Relaxed);
+        self.pace.moved.store(now, Ordering::Relaxed);
+        self.pace.taken.store(now, Ordering::Relaxed);
+    }
+
+    /// What says that the visitor has sent something.
+    pub(super) fn progress(&self) -> Progress {
+        Progress { held: Arc::clone(&self.held), pace: Arc::clone(&self.pace) }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.held.streams().coming.remove(&self.number);
+        // Whoever still sends the request holds the stream: it is not reset before.
+        self.pace.cut();
+    }
+}
+
+/// Told of what moves towards the agent. Does not keep the stream.
+#[derive(Clone)]
+pub(super) struct Progress {
+    held: Arc<Held>,
+    pace: Arc<Pace>,
+}
+
+impl Progress {
+    pub(super) fn made(&self) {
+        self.pace.moved.store(self.held.now.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    pub(super) async fn ended(&self) {
+        self.pace.ended().await;
+    }
+}
