@@ -29,12 +29,14 @@ fn every_event_and_refusal_occurs_in_the_comparison() {
         "BridgeLost",
         "BridgeOpened",
         "EnvelopeAssigned",
+        "ExchangeOpened",
         "ExchangeFailed",
         "ExchangeQueued",
         "IntakesReleased",
         "TunnelAnnounced",
         "ReplyAccepted",
         "SessionAdmitted",
+        "SessionAnnounced",
         "SessionDrained",
         "SessionEnded",
         "TunnelWentOffline",
@@ -47,6 +49,8 @@ fn every_event_and_refusal_occurs_in_the_comparison() {
         "UnknownExchange",
         "UnknownSession",
         "UnwantedBridge",
+        "BesideOther",
+        "BesideOwn",
     ] {
         assert!(outcomes.contains(outcome), "never seen: {outcome}");
     }
