@@ -1,5 +1,5 @@
 //! The state machine of one tunnel's traffic: agents' sessions, the intakes
-//! that they park, and the exchanges of visitors.
+//! that some of them park, and the exchanges of visitors.
 //!
 //! A [`LiveCommand`] goes in; [`LiveEvent`]s or one [`LiveRefusal`] come out,
 //! and nothing changes on a refusal. The shell carries the events out: it has
@@ -224,7 +224,7 @@ pub enum EndReason {
 /// Why a visitor gets no reply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Failure {
-    /// No intake was free in time.
+    /// No intake was free in time, or an open session came and there will be none.
     AgentBusy,
     /// The agent left with the request.
     AgentLost,
