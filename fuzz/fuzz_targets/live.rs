@@ -1,5 +1,6 @@
 //! Random commands to the traffic model and to a plain one, which must agree;
-//! at most one session is admitted after every step.
+//! after every step one session that parks is admitted, or open ones that may
+//! stand side by side.
 
 #![no_main]
 

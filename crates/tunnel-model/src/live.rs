@@ -1,5 +1,5 @@
 //! The state machine of one tunnel's traffic: agents' sessions, the intakes
-//! that they park, and the exchanges of visitors.
+//! that some of them park, and the exchanges of visitors.
 //!
 //! A [`LiveCommand`] goes in; [`LiveEvent`]s or one [`LiveRefusal`] come out,
 //! and nothing changes on a refusal. The shell carries the events out: it has
@@ -224,7 +224,7 @@ pub enum EndReason {
 /// Why a visitor gets no reply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Failure {
-    /// No intake was free in time.
+    /// No intake was free in time, or an open session came and there will be none.
     AgentBusy,
     /// The agent left with the request.
     AgentLost,
@@ -571,18 +571,16 @@ impl Live {
             return Err(LiveRefusal::Superseded);
         }
         self.newest = self.newest.filter(|(newest, _)| *newest > session).or(Some((session, kind)));
-        let sessions = &self.sessions;
-        let may_stay = |other: &SessionId| sessions.get(other).is_some_and(|other| kind.may_stand_beside(other.kind));
-        let (stay, go) = std::mem::take(&mut self.admitted).into_iter().partition(may_stay);
-        self.admitted = stay;
-        let go: Vec<SessionId> = go;
-        for older in go {
+        let must_go =
+            |other: &mut SessionId| self.sessions.get(other).is_none_or(|other| !kind.may_stand_beside(other.kind));
+        let superseded: Vec<SessionId> = self.admitted.extract_if(.., must_go).collect();
+        for older in superseded {
             let ends_at = now + self.rules.supersede_time;
             self.set_stage(older, Stage::Superseded { ends_at });
             self.end_if_done(older, events);
         }
         if kind != SessionKind::Parking {
-            // Nobody will park an intake for them.
+            // Nobody will park an intake for them, and no visitor shall wait in vain.
             while let Some(exchange) = self.waiting.pop_front() {
                 self.abort(exchange, Failure::AgentBusy, events);
             }
@@ -597,8 +595,9 @@ impl Live {
 
     /// A session with a later hello, which it may not stand beside, was admitted before it.
     ///
-    /// Of those that have gone only the newest counts: whoever an older one superseded it
-    /// with, the newest has won over both. Sessions of one instance may come in any order.
+    /// Of those that have gone only the newest counts. An older one of them matters no
+    /// more: the newest either took over from it, and so speaks for the tunnel, or stood
+    /// beside it. Sessions of one instance may come in any order.
     fn comes_too_late(&self, session: SessionId, kind: SessionKind) -> bool {
         let admitted = self.admitted.iter().filter_map(|id| Some((*id, self.sessions.get(id)?.kind)));
         self.sessions.contains_key(&session)

@@ -9,24 +9,27 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tunnel_model::{
-    EndReason, ExchangeId, ExchangeKind, Failure, IntakeId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules,
-    SessionId, SessionKind,
+    Carrier, EndReason, ExchangeId, ExchangeKind, Failure, InstanceId, IntakeId, Live, LiveCommand, LiveEvent,
+    LiveRefusal, LiveRules, SessionId, SessionKind,
 };
 
 /// Decodes commands from `bytes`, gives them to both models, and panics when
 /// they differ or an invariant breaks. Answers which events and refusals there
-/// were.
+/// were, and `BesideOwn` and `BesideOther` if sessions of one or of several instances
+/// stood side by side.
 pub(crate) fn run(bytes: &[u8]) -> BTreeSet<String> {
     #[expect(clippy::disallowed_methods, reason = "an instant has no other beginning; only differences count")]
     let start = Instant::now();
     let rules = LiveRules { queue_limit: 4, intake_limit: 3, ..LiveRules::new() };
     let mut bytes = bytes.iter().copied();
-    let expected_until = bytes.next().filter(|byte| byte % 2 == 1).map(|_| start + Duration::from_secs(3));
+    let beginning = bytes.next().unwrap_or(0);
+    let expected_until = (beginning % 2 == 1).then(|| start + Duration::from_secs(3));
     let mut real = Live::new(rules, expected_until);
     let mut plain = Plain::new(rules, expected_until);
     let mut outcomes = BTreeSet::new();
     let mut now = start;
-    let mut numbers = Numbers::default();
+    let open_odds = OPEN_ODDS[usize::from(beginning >> 1) % OPEN_ODDS.len()];
+    let mut numbers = Numbers { sessions: 0, exchanges: 0, open_odds };
     while let (Some(step), Some(first), Some(second)) = (bytes.next(), bytes.next(), bytes.next()) {
         now += Duration::from_millis(STEPS[usize::from(step >> 4) % STEPS.len()]);
         let due: Vec<_> = real.handle_timeout(now).iter().map(|event| format!("{event:?}")).collect();
@@ -38,8 +41,12 @@ pub(crate) fn run(bytes: &[u8]) -> BTreeSet<String> {
         let expected = plain.handle(command, now);
         assert_eq!(got.clone().map(sorted), expected.map(sorted), "left: the model, right: the plain one; {told}");
         real.assert_invariants();
-        assert_eq!(real.is_online(), plain.admitted().is_some(), "after {told}");
+        assert_eq!(real.carrier(), plain.carrier(), "after {told}");
+        assert_eq!(real.is_online(), plain.carrier().is_some(), "after {told}");
+        assert_eq!(real.expected_until(), plain.expected_until, "after {told}");
         assert_eq!(real.exchanges(), plain.exchanges.len(), "after {told}");
+        assert_eq!(real.is_idle(now), plain.is_idle(now), "after {told}");
+        outcomes.extend(plain.company());
         let name = |text: &String| text.split([' ', '(', '{']).next().map(str::to_owned);
         outcomes.extend(due.iter().chain(got.iter().flatten()).filter_map(name));
         outcomes.extend(got.err().map(|refusal| format!("{refusal:?}")));
@@ -50,16 +57,19 @@ pub(crate) fn run(bytes: &[u8]) -> BTreeSet<String> {
 /// Just before, at and after what the rules say, and what lies between.
 const STEPS: [u64; 16] = [0, 0, 0, 0, 1, 1, 10, 100, 499, 500, 1_000, 2_000, 4_999, 5_001, 10_000, 35_000];
 
+/// Of 255 sessions so many are open: some tunnels see one kind only, some have both.
+const OPEN_ODDS: [u8; 4] = [0, 100, 220, 255];
+
 /// How many there were.
-#[derive(Default)]
 struct Numbers {
     sessions: u64,
     exchanges: u64,
+    open_odds: u8,
 }
 
 /// Numbers of exchanges are never used twice; commands name one of the last.
 fn command(which: u8, first: u8, second: u8, numbers: &mut Numbers) -> LiveCommand {
-    let session = SessionId(numbers.sessions.saturating_sub(u64::from(first % 3)));
+    let session = SessionId(numbers.sessions.saturating_sub(u64::from(first % 4)));
     let exchange = ExchangeId(numbers.exchanges.saturating_sub(u64::from(second % 6)));
     // The kind follows from the number, so that most bridges are of the right one.
     let kind_of = |number: u64| match number % 3 {
@@ -69,10 +79,18 @@ fn command(which: u8, first: u8, second: u8, numbers: &mut Numbers) -> LiveComma
     };
     match which {
         0 if first < 200 => {
-            numbers.sessions += 1;
-            LiveCommand::AdmitSession { session: SessionId(numbers.sessions), kind: SessionKind::Parking }
+            // Those that are left out may come late.
+            numbers.sessions += 1 + u64::from(first.is_multiple_of(8));
+            LiveCommand::AdmitSession {
+                session: SessionId(numbers.sessions),
+                kind: session_kind(second, numbers.open_odds),
+            }
         }
-        0 => LiveCommand::AdmitSession { session, kind: SessionKind::Parking },
+        0 => LiveCommand::AdmitSession { session, kind: session_kind(second, numbers.open_odds) },
+        1..=7 if first < numbers.open_odds / 3 => {
+            numbers.exchanges += 1;
+            LiveCommand::OpenExchange { exchange: ExchangeId(numbers.exchanges) }
+        }
         1..=4 => LiveCommand::ParkIntake { session, intake: IntakeId(u32::from(second)) },
         5..=7 => {
             numbers.exchanges += 1;
@@ -84,12 +102,22 @@ fn command(which: u8, first: u8, second: u8, numbers: &mut Numbers) -> LiveComma
             LiveCommand::OpenBridge { session, exchange, kind }
         }
         11 => LiveCommand::EndExchange { exchange },
+        12 if second < 100 => LiveCommand::LeaveSession { session },
         12 => LiveCommand::CloseSession { session },
         13 => LiveCommand::ReturnEnvelope { session, exchange },
         14 if first < 40 => LiveCommand::Drain,
         14 if first < 60 => LiveCommand::Revoke,
         14 if first < 130 => LiveCommand::Announce,
         _ => LiveCommand::RevokeSession { session },
+    }
+}
+
+/// Often of the same few instances, so that they meet.
+fn session_kind(byte: u8, open_odds: u8) -> SessionKind {
+    if byte < open_odds {
+        SessionKind::Open { instance: InstanceId(u128::from(byte % 3)), shares: byte % 8 < 5 }
+    } else {
+        SessionKind::Parking
     }
 }
 
@@ -114,10 +142,13 @@ enum Phase {
     WantsBridge,
     Bridged,
     Replying,
+    /// On an open session.
+    Open,
 }
 
 struct Session {
     id: SessionId,
+    kind: SessionKind,
     stage: Stage,
     intakes: Vec<IntakeId>,
     has_news: bool,
@@ -126,6 +157,7 @@ struct Session {
 #[derive(Clone, Copy)]
 struct Exchange {
     id: ExchangeId,
+    /// Of one that is open nothing follows from it.
     kind: ExchangeKind,
     phase: Phase,
     session: Option<SessionId>,
@@ -134,20 +166,63 @@ struct Exchange {
 
 struct Plain {
     rules: LiveRules,
+    /// In the order in which they were let in.
     sessions: Vec<Session>,
     /// In the order of the queue, as far as they are queued.
     exchanges: Vec<Exchange>,
-    newest: Option<SessionId>,
+    /// All that ever were let in.
+    hellos: Vec<(SessionId, SessionKind)>,
     expected_until: Option<Instant>,
 }
 
 impl Plain {
     fn new(rules: LiveRules, expected_until: Option<Instant>) -> Self {
-        Self { rules, sessions: Vec::new(), exchanges: Vec::new(), newest: None, expected_until }
+        Self { rules, sessions: Vec::new(), exchanges: Vec::new(), hellos: Vec::new(), expected_until }
     }
 
-    fn admitted(&self) -> Option<SessionId> {
-        self.sessions.iter().find(|session| session.stage == Stage::Live).map(|session| session.id)
+    fn live(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.iter().filter(|session| session.stage == Stage::Live)
+    }
+
+    fn carrier(&self) -> Option<Carrier> {
+        if self.live().any(|session| session.kind == SessionKind::Parking) {
+            Some(Carrier::Parking)
+        } else {
+            self.live().next().map(|_| Carrier::Open)
+        }
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.sessions.is_empty() && self.exchanges.is_empty() && self.expected_until.is_none_or(|until| until <= now)
+    }
+
+    /// Who stands beside whom.
+    fn company(&self) -> Option<String> {
+        let instances: Vec<_> = self.live().filter_map(|session| instance(session.kind)).collect();
+        let different: BTreeSet<_> = instances.iter().collect();
+        match (different.len(), instances.len()) {
+            (0, _) | (1, 1) => None,
+            (1, _) => Some("BesideOwn".to_owned()),
+            _ => Some("BesideOther".to_owned()),
+        }
+    }
+
+    fn holds(&self, session: SessionId) -> usize {
+        self.exchanges.iter().filter(|exchange| exchange.session == Some(session)).count()
+    }
+
+    /// Where a session that may park intakes is.
+    fn parking_at(&self, id: SessionId) -> Result<usize, LiveRefusal> {
+        let at = self.at(id)?;
+        if self.sessions[at].kind == SessionKind::Parking { Ok(at) } else { Err(LiveRefusal::UnknownSession) }
+    }
+
+    /// A session that was live is not any more; `back` if an agent is likely to come back.
+    fn went(&mut self, session: SessionId, back: Option<Instant>, events: &mut Vec<LiveEvent>) {
+        if self.live().next().is_none() {
+            self.expected_until = back;
+            events.push(LiveEvent::TunnelWentOffline(session));
+        }
     }
 
     fn at(&self, id: SessionId) -> Result<usize, LiveRefusal> {
@@ -161,22 +236,31 @@ impl Plain {
     fn handle(&mut self, command: LiveCommand, now: Instant) -> Result<Vec<String>, LiveRefusal> {
         let mut events: Vec<LiveEvent> = Vec::new();
         match command {
-            LiveCommand::AdmitSession { session, kind: _ } => {
-                if self.newest.is_some_and(|newest| newest >= session) {
+            LiveCommand::AdmitSession { session, kind } => {
+                let is_known = self.at(session).is_ok();
+                let is_live = |id| self.live().any(|live| live.id == id);
+                let last = self.hellos.iter().map(|(id, _)| *id).max();
+                // What an older one that has gone wanted, is the business of those after it.
+                let counts = |id| is_live(id) || Some(id) == last;
+                let is_beaten = self.hellos.iter().any(|(other, other_kind)| {
+                    counts(*other) && *other >= session && (*other == session || !get_along(*other_kind, kind))
+                });
+                if is_known || is_beaten {
                     return Err(LiveRefusal::Superseded);
                 }
-                self.newest = Some(session);
+                self.hellos.push((session, kind));
                 for older in &mut self.sessions {
-                    if older.stage == Stage::Live {
+                    if older.stage == Stage::Live && !get_along(older.kind, kind) {
                         older.stage = Stage::Superseded(now + self.rules.supersede_time);
                     }
                 }
-                self.sessions.push(Session { id: session, stage: Stage::Live, intakes: Vec::new(), has_news: false });
+                let (stage, intakes) = (Stage::Live, Vec::new());
+                self.sessions.push(Session { id: session, kind, stage, intakes, has_news: false });
                 self.expected_until = None;
                 events.push(LiveEvent::SessionAdmitted(session));
             }
             LiveCommand::ParkIntake { session, intake } => {
-                let at = self.at(session)?;
+                let at = self.parking_at(session)?;
                 match self.sessions[at].stage {
                     Stage::Released(_) | Stage::Over(EndReason::Drained) => return Err(LiveRefusal::Draining),
                     Stage::Over(EndReason::Revoked) => return Err(LiveRefusal::UnknownSession),
@@ -194,6 +278,7 @@ impl Plain {
                 }
             }
             LiveCommand::ReturnEnvelope { session, exchange } => {
+                self.parking_at(session).map_err(|_| LiveRefusal::UnknownExchange)?;
                 let at = self.exchange(exchange)?;
                 let found = self.exchanges[at];
                 let waits = found.phase == Phase::WithAgent
@@ -204,15 +289,23 @@ impl Plain {
                 self.exchanges.remove(at);
                 let until = Some(now + self.rules.queue_time);
                 self.exchanges.insert(0, Exchange { phase: Phase::Queued, session: None, until, ..found });
-                if !self.intake_is_free() {
+                if !self.intake_is_free() && self.carrier() != Some(Carrier::Open) {
                     events.push(LiveEvent::ExchangeQueued(exchange));
                 }
+            }
+            LiveCommand::OpenExchange { exchange } => {
+                let open: Vec<_> = self.live().filter(|live| live.kind != SessionKind::Parking).collect();
+                let fewest = open.iter().map(|live| self.holds(live.id)).min().ok_or(LiveRefusal::Offline)?;
+                let idlest = open.iter().find(|live| self.holds(live.id) == fewest).expect("one has the fewest");
+                let (session, phase, kind) = (idlest.id, Phase::Open, ExchangeKind::Http);
+                self.exchanges.push(Exchange { id: exchange, kind, phase, session: Some(session), until: None });
+                events.push(LiveEvent::ExchangeOpened { session, exchange });
             }
             LiveCommand::StartExchange { exchange, kind } => {
                 self.start(exchange, kind, now, &mut events)?;
             }
             LiveCommand::Reply { session, exchange, accepts } => {
-                self.at(session)?;
+                self.parking_at(session)?;
                 let at = self.exchange(exchange)?;
                 if self.exchanges[at].phase != Phase::WithAgent {
                     return Err(LiveRefusal::UnknownExchange);
@@ -228,12 +321,13 @@ impl Plain {
                 }
             }
             LiveCommand::OpenBridge { session, exchange, kind } => {
-                let at = self.at(session)?;
+                let at = self.parking_at(session)?;
                 if matches!(self.sessions[at].stage, Stage::Over(_)) {
                     return Err(LiveRefusal::UnknownSession);
                 }
                 let at = self.exchange(exchange)?;
                 match self.exchanges[at].phase {
+                    Phase::Open => return Err(LiveRefusal::UnknownExchange),
                     _ if self.exchanges[at].kind != kind => return Err(LiveRefusal::UnwantedBridge),
                     Phase::WantsBridge => {}
                     Phase::Bridged => return Err(LiveRefusal::BridgeTaken),
@@ -250,11 +344,12 @@ impl Plain {
             }
             LiveCommand::CloseSession { session } => {
                 let at = self.at(session)?;
-                if self.sessions[at].stage == Stage::Live {
-                    self.expected_until = Some(now + self.rules.reconnect_time);
-                    events.push(LiveEvent::TunnelWentOffline(session));
+                let gone = self.sessions.remove(at);
+                if gone.stage == Stage::Live {
+                    self.went(session, Some(now + self.rules.reconnect_time), &mut events);
                 }
-                self.sessions.remove(at);
+                // The streams of these broke with the connection.
+                self.exchanges.retain(|e| e.phase != Phase::Open || e.session != Some(session));
                 for exchange in &mut self.exchanges {
                     if exchange.session == Some(session) {
                         exchange.session = None;
@@ -268,18 +363,34 @@ impl Plain {
                 self.exchanges.retain(|exchange| !is_lost(&exchange));
             }
             LiveCommand::Drain => {
-                if let Some(session) = self.admitted() {
-                    let at = self.at(session)?;
-                    let ends_at = now + self.rules.drain_time;
-                    self.sessions[at].stage = Stage::Draining(now + self.rules.drain_pause, ends_at);
-                    self.expected_until = Some(now + self.rules.reconnect_time);
-                    events.push(LiveEvent::SessionDrained(session));
-                    events.push(LiveEvent::TunnelWentOffline(session));
+                let live: Vec<_> = self.live().map(|session| session.id).collect();
+                for session in &mut self.sessions {
+                    if session.stage == Stage::Live {
+                        let ends_at = now + self.rules.drain_time;
+                        session.stage = Stage::Draining(now + self.rules.drain_pause, ends_at);
+                    }
+                }
+                events.extend(live.iter().map(|session| LiveEvent::SessionDrained(*session)));
+                if let Some(last) = live.last() {
+                    self.went(*last, Some(now + self.rules.reconnect_time), &mut events);
+                }
+            }
+            LiveCommand::LeaveSession { session } => {
+                let at = self.at(session)?;
+                match self.sessions[at].stage {
+                    Stage::Live => {
+                        self.let_finish(at, now + self.rules.drain_time, &mut events);
+                        self.went(session, Some(now + self.rules.reconnect_time), &mut events);
+                    }
+                    Stage::Draining(_, ends_at) => self.let_finish(at, ends_at, &mut events),
+                    Stage::Released(_) | Stage::Superseded(_) | Stage::Over(_) => {}
                 }
             }
             LiveCommand::Announce => {
-                if let Some(session) = self.sessions.iter_mut().find(|session| session.stage == Stage::Live) {
-                    if session.intakes.is_empty() {
+                for session in self.sessions.iter_mut().filter(|session| session.stage == Stage::Live) {
+                    if session.kind != SessionKind::Parking {
+                        events.push(LiveEvent::SessionAnnounced(session.id));
+                    } else if session.intakes.is_empty() {
                         session.has_news = true;
                     } else {
                         let intake = session.intakes.remove(0);
@@ -294,21 +405,21 @@ impl Plain {
                     self.exchanges.drain(..).partition(|exchange| exchange.session == Some(session));
                 self.exchanges = kept;
                 events.extend(lost.iter().map(|exchange| match exchange.phase {
-                    Phase::Bridged | Phase::Replying => LiveEvent::BridgeLost(exchange.id),
+                    Phase::Bridged | Phase::Open | Phase::Replying => LiveEvent::BridgeLost(exchange.id),
                     _ => LiveEvent::ExchangeFailed { exchange: exchange.id, failure: Failure::AgentLost },
                 }));
             }
-            LiveCommand::OpenExchange { .. } | LiveCommand::LeaveSession { .. } => {
-                unreachable!("not among the commands")
-            }
             LiveCommand::Revoke => {
-                for at in 0..self.sessions.len() {
+                // By number; the last one that was live is told to have gone.
+                let sessions: BTreeSet<_> = self.sessions.iter().map(|session| session.id).collect();
+                for session in sessions {
+                    let at = self.at(session)?;
                     self.end(at, EndReason::Revoked, &mut events);
                 }
                 self.expected_until = None;
                 for exchange in self.exchanges.drain(..) {
                     events.push(match exchange.phase {
-                        Phase::Bridged | Phase::Replying => LiveEvent::BridgeLost(exchange.id),
+                        Phase::Bridged | Phase::Open | Phase::Replying => LiveEvent::BridgeLost(exchange.id),
                         _ => LiveEvent::ExchangeFailed { exchange: exchange.id, failure: Failure::TunnelGone },
                     });
                 }
@@ -325,8 +436,8 @@ impl Plain {
         now: Instant,
         events: &mut Vec<LiveEvent>,
     ) -> Result<(), LiveRefusal> {
-        let until = match (self.admitted(), self.expected_until) {
-            (Some(_), _) => now + self.rules.queue_time,
+        let until = match (self.carrier(), self.expected_until) {
+            (Some(Carrier::Parking), _) => now + self.rules.queue_time,
             (None, Some(until)) if now < until => until,
             _ => return Err(LiveRefusal::Offline),
         };
@@ -345,8 +456,15 @@ impl Plain {
         self.sessions.iter().any(|session| session.stage == Stage::Live && !session.intakes.is_empty())
     }
 
-    /// Envelopes go to free intakes, and sessions without work end.
+    /// Envelopes go to free intakes, nobody waits for one that cannot come, and sessions
+    /// without work end.
     fn settle(&mut self, now: Instant, events: &mut Vec<LiveEvent>) {
+        if self.carrier() == Some(Carrier::Open) {
+            let failure = Failure::AgentBusy;
+            let in_vain = self.exchanges.iter().filter(|exchange| exchange.phase == Phase::Queued);
+            events.extend(in_vain.map(|exchange| LiveEvent::ExchangeFailed { exchange: exchange.id, failure }));
+            self.exchanges.retain(|exchange| exchange.phase != Phase::Queued);
+        }
         while self.intake_is_free() {
             let Some(at) = self.exchanges.iter().position(|exchange| exchange.phase == Phase::Queued) else { break };
             let Some(session) = self.sessions.iter_mut().find(|session| session.stage == Stage::Live) else { break };
@@ -361,7 +479,7 @@ impl Plain {
         }
         for at in 0..self.sessions.len() {
             let id = self.sessions[at].id;
-            let has_work = self.exchanges.iter().any(|exchange| exchange.session == Some(id));
+            let has_work = self.holds(id) > 0;
             match self.sessions[at].stage {
                 Stage::Released(_) if !has_work => self.end(at, EndReason::Drained, events),
                 Stage::Superseded(_) if !has_work => self.end(at, EndReason::Superseded, events),
@@ -375,12 +493,23 @@ impl Plain {
         if matches!(session.stage, Stage::Over(_)) {
             return;
         }
-        events.push(LiveEvent::SessionEnded { session: session.id, reason });
-        if session.stage == Stage::Live {
-            events.push(LiveEvent::TunnelWentOffline(session.id));
-        }
+        let (id, was_live) = (session.id, session.stage == Stage::Live);
         session.stage = Stage::Over(reason);
         session.intakes.clear();
+        events.push(LiveEvent::SessionEnded { session: id, reason });
+        if was_live {
+            self.went(id, None, events);
+        }
+    }
+
+    /// Nothing new comes to the session from here on.
+    fn let_finish(&mut self, at: usize, ends_at: Instant, events: &mut Vec<LiveEvent>) {
+        let session = &mut self.sessions[at];
+        session.stage = Stage::Released(ends_at);
+        session.intakes.clear();
+        if session.kind == SessionKind::Parking {
+            events.push(LiveEvent::IntakesReleased(session.id));
+        }
     }
 
     /// What is due, in the order of time.
@@ -409,7 +538,7 @@ impl Plain {
         let Ok(at) = self.exchange(id) else { return };
         let exchange = self.exchanges.remove(at);
         let failure = match (exchange.phase, exchange.session) {
-            (Phase::Queued, _) if self.admitted().is_some() => Failure::AgentBusy,
+            (Phase::Queued, _) if self.carrier().is_some() => Failure::AgentBusy,
             (Phase::Queued, _) => Failure::AgentOffline,
             (_, None) => Failure::AgentLost,
             (_, Some(_)) => Failure::AgentTimeout,
@@ -420,14 +549,23 @@ impl Plain {
     fn session_is_due(&mut self, id: SessionId, events: &mut Vec<LiveEvent>) {
         let Ok(at) = self.at(id) else { return };
         match self.sessions[at].stage {
-            Stage::Draining(_, ends_at) => {
-                self.sessions[at].stage = Stage::Released(ends_at);
-                self.sessions[at].intakes.clear();
-                events.push(LiveEvent::IntakesReleased(id));
-            }
+            Stage::Draining(_, ends_at) => self.let_finish(at, ends_at, events),
             Stage::Released(_) => self.end(at, EndReason::Drained, events),
             Stage::Superseded(_) => self.end(at, EndReason::Superseded, events),
             Stage::Live | Stage::Over(_) => {}
         }
+    }
+}
+
+/// May they have the tunnel at the same time?
+fn get_along(one: SessionKind, other: SessionKind) -> bool {
+    let shares = |kind| matches!(kind, SessionKind::Open { shares: true, .. });
+    instance(one).is_some() && (instance(one) == instance(other) || (shares(one) && shares(other)))
+}
+
+fn instance(kind: SessionKind) -> Option<InstanceId> {
+    match kind {
+        SessionKind::Open { instance, .. } => Some(instance),
+        SessionKind::Parking => None,
     }
 }
