@@ -4,11 +4,12 @@ use std::io::{IsTerminal as _, stderr};
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use agent::{Agent, Credential, Event, Rest, Trust, Upstream};
+use agent::{Agent, Credential, Event, HostHeader, Rest, Trust, Upstream};
 use anyhow::Context as _;
 use clap::Args;
-use http::Uri;
+use http::{HeaderName, HeaderValue, Uri};
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -20,7 +21,7 @@ pub(crate) struct Connect {
     /// The tunnel's name, or its id
     name: String,
 
-    /// The application: http://HOST:PORT or https://HOST:PORT
+    /// The application: http://HOST:PORT, https://HOST:PORT, or h2c://HOST:PORT for HTTP/2 without TLS (gRPC)
     #[arg(long, value_name = "URL")]
     forward_to: Uri,
 
@@ -32,9 +33,29 @@ pub(crate) struct Connect {
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR")]
     state_dir: Option<PathBuf>,
 
-    /// Requests that may arrive at once, 1 to 32; any number may be in progress
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u8).range(1..=32))]
-    pool_size: u8,
+    /// Connections to the edge: while one is cut, the others serve
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    connections: u8,
+
+    /// Serve beside other agents of the tunnel that say so, too, instead of taking it over from them
+    #[arg(long)]
+    share: bool,
+
+    /// How long the application may take to begin an answer, in seconds [default: the server's setting]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    response_deadline: Option<u64>,
+
+    /// What the application sees as Host: rewrite (its own name), preserve (the visitor's), or a name
+    #[arg(long, value_name = "rewrite|preserve|NAME", default_value = "rewrite", value_parser = host_header)]
+    host_header: HostHeader,
+
+    /// Set a header of every request to the application; may be given again
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    request_header: Vec<(HeaderName, HeaderValue)>,
+
+    /// Set a header of every answer to visitors; may be given again
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    response_header: Vec<(HeaderName, HeaderValue)>,
 
     /// Threads to serve with
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -75,7 +96,15 @@ impl Connect {
             (None, _) => None,
         };
         let upstream = Upstream::url(&self.forward_to, trust.as_ref())?;
-        let mut agent = Agent::new(rest, &self.name, upstream).pool_size(self.pool_size);
+        let mut agent = Agent::new(rest, &self.name, upstream)
+            .connections(self.connections)
+            .share(self.share)
+            .host_header(self.host_header);
+        if let Some(seconds) = self.response_deadline {
+            agent = agent.response_deadline(Duration::from_secs(seconds));
+        }
+        agent = self.request_header.into_iter().fold(agent, |agent, (name, value)| agent.request_header(name, value));
+        agent = self.response_header.into_iter().fold(agent, |agent, (name, value)| agent.response_header(name, value));
         if let Some((host, port)) = self.edge {
             agent = agent.edge(host, port);
         }
@@ -155,6 +184,28 @@ fn host_and_port(text: &str) -> Result<(String, u16), String> {
     };
     let port = port.parse().map_err(|_| usage())?;
     if is_host { Ok((bare.unwrap_or(host).to_owned(), port)) } else { Err(usage()) }
+}
+
+fn host_header(text: &str) -> Result<HostHeader, String> {
+    match text {
+        "rewrite" => Ok(HostHeader::Rewrite),
+        "preserve" => Ok(HostHeader::Preserve),
+        name if name.parse::<http::uri::Authority>().is_ok() => {
+            HeaderValue::from_str(name).map(HostHeader::Value).map_err(|error| error.to_string())
+        }
+        _ => Err("it is rewrite, preserve, or a host name with or without a port".to_owned()),
+    }
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("it is a name, a colon and a value: \"X-Frame-Options: DENY\"")?;
+    let name: HeaderName = name.trim().parse().map_err(|_| format!("{name:?} is no name of a header"))?;
+    let of_connection = ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    if of_connection.contains(&name.as_str()) {
+        return Err(format!("{name} is not to be set: it belongs to the connection"));
+    }
+    let value = HeaderValue::from_str(value.trim()).map_err(|_| "the value has octets that no header has".to_owned())?;
+    Ok((name, value))
 }
 
 /// Says what happens: JSON lines on stdout, or words on stderr; on a terminal
@@ -249,6 +300,18 @@ mod tests {
         {
             assert!(host_and_port(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_header_has_a_name_and_a_value_and_is_not_the_connections() {
+        let (name, value) = header("X-Frame-Options:  DENY ").expect("a header");
+        assert_eq!((name.as_str(), value.to_str().expect("ASCII")), ("x-frame-options", "DENY"));
+        for wrong in ["X-Frame-Options", ": x", "a b: c", "Host: a", "Content-Length: 1", "x: a\nb"] {
+            assert!(header(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(host_header("preserve"), Ok(HostHeader::Preserve));
+        assert_eq!(host_header("a.example:80"), Ok(HostHeader::Value(HeaderValue::from_static("a.example:80"))));
+        assert!(host_header("a b").is_err());
     }
 
     #[test]

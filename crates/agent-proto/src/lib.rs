@@ -18,6 +18,7 @@ mod hello;
 mod id;
 mod reply;
 mod stream;
+mod windows;
 
 pub use envelope::{Envelope, EnvelopeError, EnvelopeKind};
 pub use frame::{FrameError, FrameHeader, HeaderOctets, Opcode, apply_mask, is_valid_close_code};
@@ -25,6 +26,7 @@ pub use hello::{HelloAnswer, HelloAnswerError};
 pub use id::{BridgeId, IdError, OwnerToken, RequestId};
 pub use reply::{ReplyError, ReplyHead};
 pub use stream::{Bridge, BridgeKind, Credential, Hello, Intake, Reply, StreamError, StreamRequest};
+pub use windows::{CONNECTION_WINDOW, Windows};
 
 /// The example of the README compiles.
 #[cfg(doctest)]

@@ -105,6 +105,25 @@ pub fn reply_headers(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// The headers of an application's answer on the native wire: without those of its
+/// connection but `trailer`, and the protocols' own. `content-length` stays.
+pub fn answer_headers(mut headers: HeaderMap) -> HeaderMap {
+    let listed: Vec<HeaderName> = connection_options(&headers).iter().filter_map(|name| name.parse().ok()).collect();
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            (is_of_connection(name) && **name != header::TRAILER)
+                || is_ours(name)
+                || name.as_str().starts_with("adit-")
+        })
+        .cloned()
+        .collect();
+    for name in unwanted.iter().chain(&listed) {
+        headers.remove(name);
+    }
+    headers
+}
+
 /// The headers that an accepting reply adds to the 101: those of
 /// [`reply_headers`] without the handshake's own but the chosen subprotocol.
 pub fn acceptance_headers(headers: HeaderMap) -> HeaderMap {

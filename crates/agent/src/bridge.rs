@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::InFlight;
+use crate::session::Open;
 
 /// Both halves of a stream, which stays until the edge has all that was sent.
 ///
@@ -21,8 +22,11 @@ use crate::InFlight;
 pub(crate) struct Bridge {
     pub(crate) send: SendStream<Bytes>,
     pub(crate) recv: Inbound,
-    in_flight: Option<InFlight>,
+    kept: Option<Kept>,
 }
+
+/// What lasts as long as the stream.
+type Kept = (InFlight, Open);
 
 /// What the edge sends on a bridge.
 pub(crate) struct Inbound(Option<RecvStream>);
@@ -32,8 +36,8 @@ pub(crate) struct Inbound(Option<RecvStream>);
 const LINGER: Duration = Duration::from_secs(60);
 
 impl Bridge {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, in_flight: InFlight) -> Self {
-        Self { send, recv: Inbound(Some(recv)), in_flight: Some(in_flight) }
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, kept: Kept) -> Self {
+        Self { send, recv: Inbound(Some(recv)), kept: Some(kept) }
     }
 }
 
@@ -47,19 +51,6 @@ impl Inbound {
         }))
     }
 
-    /// The same, without giving the room back.
-    pub(crate) async fn data(&mut self) -> Option<Result<Bytes, h2::Error>> {
-        self.0.as_mut()?.data().await
-    }
-
-    /// The octets are used, and the edge may send as many more.
-    pub(crate) fn release(&mut self, octets: usize) {
-        if let Some(recv) = &mut self.0 {
-            // Fails only when the stream is gone.
-            let _ = recv.flow_control().release_capacity(octets);
-        }
-    }
-
     /// Reads and forgets to the end.
     pub(crate) async fn drain(&mut self) {
         while let Some(Ok(_)) = std::future::poll_fn(|cx| self.poll_data(cx)).await {}
@@ -71,13 +62,13 @@ impl Drop for Bridge {
         // Fails when the stream has ended already.
         let _ = self.send.send_data(Bytes::new(), true);
         let mut recv = Inbound(self.recv.0.take());
-        let in_flight = self.in_flight.take();
+        let kept = self.kept.take();
         let is_open = recv.0.as_ref().is_some_and(|recv| !recv.is_end_stream());
         // Without a runtime there is no connection either.
         if let Some(runtime) = Handle::try_current().ok().filter(|_| is_open) {
             runtime.spawn(async move {
                 let _ = timeout(LINGER, recv.drain()).await;
-                drop(in_flight);
+                drop(kept);
             });
         }
     }

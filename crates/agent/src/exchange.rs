@@ -1,152 +1,291 @@
-//! Visitors of an edge tunnel: envelopes in, replies out.
+//! A visitor's request on an edge tunnel: a stream of the link in, a request to the
+//! application out, and its answer back, each octet as it comes.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use agent_proto::bridge::{Message, MessageDecoder, Outer, OuterDecoder, encode_outer_close};
-use agent_proto::limits::MAX_BODY;
-use agent_proto::visitor::{acceptance_headers, check_path, reply_headers};
-use agent_proto::websocket::{Event, Reader, Role, write_close, write_frame};
-use agent_proto::{BridgeId, BridgeKind, Opcode, ReplyHead, RequestId, is_valid_close_code};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
-use h2::SendStream;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Body as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
-use tokio::time::{Instant, timeout, timeout_at};
+use agent_proto::visitor::answer_headers;
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, SizeHint};
 
-use crate::bridge::{Bridge, Inbound};
-use crate::session::Streams;
-use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS, UpstreamBody, full, upgraded};
-use crate::{Error, InFlight, Shared, mask};
+use crate::session::Open;
+use crate::upstream::{AgentBody, MAX_FIELDS, MAX_HEADERS, UpstreamBody, full};
+use crate::{Error, HostHeader, InFlight, Shared};
 
-/// How long a bridge or a handshake may take, if the edge sets no limit.
-const HANDSHAKE: Duration = Duration::from_secs(30);
-/// How long the second side of a WebSocket may take to end after the first.
-const CLOSING: Duration = Duration::from_secs(5);
-/// Octets of one message in either direction.
-const MAX_MESSAGE: usize = 16 * 1024 * 1024;
-const READ: usize = 16 * 1024;
-/// RFC 6455 section 7.4.1
-const NORMAL: u16 = 1000;
-const GOING_AWAY: u16 = 1001;
-const INTERNAL_ERROR: u16 = 1011;
+/// Why the agent answers by itself.
+const REASON: HeaderName = HeaderName::from_static("adit-reason");
+const VISITOR: &str = "adit-visitor";
+/// Octets of an answer that h2 keeps without asking for room: what is there at once is one write.
+const AT_ONCE: usize = 16 * 1024;
 
-/// A reply of the agent itself.
-pub(crate) fn failure(status: StatusCode, reason: &'static str) -> (ReplyHead, Bytes) {
-    let mut head = ReplyHead::new(status);
-    head.reason = Some(reason.to_owned());
-    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    (head, Bytes::from(format!("{reason}\n")))
+/// An answer of the agent itself.
+pub(crate) struct Failure {
+    pub(crate) status: StatusCode,
+    pub(crate) reason: &'static str,
 }
 
-/// The reply to an answer whose head nobody takes.
-pub(crate) fn headers_too_large() -> (ReplyHead, Bytes) {
-    tracing::warn!("the application's headers have more than {MAX_HEADERS} octets or {MAX_FIELDS} fields");
-    failure(StatusCode::BAD_GATEWAY, "response-headers-too-large")
-}
-
-/// The reply when the application could not be asked.
-pub(crate) fn upstream_failure(shared: &Shared, error: &Error) -> (ReplyHead, Bytes) {
-    if error.is_too_large() {
-        return headers_too_large();
-    }
-    shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
-    failure(StatusCode::BAD_GATEWAY, "upstream-unreachable")
-}
-
-/// The body of a reply.
-pub(crate) enum Content {
-    /// All of it.
-    Whole(Bytes),
-    /// What the application has said so far, and what it says on.
-    Coming { begun: Bytes, rest: UpstreamBody, length: Option<u64> },
-}
-
-impl From<Bytes> for Content {
-    fn from(body: Bytes) -> Self {
-        Self::Whole(body)
-    }
-}
-
-/// How long an application may take to say all at once. What takes longer is handed on
-/// as it comes: events, tokens, progress.
-const AT_ONCE: Duration = Duration::from_millis(5);
-/// Octets that are collected; of more there is no reason to wait for the end.
-const ENOUGH: usize = 256 * 1024;
-
-/// One request to the application. Answers when it has an answer, of which the body may
-/// still be coming.
+/// Serves one request.
 pub(crate) async fn serve(
-    shared: &Shared,
-    method: Method,
-    path: &str,
-    headers: HeaderMap,
-    body: Bytes,
-    visitor: Option<IpAddr>,
-) -> (ReplyHead, Content) {
-    let failed = |(head, body): (ReplyHead, Bytes)| (head, Content::Whole(body));
-    let Ok(request) = request(shared, method, path, headers, full(body), visitor) else {
-        return failed(failure(StatusCode::BAD_REQUEST, "invalid-path"));
+    shared: Arc<Shared>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    open: Open,
+) {
+    let in_flight = InFlight::of(&shared);
+    let begun = Instant::now();
+    let (head, body) = request.into_parts();
+    let (method, path) = (head.method.clone(), head.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned());
+    let public = head.uri.authority().cloned();
+    let asked = async {
+        let body = Inflow::of(body, &head.headers);
+        let request = onward(&shared, head, body)?;
+        shared.upstream.send(request).await.map_err(|error| Failure::of(&shared, &error))
     };
-    let response = match shared.upstream.send(request).await {
-        Ok(response) => response,
-        Err(error) => return failed(upstream_failure(shared, &error)),
+    let answered = tokio::select! {
+        biased;
+        answered = asked => answered,
+        // The visitor has left: so does the request.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
-    let (head, body) = response.into_parts();
-    let mut reply = ReplyHead::new(head.status);
-    reply.headers = reply_headers(head.headers);
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return failed(failure(StatusCode::BAD_GATEWAY, "response-too-large"));
+    let answered = answered.and_then(|response| {
+        let (head, body) = response.into_parts();
+        let head = outward(&shared, head.status, head.headers, public.as_ref())?;
+        Ok((head, body))
+    });
+    let status = answered.as_ref().map_or_else(|failure| failure.status, |(head, _)| head.status());
+    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    shared.tell(crate::Event::Served { method, path, status, micros });
+    let sent = match answered {
+        Ok((head, body)) => send(&mut respond, head, body).await,
+        Err(failure) => failure.send(&mut respond),
+    };
+    if let Err(error) = sent {
+        tracing::debug!(error = &error as &dyn std::error::Error, "an answer did not get to its end");
     }
-    match begin(body).await {
-        Ok(content) => (reply, content),
-        Err(_) => failed(failure(StatusCode::BAD_GATEWAY, "upstream-error")),
-    }
-}
-
-/// Takes what there is of a body at once.
-///
-/// # Errors
-///
-/// When it broke off meanwhile.
-async fn begin(mut body: UpstreamBody) -> Result<Content, Error> {
-    let length = body.size_hint().exact();
-    let until = Instant::now() + AT_ONCE;
-    let mut begun = BytesMut::new();
-    while begun.len() < ENOUGH {
-        let Ok(frame) = timeout_at(until, body.frame()).await else { break };
-        let Some(frame) = frame else { return Ok(Content::Whole(begun.freeze())) };
-        let Ok(data) = frame?.into_data() else { continue };
-        if begun.is_empty() && body.is_end_stream() {
-            // Most bodies are one frame, which needs no copy.
-            return Ok(Content::Whole(data));
-        }
-        begun.extend_from_slice(&data);
-    }
-    Ok(Content::Coming { begun: begun.freeze(), rest: body, length })
+    drop((open, in_flight));
 }
 
 /// The request as the application sees it.
-fn request(
-    shared: &Shared,
-    method: Method,
-    path: &str,
-    headers: HeaderMap,
-    body: AgentBody,
-    visitor: Option<IpAddr>,
-) -> Result<Request<AgentBody>, Error> {
-    check_path(path).map_err(|error| Error::Hello(error.into()))?;
+pub(crate) fn onward(shared: &Shared, head: http::request::Parts, body: AgentBody) -> Result<Request<AgentBody>, Failure> {
     let mut request = Request::new(body);
-    *request.method_mut() = method;
-    *request.uri_mut() = path.parse().map_err(http::Error::from)?;
-    *request.headers_mut() = headers;
-    put_forwarded(request.headers_mut(), HeaderValue::try_from(shared.public_authority()).ok(), visitor);
+    *request.method_mut() = head.method;
+    let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(target);
+    *request.headers_mut() = head.headers;
+    let public = head.uri.authority();
+    let headers = request.headers_mut();
+    let visitor = headers.remove(VISITOR).and_then(|visitor| visitor.to_str().ok()?.parse().ok());
+    let called = public.map(|authority| without_https_port(authority).to_owned());
+    put_forwarded(headers, called.as_deref().and_then(|host| HeaderValue::from_str(host).ok()), visitor);
+    match &shared.settings.host {
+        HostHeader::Rewrite => {}
+        HostHeader::Preserve => {
+            if let Some(host) = called.and_then(|host| HeaderValue::try_from(host).ok()) {
+                headers.insert(HOST, host);
+            }
+        }
+        HostHeader::Value(value) => drop(headers.insert(HOST, value.clone())),
+    }
+    for (name, value) in &shared.settings.request_headers {
+        headers.insert(name.clone(), value.clone());
+    }
     Ok(request)
+}
+
+/// The head of an answer as the visitor sees it.
+pub(crate) fn outward(
+    shared: &Shared,
+    status: StatusCode,
+    headers: HeaderMap,
+    public: Option<&Authority>,
+) -> Result<Response<()>, Failure> {
+    let mut headers = answer_headers(headers);
+    let octets: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if octets > MAX_HEADERS || headers.len() > MAX_FIELDS {
+        return Err(Failure::headers_too_large());
+    }
+    if matches!(shared.settings.host, HostHeader::Rewrite)
+        && let (Some(location), Some(public)) = (headers.get(LOCATION), public)
+        && let Some(rewritten) = rewritten(location, shared.upstream.host(), public)
+    {
+        headers.insert(LOCATION, rewritten);
+    }
+    for (name, value) in &shared.settings.response_headers {
+        headers.insert(name.clone(), value.clone());
+    }
+    let mut head = Response::new(());
+    *head.status_mut() = status;
+    *head.headers_mut() = headers;
+    Ok(head)
+}
+
+/// A redirect of the application to itself, as it calls itself, for the visitor.
+fn rewritten(location: &HeaderValue, host: &HeaderValue, public: &Authority) -> Option<HeaderValue> {
+    let (location, host) = (location.to_str().ok()?, host.to_str().ok()?);
+    let rest = location.strip_prefix("http://").or_else(|| location.strip_prefix("https://"))?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let is_itself = rest[..end].eq_ignore_ascii_case(host);
+    let location = || format!("https://{}{}", without_https_port(public), &rest[end..]);
+    is_itself.then(|| HeaderValue::try_from(location()).ok()).flatten()
+}
+
+fn without_https_port(authority: &Authority) -> &str {
+    authority.as_str().strip_suffix(":443").unwrap_or(authority.as_str())
+}
+
+/// Sends an answer, as it comes.
+pub(crate) async fn send(respond: &mut SendResponse<Bytes>, head: Response<()>, mut body: UpstreamBody) -> Result<(), Error> {
+    if body.is_end_stream() {
+        respond.send_response(head, true)?;
+        return Ok(());
+    }
+    let mut stream = respond.send_response(head, false)?;
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            // Whoever reads it has gone, and an event stream might not speak for hours.
+            _ = poll_fn(|cx| stream.poll_reset(cx)) => return Ok(()),
+        };
+        let frame = match frame {
+            None => return Ok(stream.send_data(Bytes::new(), true)?),
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                // Nobody may take it for whole.
+                stream.send_reset(Reason::INTERNAL_ERROR);
+                return Err(error.into());
+            }
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                let is_end = body.is_end_stream();
+                if data.len() <= AT_ONCE && is_end {
+                    // h2 keeps what the window has no room for yet.
+                    return Ok(stream.send_data(data, true)?);
+                }
+                send_all(&mut stream, data).await?;
+                if is_end {
+                    return Ok(stream.send_data(Bytes::new(), true)?);
+                }
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    return Ok(stream.send_trailers(trailers)?);
+                }
+            }
+        }
+    }
+}
+
+/// Sends as the window opens.
+pub(crate) async fn send_all(send: &mut SendStream<Bytes>, mut octets: Bytes) -> Result<(), h2::Error> {
+    while !octets.is_empty() {
+        send.reserve_capacity(octets.len());
+        while send.capacity() == 0 {
+            match poll_fn(|cx| send.poll_capacity(cx)).await {
+                Some(room) => drop(room?),
+                None => return Err(Reason::STREAM_CLOSED.into()),
+            }
+        }
+        let part = octets.split_to(send.capacity().min(octets.len()));
+        send.send_data(part, false)?;
+    }
+    Ok(())
+}
+
+/// A visitor's request body. What was taken of it, the edge may send more of.
+struct Inflow {
+    recv: RecvStream,
+    left: Option<u64>,
+    is_done: bool,
+}
+
+impl Inflow {
+    fn of(recv: RecvStream, headers: &HeaderMap) -> AgentBody {
+        if recv.is_end_stream() {
+            return full(Bytes::new());
+        }
+        let left = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        Self { recv, left, is_done: false }.map_err(Into::into).boxed_unsync()
+    }
+}
+
+impl Body for Inflow {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if self.is_done {
+            return Poll::Ready(None);
+        }
+        match ready!(self.recv.poll_data(cx)) {
+            Some(Ok(data)) => {
+                self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                // Fails only when the stream is gone.
+                let _ = self.recv.flow_control().release_capacity(data.len());
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => {}
+        }
+        let trailers = ready!(self.recv.poll_trailers(cx));
+        self.is_done = true;
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_done || self.recv.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(status: StatusCode, reason: &'static str) -> Self {
+        Self { status, reason }
+    }
+
+    fn headers_too_large() -> Self {
+        tracing::warn!("the application's headers have more than {MAX_HEADERS} octets or {MAX_FIELDS} fields");
+        Self::new(StatusCode::BAD_GATEWAY, "response-headers-too-large")
+    }
+
+    /// The application could not be asked.
+    pub(crate) fn of(shared: &Shared, error: &Error) -> Self {
+        if error.is_too_large() {
+            return Self::headers_too_large();
+        }
+        shared.tell(crate::Event::UpstreamFailed { error: error.chain() });
+        Self::new(StatusCode::BAD_GATEWAY, "upstream-unreachable")
+    }
+
+    /// Head and body, for whoever speaks HTTP with the visitor.
+    pub(crate) fn response(&self) -> (Response<()>, Bytes) {
+        let mut head = Response::new(());
+        *head.status_mut() = self.status;
+        head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        (head, Bytes::from(format!("{}\n", self.reason)))
+    }
+
+    /// The same on the link, with the word for the edge.
+    pub(crate) fn send(&self, respond: &mut SendResponse<Bytes>) -> Result<(), Error> {
+        let (mut head, body) = self.response();
+        head.headers_mut().insert(REASON, HeaderValue::from_static(self.reason));
+        respond.send_response(head, false)?.send_data(body, true)?;
+        Ok(())
+    }
 }
 
 /// Who asked, and for what: the application sees our connection only.
@@ -165,194 +304,28 @@ pub(crate) fn put_forwarded(headers: &mut HeaderMap, authority: Option<HeaderVal
     }
 }
 
-/// One WebSocket to the application.
-#[expect(clippy::too_many_arguments, reason = "the parts of one envelope")]
-pub(crate) async fn serve_websocket(
-    shared: &Arc<Shared>,
-    streams: Streams,
-    request_id: RequestId,
-    id: BridgeId,
-    path: &str,
-    headers: HeaderMap,
-    visitor: Option<IpAddr>,
-    deadline: Option<Duration>,
-) {
-    let limit = deadline.unwrap_or(HANDSHAKE);
-    let local = timeout(limit, open(shared, path, headers, visitor)).await;
-    let local = local.unwrap_or_else(|_| Err(refusal(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded")));
-    let (head, local) = match local {
-        Ok(accepted) => accepted,
-        Err(refusal) => {
-            let (head, body) = *refusal;
-            streams.reply(request_id, head, body).await;
-            return;
-        }
-    };
-    // The edge answers the reply before it joins the bridge.
-    streams.reply(request_id, head, Bytes::new()).await;
-    match streams.bridge(BridgeKind::WebSocket, id, InFlight::of(shared), limit).await {
-        Ok(bridge) => join(local, bridge).await,
-        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no bridge for a WebSocket"),
-    }
-}
-
-/// What the visitor gets instead of a WebSocket.
-type Refusal = Box<(ReplyHead, Bytes)>;
-
-fn refusal(status: StatusCode, reason: &'static str) -> Refusal {
-    Box::new(failure(status, reason))
-}
-
-/// The handshake with the application (RFC 6455 section 4.1).
-async fn open(
-    shared: &Shared,
-    path: &str,
-    headers: HeaderMap,
-    visitor: Option<IpAddr>,
-) -> Result<(ReplyHead, impl AsyncRead + AsyncWrite), Refusal> {
-    let mut request = request(shared, Method::GET, path, headers, full(Bytes::new()), visitor)
-        .map_err(|_| refusal(StatusCode::BAD_REQUEST, "invalid-path"))?;
-    let mut key = [0; 16];
-    getrandom::fill(&mut key).map_err(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal"))?;
-    let fields = request.headers_mut();
-    fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    fields.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    if let Ok(key) = HeaderValue::try_from(STANDARD.encode(key)) {
-        fields.insert(header::SEC_WEBSOCKET_KEY, key);
-    }
-    let failed = |error: Error| Box::new(upstream_failure(shared, &error));
-    let response = shared.upstream.send_upgrade(request).await.map_err(failed)?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        // 200 would be an acceptance.
-        let status = if head.status.is_success() { StatusCode::BAD_GATEWAY } else { head.status };
-        let mut reply = ReplyHead::new(status);
-        reply.headers = reply_headers(head.headers);
-        return Err(Box::new((reply, body)));
-    }
-    let mut reply = ReplyHead::new(StatusCode::OK);
-    reply.headers = acceptance_headers(response.headers().clone());
-    let local = upgraded(response).await.map_err(|_| refusal(StatusCode::BAD_GATEWAY, "upstream-error"))?;
-    Ok((reply, local))
-}
-
-/// Carries messages both ways until both sides have ended.
-async fn join(local: impl AsyncRead + AsyncWrite, mut bridge: Bridge) {
-    let (read, write) = split(local);
-    let write = tokio::sync::Mutex::new(write);
-    let mut forward = std::pin::pin!(to_local(&mut bridge.recv, &write));
-    let mut backward = std::pin::pin!(to_edge(read, &write, &mut bridge.send));
-    tokio::select! {
-        () = forward.as_mut() => drop(timeout(CLOSING, backward).await),
-        () = backward.as_mut() => drop(timeout(CLOSING, forward).await),
-    }
-    // Both are done with it; a connection that is closed already is closed.
-    let _ = write.lock().await.shutdown().await;
-}
-
-/// What the visitor says.
-async fn to_local(recv: &mut Inbound, write: &tokio::sync::Mutex<impl AsyncWrite + Unpin>) {
-    let mut outer = OuterDecoder::new();
-    let mut messages = MessageDecoder::new(MAX_MESSAGE / 3 * 4 + 1024);
-    let mut end = None;
-    while end.is_none() {
-        let Some(Ok(chunk)) = recv.data().await else { break };
-        let octets = chunk.len();
-        outer.push(chunk);
-        let mut out = BytesMut::new();
-        end = loop {
-            match messages.next_message() {
-                Ok(Some(Message::Text(text))) => write_frame(Opcode::Text, text.as_bytes(), Some(mask()), &mut out),
-                Ok(Some(Message::Binary(data))) => write_frame(Opcode::Binary, &data, Some(mask()), &mut out),
-                Ok(Some(Message::Close { code, reason })) => break Some((code, reason)),
-                Err(_) => break Some((INTERNAL_ERROR, String::new())),
-                Ok(None) => match outer.next_event() {
-                    Ok(Some(Outer::Data(data) | Outer::Text(data))) => messages.push(&data),
-                    Ok(Some(Outer::Close { code, reason })) => break Some((code.unwrap_or(NORMAL), reason)),
-                    Ok(Some(Outer::Ping(_) | Outer::Pong)) => {}
-                    Ok(None) => break None,
-                    Err(_) => break Some((INTERNAL_ERROR, String::new())),
-                },
-            }
-        };
-        if !out.is_empty() && write.lock().await.write_all(&out).await.is_err() {
-            return;
-        }
-        recv.release(octets);
-    }
-    let (code, reason) = end.unwrap_or((GOING_AWAY, String::new()));
-    let mut close = BytesMut::new();
-    write_close(Some(if is_valid_close_code(code) { code } else { NORMAL }), &reason, Some(mask()), &mut close);
-    let _ = write.lock().await.write_all(&close).await;
-    recv.drain().await;
-}
-
-/// What the application says.
-async fn to_edge(
-    mut read: impl AsyncRead + Unpin,
-    write: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
-    send: &mut SendStream<Bytes>,
-) {
-    let mut reader = Reader::new(Role::Client, MAX_MESSAGE);
-    let mut buffer = BytesMut::with_capacity(READ);
-    let (code, reason) = loop {
-        let message = match reader.next_event() {
-            Ok(Some(Event::Text(text))) => Message::Text(text),
-            Ok(Some(Event::Binary(data))) => Message::Binary(data),
-            Ok(Some(Event::Ping(data))) => {
-                let mut pong = BytesMut::new();
-                write_frame(Opcode::Pong, &data, Some(mask()), &mut pong);
-                if write.lock().await.write_all(&pong).await.is_err() {
-                    break (INTERNAL_ERROR, String::new());
-                }
-                continue;
-            }
-            Ok(Some(Event::Pong(_))) => continue,
-            Ok(Some(Event::Close { code, reason })) => break (code.unwrap_or(NORMAL), reason),
-            Err(violation) => break (violation.close_code(), violation.to_string()),
-            Ok(None) => {
-                buffer.clear();
-                match read.read_buf(&mut buffer).await {
-                    Ok(0) | Err(_) => break (INTERNAL_ERROR, String::new()),
-                    Ok(_) => reader.push(&buffer),
-                }
-                continue;
-            }
-        };
-        let mut frame = BytesMut::with_capacity(message.encoded_len() + 4);
-        message.encode(Some(mask()), &mut frame);
-        if send_all(send, frame.freeze()).await.is_err() {
-            return;
-        }
-    };
-    // The second one is for edges that read the outer layer only.
-    let mut close = BytesMut::new();
-    Message::Close { code, reason: reason.clone() }.encode(Some(mask()), &mut close);
-    encode_outer_close(if is_valid_close_code(code) { code } else { NORMAL }, &reason, Some(mask()), &mut close);
-    let _ = send.send_data(close.freeze(), true);
-}
-
-/// Sends as the window opens.
-pub(crate) async fn send_all(send: &mut SendStream<Bytes>, mut octets: Bytes) -> Result<(), h2::Error> {
-    while !octets.is_empty() {
-        send.reserve_capacity(octets.len());
-        while send.capacity() == 0 {
-            match std::future::poll_fn(|cx| send.poll_capacity(cx)).await {
-                Some(room) => drop(room?),
-                None => return Err(h2::Reason::STREAM_CLOSED.into()),
-            }
-        }
-        let part = octets.split_to(send.capacity().min(octets.len()));
-        send.send_data(part, false)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_of_an_application_to_itself_go_to_the_public_host() {
+        let host = HeaderValue::from_static("127.0.0.1:3000");
+        let public = |text: &'static str| Authority::from_static(text);
+        for (location, name, expected) in [
+            ("http://127.0.0.1:3000/a?b#c", "shop.example", Some("https://shop.example/a?b#c")),
+            ("https://127.0.0.1:3000", "shop.example:443", Some("https://shop.example")),
+            ("http://127.0.0.1:3000?x", "shop.example:4443", Some("https://shop.example:4443?x")),
+            ("http://127.0.0.1:3001/", "shop.example", None),
+            ("http://127.0.0.1:30000/", "shop.example", None),
+            ("/relative", "shop.example", None),
+            ("http://other.example/127.0.0.1:3000", "shop.example", None),
+        ] {
+            let location = HeaderValue::from_static(location);
+            let rewritten = rewritten(&location, &host, &public(name));
+            assert_eq!(rewritten.as_ref().map(|value| value.to_str().expect("ASCII")), expected, "{location:?}");
+        }
+    }
 
     #[test]
     fn the_application_is_told_who_asked_and_for_what() {
@@ -385,16 +358,5 @@ mod tests {
             told([Some("https"), None, Some("192.0.2.7"), Some("for=192.0.2.7")])
         );
         assert_eq!(forwarded(&[], None, None), told([Some("https"), None, None, None]));
-    }
-
-    #[test]
-    fn a_failure_of_our_own_says_why_in_head_and_body() {
-        let (head, body) = failure(StatusCode::BAD_GATEWAY, "upstream-unreachable");
-        assert_eq!((head.status, head.reason.as_deref()), (StatusCode::BAD_GATEWAY, Some("upstream-unreachable")));
-        assert_eq!(head.headers[header::CONTENT_TYPE], "text/plain; charset=utf-8");
-        assert_eq!(body, "upstream-unreachable\n");
-        let (head, body) = *refusal(StatusCode::GATEWAY_TIMEOUT, "response-deadline-exceeded");
-        assert_eq!((head.status.as_u16(), &body[..]), (504, &b"response-deadline-exceeded\n"[..]));
-        assert_eq!(headers_too_large().0.reason.as_deref(), Some("response-headers-too-large"));
     }
 }

@@ -1,6 +1,6 @@
 //! Puts a local application behind a public name.
 //!
-//! An [`Agent`] dials the edge of an Adit server, parks a few streams there and
+//! An [`Agent`] dials the edge of an Adit server, attaches to its tunnel and
 //! serves what visitors send: to a URL on this machine, or to a service in this
 //! process. In passthrough mode TLS ends here, with a key that never leaves.
 //!
@@ -27,6 +27,7 @@ mod server;
 mod session;
 mod tls;
 mod upstream;
+mod websocket;
 
 use std::fmt;
 use std::io;
@@ -35,8 +36,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use http::{Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 pub use agent_proto::Credential;
@@ -57,8 +59,31 @@ pub struct Agent {
     upstream: Upstream,
     edge: Option<(String, u16)>,
     state: Option<PathBuf>,
-    pool_size: Option<u8>,
     credential: Option<Credential>,
+    connections: u8,
+    settings: Settings,
+}
+
+/// How the agent serves.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settings {
+    shares: bool,
+    response_deadline: Option<Duration>,
+    host: HostHeader,
+    request_headers: Vec<(HeaderName, HeaderValue)>,
+    response_headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What the application sees as `Host`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum HostHeader {
+    /// What visitors call. The application makes its links of it.
+    Preserve,
+    /// Its own name, as it is dialled. Redirects to that are rewritten for the visitor.
+    #[default]
+    Rewrite,
+    /// This one.
+    Value(HeaderValue),
 }
 
 /// What the agent did, for whoever watches.
@@ -119,9 +144,9 @@ pub enum Error {
     /// JSON of another shape.
     #[error("the server's answer is not what was expected")]
     Answer(#[source] serde_json::Error),
-    /// The edge does not join a bridge.
-    #[error("the edge answered {0} to a bridge")]
-    Bridge(StatusCode),
+    /// The edge does not let this agent attach now.
+    #[error("the edge does not let the agent attach: {0}")]
+    Attach(String),
     /// No certificate could be made or used.
     #[error("cannot use the certificate")]
     Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -139,9 +164,6 @@ pub enum Error {
     /// HTTP/2 broke.
     #[error("the connection to the edge broke")]
     Http2(#[from] h2::Error),
-    /// The hello failed.
-    #[error("the hello failed")]
-    Hello(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A value that fits no header field or URI.
     #[error("a value does not fit HTTP")]
     Http(#[from] http::Error),
@@ -183,9 +205,9 @@ pub enum Error {
         /// What happened.
         source: io::Error,
     },
-    /// More than an edge tunnel carries.
-    #[error("the application's answer is larger than 32 MiB")]
-    TooLarge,
+    /// The edge is older than the wire that this agent speaks.
+    #[error("the server is older than this agent and does not know how it attaches: update the server")]
+    TooOld,
     /// Another agent has taken the tunnel over.
     #[error("another agent has taken the tunnel over")]
     Superseded,
@@ -261,7 +283,9 @@ pub(crate) struct Shared {
     /// When it was last told that there are none.
     full: Mutex<Option<Instant>>,
     certificate: Option<Certificate>,
-    pool_size: Option<u8>,
+    settings: Settings,
+    /// This process, for the edge.
+    instance: String,
     /// Told when the tunnel is to be looked up again.
     changed: Notify,
     stop: watch::Sender<bool>,
@@ -395,7 +419,8 @@ const SERVED: Duration = Duration::from_secs(5);
 impl Agent {
     /// An agent for the tunnel `name`, whose visitors `upstream` answers.
     pub fn new(rest: Rest, name: impl Into<String>, upstream: Upstream) -> Self {
-        Self { rest, name: name.into(), upstream, edge: None, state: None, pool_size: None, credential: None }
+        let settings = Settings::default();
+        Self { rest, name: name.into(), upstream, edge: None, state: None, credential: None, connections: 1, settings }
     }
 
     /// Dials the edge at this host and port instead of the zone's port 443. TLS
@@ -412,10 +437,47 @@ impl Agent {
         Self { state: Some(path.into()), ..self }
     }
 
-    /// Asks the edge to park so many streams, 1 to 32.
+    /// Keeps so many connections to the edge, 1 to 16: while one is cut, the others serve.
     #[must_use]
-    pub fn pool_size(self, streams: u8) -> Self {
-        Self { pool_size: Some(streams.clamp(1, 32)), ..self }
+    pub fn connections(self, connections: u8) -> Self {
+        Self { connections: connections.clamp(1, 16), ..self }
+    }
+
+    /// Lets other agents that say so, too, serve the tunnel beside this one, instead of
+    /// one taking it over from the other.
+    #[must_use]
+    pub fn share(mut self, shares: bool) -> Self {
+        self.settings.shares = shares;
+        self
+    }
+
+    /// How long the application may take to begin an answer, a second to an hour, instead
+    /// of the server's setting.
+    #[must_use]
+    pub fn response_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.response_deadline = Some(deadline.clamp(Duration::from_secs(1), Duration::from_secs(3600)));
+        self
+    }
+
+    /// What the application sees as `Host`.
+    #[must_use]
+    pub fn host_header(mut self, host: HostHeader) -> Self {
+        self.settings.host = host;
+        self
+    }
+
+    /// Sets a field of every request to the application.
+    #[must_use]
+    pub fn request_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.settings.request_headers.push((name, value));
+        self
+    }
+
+    /// Sets a field of every answer to visitors.
+    #[must_use]
+    pub fn response_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.settings.response_headers.push((name, value));
+        self
     }
 
     /// Proves itself to the edge with this, instead of the control plane's key:
@@ -473,7 +535,17 @@ impl Agent {
     }
 
     async fn serve(&self, shared: Arc<Shared>) -> Result<(), Error> {
-        let sessions = serve(Arc::clone(&shared));
+        let sessions = async {
+            let mut lanes = JoinSet::new();
+            for lane in 0..self.connections {
+                lanes.spawn(serve(Arc::clone(&shared), lane == 0));
+            }
+            while let Some(ended) = lanes.join_next().await {
+                // What is final for one is so for all, and whoever panics has ended.
+                ended.unwrap_or(Ok(()))?;
+            }
+            Ok(())
+        };
         let fresh = async {
             match &shared.certificate {
                 Some(certificate) => {
@@ -505,7 +577,8 @@ impl Agent {
                         credential: self.credential.clone().unwrap_or_else(|| self.rest.credential().clone()),
                         upstream: self.upstream.clone(),
                         certificate,
-                        pool_size: self.pool_size,
+                        settings: self.settings.clone(),
+                        instance: instance()?,
                         changed: Notify::new(),
                         stop: watch::Sender::new(false),
                         in_flight: AtomicUsize::new(0),
@@ -547,22 +620,27 @@ fn edge_address(rest: &Rest, tunnel: &Tunnel) -> (String, u16) {
     rest.edge_address().unwrap_or_else(|| (tunnel.zone.clone(), port))
 }
 
-/// One session after the other; during a restart of the edge, two at once.
-async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
+/// One session after the other; during a restart of the edge, two at once. Only the first
+/// lane tells of what it does.
+async fn serve(shared: Arc<Shared>, is_first: bool) -> Result<(), Error> {
+    let tell = |event| {
+        if is_first {
+            shared.tell(event);
+        }
+    };
     let zone = shared.tunnel().zone.clone();
     let (host, port) = shared.edge.clone();
     let trust = shared.rest.trust().cloned().map_or_else(Trust::of_system, Ok)?;
-    let (newest, watched) = watch::channel(None);
     let (mut delay, mut is_handoff) = (FIRST_DELAY, false);
     let (mut has_served, mut has_looked) = (false, false);
     loop {
         if !is_handoff {
-            shared.tell(Event::Connecting);
+            tell(Event::Connecting);
         }
         let begun = async {
             let address = Address { host: &host, port, proxies: shared.rest.through() };
-            let tls = trust.connect(&zone, address, b"h2").await?;
-            Session::begin(&shared, tls, watched.clone()).await
+            let tls = trust.connect(&zone, address, b"http/1.1").await?;
+            Session::begin(&shared, tls).await
         };
         let begun = tokio::select! {
             begun = tokio::time::timeout(LAST_DELAY, begun) => begun.unwrap_or(Err(Error::Slow("the session"))),
@@ -575,8 +653,9 @@ async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
                     shared.changed.notify_one();
                 }
                 (has_served, has_looked) = (true, false);
-                newest.send_replace(Some(session.send_request()));
-                shared.tell_connected();
+                if is_first {
+                    shared.tell_connected();
+                }
                 let since = Instant::now();
                 let end = session.run(Arc::clone(&shared)).await;
                 if since.elapsed() >= SERVED {
@@ -586,7 +665,7 @@ async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
                     End::Stopped => return Ok(()),
                     End::Superseded => return Err(Error::Superseded),
                     End::Drained => {
-                        shared.tell(Event::Draining);
+                        tell(Event::Draining);
                         (is_handoff, delay) = (true, HANDOFF_DELAY);
                         continue;
                     }
@@ -607,7 +686,7 @@ async fn serve(shared: Arc<Shared>) -> Result<(), Error> {
             Err(error) => error.chain(),
         };
         let wait = jitter(delay);
-        shared.tell(Event::Reconnecting { delay: wait, error });
+        tell(Event::Reconnecting { delay: wait, error });
         tokio::select! {
             () = sleep(wait) => {}
             () = shared.stopped() => return Ok(()),
@@ -624,17 +703,16 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// A quarter more or less, so that a thousand agents do not knock at once.
 fn jitter(delay: Duration) -> Duration {
-    let fraction = u32::from_be_bytes(mask());
+    let fraction = u32::from_be_bytes(noise());
     delay.mul_f64(0.75 + 0.5 * f64::from(fraction) / f64::from(u32::MAX))
 }
 
-/// A masking key (RFC 6455 section 5.3). Inside TLS nobody is there to be
-/// confused by a predictable one, so it need not be costly.
-pub(crate) fn mask() -> [u8; 4] {
+/// Four octets that differ. Nobody is harmed by who knows the next ones.
+fn noise() -> [u8; 4] {
     static STATE: AtomicU64 = AtomicU64::new(0);
     if STATE.load(Ordering::Relaxed) == 0 {
         let mut seed = [0; 8];
-        // Without a generator the key is a known one, which is as good as any.
+        // Without a generator they are known ones, which are as good as any.
         let _ = getrandom::fill(&mut seed);
         STATE.store(u64::from_ne_bytes(seed) | 1, Ordering::Relaxed);
     }
@@ -644,6 +722,13 @@ pub(crate) fn mask() -> [u8; 4] {
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let octets = (mixed ^ (mixed >> 31)).to_be_bytes();
     [octets[0], octets[1], octets[2], octets[3]]
+}
+
+/// What this process calls itself at the edge.
+fn instance() -> Result<String, Error> {
+    let mut octets = [0; 16];
+    getrandom::fill(&mut octets).map_err(|error| Error::Attach(error.to_string()))?;
+    Ok(octets.iter().map(|octet| format!("{octet:02x}")).collect())
 }
 
 impl fmt::Debug for Shared {
@@ -674,7 +759,8 @@ mod tests {
             visitors: Arc::new(Semaphore::new(1)),
             full: Mutex::default(),
             certificate: None,
-            pool_size: None,
+            settings: Settings::default(),
+            instance: instance().expect("random octets"),
             changed: Notify::new(),
             stop: watch::Sender::new(false),
             in_flight: AtomicUsize::new(0),
@@ -702,9 +788,9 @@ mod tests {
     }
 
     #[test]
-    fn masks_differ() {
-        let masks: std::collections::HashSet<[u8; 4]> = (0..1000).map(|_| mask()).collect();
-        assert!(masks.len() > 990, "{}", masks.len());
+    fn noise_differs() {
+        let noises: std::collections::HashSet<[u8; 4]> = (0..1000).map(|_| noise()).collect();
+        assert!(noises.len() > 990, "{}", noises.len());
     }
 
     #[test]

@@ -51,6 +51,11 @@ impl Outbound {
 }
 
 impl Returned {
+    /// Of a request that nobody asks about any more.
+    pub(crate) fn at_once() -> Self {
+        Self(oneshot::channel().1)
+    }
+
     /// Has the body been let go? If not, the application has not taken all of it.
     pub(crate) fn is_back(&mut self) -> bool {
         !matches!(self.0.try_recv(), Err(oneshot::error::TryRecvError::Empty))

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use agent_proto::bridge::{Outer, OuterDecoder, encode_outer_close, outer_prefix};
-use agent_proto::limits::MAX_TCP_FRAME;
 use agent_proto::visitor::{ascii_target, reply_headers};
-use agent_proto::{BridgeId, BridgeKind, Opcode, apply_mask};
 use bytes::{Buf as _, Bytes, BytesMut};
+use h2::RecvStream;
+use h2::server::SendResponse;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
@@ -24,37 +23,40 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::bridge::Bridge;
-use crate::exchange::{put_forwarded, upstream_failure};
+use crate::exchange::{Failure, put_forwarded};
 use crate::server::{Patience, serve_http};
-use crate::session::Streams;
+use crate::session::Open;
 use crate::upstream::{AgentBody, MAX_FIELDS, full, upgraded};
-use crate::{InFlight, Shared, mask};
+use crate::{InFlight, Shared};
 
-/// How long the bridge and the visitor's handshake may take, each.
+/// How long the visitor's handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves one connection of a visitor until it ends.
-pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, visitor: Option<IpAddr>) {
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    open: Open,
+) {
+    let visitor = request.headers().get("adit-visitor").and_then(|visitor| visitor.to_str().ok()?.parse().ok());
+    let mut refuse = |status| {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // If the stream has gone, nobody waits.
+        let _ = respond.send_response(response, true);
+    };
     let Some(certificate) = &shared.certificate else {
         tracing::warn!("the edge sends a raw connection, but TLS ends there");
-        return;
+        return refuse(StatusCode::NOT_IMPLEMENTED);
     };
-    let place = InFlight::visitor(shared);
-    let is_full = place.is_none();
-    let in_flight = place.unwrap_or_else(|| InFlight::of(shared));
-    let bridge = match streams.bridge(BridgeKind::Tcp, id, in_flight, HANDSHAKE).await {
-        Ok(bridge) => bridge,
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "no bridge for a connection");
-            return;
-        }
-    };
-    if is_full {
+    let Some(in_flight) = InFlight::visitor(&shared) else {
         shared.tell_full();
-        return;
-    }
-    let bridge = BridgeIo { bridge, decoder: OuterDecoder::new(), read: Bytes::new(), is_done: false };
-    let accepted = timeout(HANDSHAKE, TlsAcceptor::from(certificate.server_config()).accept(bridge)).await;
+        return refuse(StatusCode::SERVICE_UNAVAILABLE);
+    };
+    let Ok(send) = respond.send_response(Response::new(()), false) else { return };
+    let stream = StreamIo { bridge: Bridge::new(send, request.into_body(), (in_flight, open)), read: Bytes::new() };
+    let accepted = timeout(HANDSHAKE, TlsAcceptor::from(certificate.server_config()).accept(stream)).await;
     let tls = match accepted {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => {
@@ -64,7 +66,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, streams: Streams, id: BridgeId, 
         Err(_) => return,
     };
     let is_http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-    let served = Arc::clone(shared);
+    let served = Arc::clone(&shared);
     let ended = serve_http(tls, is_http2, Patience::default(), shared.stopped(), move |request| {
         let shared = Arc::clone(&served);
         async move { forward(&shared, request, visitor).await }
@@ -114,11 +116,8 @@ async fn exchange(
         None => shared.upstream.send(onward).await.map(answer),
     };
     response.unwrap_or_else(|error| {
-        let (head, body) = upstream_failure(shared, &error);
-        let mut response = Response::new(full(body));
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        response
+        let (head, body) = Failure::of(shared, &error).response();
+        head.map(|()| full(body))
     })
 }
 
@@ -292,48 +291,32 @@ async fn forward_upgrade(
     Ok(switched)
 }
 
-/// The bytes of a bridge as a connection.
-struct BridgeIo {
+/// The octets of a stream as a connection.
+struct StreamIo {
     bridge: Bridge,
-    decoder: OuterDecoder,
     read: Bytes,
-    is_done: bool,
 }
 
-/// Octets of the header of the largest frame, mask included.
-const HEADER: usize = 8;
+/// Octets that are sent at once.
+const PIECE: usize = 64 * 1024;
 
-impl AsyncRead for BridgeIo {
+impl AsyncRead for StreamIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            if !self.read.is_empty() {
-                let octets = self.read.len().min(buf.remaining());
-                buf.put_slice(&self.read[..octets]);
-                self.read.advance(octets);
-                return Poll::Ready(Ok(()));
-            }
-            match self.decoder.next_event().map_err(io::Error::other)? {
-                Some(Outer::Data(data) | Outer::Text(data)) => {
-                    self.read = data;
-                    continue;
-                }
-                Some(Outer::Close { .. }) => self.is_done = true,
-                Some(Outer::Ping(_) | Outer::Pong) => continue,
-                None => {}
-            }
-            if self.is_done {
-                return Poll::Ready(Ok(()));
-            }
+        while self.read.is_empty() {
             match ready!(self.bridge.recv.poll_data(cx)) {
-                Some(Ok(chunk)) => self.decoder.push(chunk),
+                Some(Ok(chunk)) => self.read = chunk,
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
-                None => self.is_done = true,
+                None => return Poll::Ready(Ok(())),
             }
         }
+        let octets = self.read.len().min(buf.remaining());
+        buf.put_slice(&self.read[..octets]);
+        self.read.advance(octets);
+        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for BridgeIo {
+impl AsyncWrite for StreamIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
@@ -344,26 +327,25 @@ impl AsyncWrite for BridgeIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let octets = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(MAX_TCP_FRAME - HEADER);
-        let key = mask();
-        let header = outer_prefix(Opcode::Binary, octets, Some(key));
-        let wanted = header.len() + octets;
+        let wanted = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(PIECE);
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
         let send = &mut self.bridge.send;
         send.reserve_capacity(wanted);
-        while send.capacity() < wanted {
+        while send.capacity() == 0 {
             match ready!(send.poll_capacity(cx)) {
                 Some(room) => drop(room.map_err(io::Error::other)?),
                 None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             }
         }
-        let mut frame = BytesMut::with_capacity(wanted);
-        frame.extend_from_slice(&header);
+        let room = send.capacity().min(wanted);
+        let mut octets = BytesMut::with_capacity(room);
         for buf in bufs {
-            frame.extend_from_slice(&buf[..buf.len().min(wanted - frame.len())]);
+            octets.extend_from_slice(&buf[..buf.len().min(room - octets.len())]);
         }
-        apply_mask(&mut frame[header.len()..], key, 0);
-        send.send_data(frame.freeze(), false).map_err(io::Error::other)?;
-        Poll::Ready(Ok(octets))
+        send.send_data(octets.freeze(), false).map_err(io::Error::other)?;
+        Poll::Ready(Ok(room))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -375,10 +357,8 @@ impl AsyncWrite for BridgeIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut close = BytesMut::new();
-        encode_outer_close(1000, "clean-eof", Some(mask()), &mut close);
-        // Small: h2 keeps it until there is room. A stream that has ended is shut down.
-        let _ = self.bridge.send.send_data(close.freeze(), true);
+        // A stream that has ended is shut down.
+        let _ = self.bridge.send.send_data(Bytes::new(), true);
         Poll::Ready(Ok(()))
     }
 }

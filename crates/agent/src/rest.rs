@@ -204,15 +204,23 @@ where
     });
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let retry_after = retry_after(response.headers());
+    let headers = response.headers().clone();
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
     let body = body.map_err(|_| Error::Cut)?.to_bytes();
     if !status.is_success() {
-        let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let is_ours = problem["type"].as_str().is_some_and(|kind| kind.starts_with("urn:adit:problem:"));
-        return Err(Error::Refused { status, detail: detail(status, &problem), is_ours, retry_after });
+        return Err(refusal(status, &headers, &body).0);
     }
     if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body).map_err(Error::Answer) }
+}
+
+/// What a server says with a status that is no success; and if it is an Adit server, which
+/// problem it is.
+pub(crate) fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> (Error, Option<String>) {
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    let kind = problem["type"].as_str().and_then(|kind| kind.strip_prefix("urn:adit:problem:")).map(str::to_owned);
+    let detail = detail(status, &problem);
+    let is_ours = kind.is_some();
+    (Error::Refused { status, detail, is_ours, retry_after: retry_after(headers) }, kind)
 }
 
 /// When to ask again, if it is said in seconds (RFC 9110 section 10.2.3).

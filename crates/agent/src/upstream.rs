@@ -15,7 +15,8 @@ use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
@@ -37,9 +38,13 @@ struct Inner {
     /// What the application sees as `Host`.
     host: HeaderValue,
     idle: Mutex<Vec<Connection>>,
+    /// The connection of an application that speaks HTTP/2, if it is there.
+    http2: tokio::sync::Mutex<Option<http2::SendRequest<Outbound>>>,
 }
 
 enum Dial {
+    /// HTTP/2 without TLS, known to be spoken (RFC 9113 section 3.3).
+    H2c { host: String, port: u16 },
     Tcp { host: String, port: u16 },
     Tls { host: String, port: u16, trust: Trust },
     Service(Box<dyn Fn(tokio::io::DuplexStream) + Send + Sync>),
@@ -72,23 +77,28 @@ pub(crate) const MAX_FIELDS: usize = 200;
 pub(crate) const MAX_HEADERS: usize = 64 * 1024;
 /// What is read of an answer, or kept of a request, before the other side takes it.
 const MAX_BUFFER: usize = 256 * 1024;
+/// What an application that speaks HTTP/2 may send ahead on one stream, and on all.
+const HTTP2_STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 /// Octets between an in-process service and the agent.
 const PIPE: usize = 64 * 1024;
 
 impl Upstream {
-    /// An application at an `http` or `https` URL; `trust` is for the latter.
+    /// An application at an `http` or `https` URL; `trust` is for the latter. One at
+    /// `h2c` speaks HTTP/2 without TLS, as gRPC servers do.
     ///
     /// # Errors
     ///
     /// When the URL is another one, or has a path.
     pub fn url(url: &Uri, trust: Option<&Trust>) -> Result<Self, Error> {
-        let usage = Error::Upstream("forward to a URL such as http://127.0.0.1:3000, without a path");
+        let usage = Error::Upstream("forward to a URL such as http://127.0.0.1:3000 or h2c://127.0.0.1:50051, without a path");
         if !matches!(url.path(), "" | "/") || url.query().is_some() {
             return Err(usage);
         }
         let (Some(host), Some(authority)) = (url.host(), url.authority()) else { return Err(usage) };
         let bare = bare(host).to_owned();
         let dial = match (url.scheme_str(), trust) {
+            (Some("h2c"), _) => Dial::H2c { host: bare, port: url.port_u16().unwrap_or(80) },
             (Some("http"), _) => Dial::Tcp { host: bare, port: url.port_u16().unwrap_or(80) },
             (Some("https"), Some(trust)) => {
                 Dial::Tls { host: bare, port: url.port_u16().unwrap_or(443), trust: trust.clone() }
@@ -122,13 +132,27 @@ impl Upstream {
     }
 
     fn new(dial: Dial, host: HeaderValue) -> Self {
-        Self(Arc::new(Inner { dial, host, idle: Mutex::default() }))
+        let http2 = tokio::sync::Mutex::default();
+        Self(Arc::new(Inner { dial, host, idle: Mutex::default(), http2 }))
     }
 
-    /// Sends a request and answers when the head of the response is there. The
-    /// request's `host` becomes the application's own.
+    /// What the application calls itself.
+    pub(crate) fn host(&self) -> &HeaderValue {
+        &self.0.host
+    }
+
+    /// The body of an answer whose connection is used for nothing else.
+    pub(crate) fn body_of_its_own(&self, body: Incoming) -> UpstreamBody {
+        UpstreamBody { body, connection: None, returned: Returned::at_once(), upstream: self.clone() }
+    }
+
+    /// Sends a request and answers when the head of the response is there. Without a
+    /// `host`, it is the application's own.
     pub(crate) async fn send(&self, mut request: Request<AgentBody>) -> Result<Response<UpstreamBody>, Error> {
-        request.headers_mut().insert(header::HOST, self.0.host.clone());
+        request.headers_mut().entry(header::HOST).or_insert_with(|| self.0.host.clone());
+        if let Dial::H2c { host, port } = &self.0.dial {
+            return self.send_http2(request, host, *port).await;
+        }
         let mut idle = self.take_idle();
         loop {
             let is_reused = idle.is_some();
@@ -158,9 +182,50 @@ impl Upstream {
         }
     }
 
+    /// The same to an application that speaks HTTP/2: all requests share a connection.
+    async fn send_http2(
+        &self,
+        request: Request<AgentBody>,
+        host: &str,
+        port: u16,
+    ) -> Result<Response<UpstreamBody>, Error> {
+        let (mut head, body) = request.into_parts();
+        let authority = head.headers.remove(header::HOST).unwrap_or_else(|| self.0.host.clone());
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let uri = Uri::builder().scheme("http").authority(authority.as_bytes()).path_and_query(target).build();
+        (head.uri, head.version) = (uri?, http::Version::HTTP_2);
+        let mut sender = {
+            let mut shared = self.0.http2.lock().await;
+            match shared.as_ref().filter(|sender| !sender.is_closed()) {
+                Some(sender) => sender.clone(),
+                None => {
+                    let stream = direct(host, port).connect().await.map_err(Error::Connect)?;
+                    let mut builder = http2::Builder::new(TokioExecutor::new());
+                    builder
+                        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+                        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+                        .max_header_list_size(MAX_HEADERS as u32 + MAX_FIELDS as u32 * 32);
+                    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+                    tokio::spawn(async move {
+                        if let Err(error) = connection.await {
+                            let error = &error as &dyn std::error::Error;
+                            tracing::debug!(error, "a connection to the application ended");
+                        }
+                    });
+                    shared.insert(sender).clone()
+                }
+            }
+        };
+        let (outbound, returned) = Outbound::new(body, false);
+        sender.ready().await?;
+        let response = sender.send_request(Request::from_parts(head, outbound)).await?;
+        let upstream = self.clone();
+        Ok(response.map(|body| UpstreamBody { body, connection: None, returned, upstream }))
+    }
+
     /// Sends a request on a connection of its own, which may be upgraded.
     pub(crate) async fn send_upgrade(&self, mut request: Request<AgentBody>) -> Result<Response<Incoming>, Error> {
-        request.headers_mut().insert(header::HOST, self.0.host.clone());
+        request.headers_mut().entry(header::HOST).or_insert_with(|| self.0.host.clone());
         let mut connection = self.dial().await?;
         // It lives on as what it becomes.
         connection.task = None;
@@ -187,7 +252,8 @@ impl Upstream {
 
     async fn dial(&self) -> Result<Connection, Error> {
         let io: Box<dyn Io> = match &self.0.dial {
-            Dial::Tcp { host, port } => Box::new(direct(host, *port).connect().await.map_err(Error::Connect)?),
+            // Upgrades are of HTTP/1.1.
+            Dial::H2c { host, port } | Dial::Tcp { host, port } => Box::new(direct(host, *port).connect().await.map_err(Error::Connect)?),
             Dial::Tls { host, port, trust } => Box::new(trust.connect(host, direct(host, *port), b"http/1.1").await?),
             Dial::Service(serve) => {
                 let (near, far) = tokio::io::duplex(PIPE);

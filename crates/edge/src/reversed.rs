@@ -11,7 +11,6 @@ mod reply;
 mod session;
 mod upload;
 mod websocket;
-mod windows;
 
 pub(crate) use exchange::Link;
 pub(crate) use held::Held;

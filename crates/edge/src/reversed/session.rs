@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_proto::{CONNECTION_WINDOW, Windows};
 use bytes::Bytes;
 use connections::{Kind, Peer, Upgraded};
 use h2::client::{Builder, Connection, SendRequest};
@@ -12,7 +13,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tunnel_model::{EndReason, InstanceId, KeyId, SessionId, SessionKind, Status, Tunnel};
 
-use super::windows::{CONNECTION_WINDOW, Windows};
 use crate::Shared;
 use crate::heart::Heart;
 use crate::tunnels::{Connected, Member, Signal, Ticket};

@@ -1,28 +1,35 @@
-//! How much an agent may send ahead on a stream.
+//! How much may be sent ahead on a stream of the native wire.
 //!
-//! HTTP/2 gives a connection one window for all streams, and a visitor who takes nothing
+//! HTTP/2 gives a connection one window for all streams, and a reader who takes nothing
 //! would close it for the others. So that window is as wide as it can be, and what is
 //! held is bounded by the streams' own: a budget, divided by those that are open.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The window of the connection, which is never the limit (RFC 9113 section 6.9.1).
-pub(super) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The most that one stream may send ahead: a long path is filled with it.
 const LARGEST: u32 = 16 * 1024 * 1024;
 /// The least: what HTTP/2 begins with.
 const SMALLEST: u32 = 64 * 1024;
 
-/// The window of the streams of one connection.
+/// The window of the streams of one connection (`SETTINGS_INITIAL_WINDOW_SIZE`).
+///
+/// ```
+/// let windows = agent_proto::Windows::new(64 * 1024 * 1024);
+/// assert!(!windows.opened(), "one stream has as much as none");
+/// assert_eq!(windows.wanted(0), 16 * 1024 * 1024);
+/// ```
 #[derive(Debug)]
-pub(super) struct Windows {
+pub struct Windows {
     /// Octets that all streams together may send ahead.
     budget: u32,
     open: AtomicUsize,
 }
 
 impl Windows {
-    pub(super) fn new(budget: u32) -> Self {
+    /// None is open, and `budget` octets may be sent ahead on all together.
+    pub fn new(budget: u32) -> Self {
         Self { budget, open: AtomicUsize::new(0) }
     }
 
@@ -34,22 +41,24 @@ impl Windows {
     }
 
     /// One stream more. Answers whether the window is smaller now.
-    pub(super) fn opened(&self) -> bool {
+    pub fn opened(&self) -> bool {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         self.of(before + 1) < self.of(before)
     }
 
-    pub(super) fn closed(&self) {
+    /// One stream less.
+    pub fn closed(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(super) fn open(&self) -> usize {
+    /// Streams that are open.
+    pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
     /// What the window should be, if it is `now`: at once less, and more only when half of
     /// the streams have gone.
-    pub(super) fn wanted(&self, now: u32) -> u32 {
+    pub fn wanted(&self, now: u32) -> u32 {
         let open = self.open();
         let least = self.of(open);
         if least < now { least } else { self.of(open * 2).max(now) }
