@@ -144,8 +144,14 @@ impl Server {
         let limits = Limits::default();
         let metrics = Arc::new(Metrics::new());
         let router = api::router(Arc::new(app), Arc::clone(&metrics), &limits);
+        let routes = router.clone();
+        // At the zone's name the edge has the API, too: there agents attach.
+        let rest: edge::Rest = Arc::new(move |arrival| {
+            let routes = routes.clone();
+            Box::pin(async move { api::serve_connection(arrival, routes, &limits, std::future::pending()).await })
+        });
         tokio::spawn(async move { api::serve(api_listener, router, &limits, metrics, std::future::pending()).await });
-        tokio::spawn(async move { edge.serve(edge_listener, None, std::future::pending()).await });
+        tokio::spawn(async move { edge.serve(edge_listener, Some(rest), std::future::pending()).await });
         Ok(Self { api: api_address, edge: edge_address, admin_key, root: ca.root })
     }
 

@@ -53,7 +53,7 @@ pub fn onward_headers(mut headers: HeaderMap) -> HeaderMap {
             let is_of_connection = is_of_connection(name) && **name != header::TRAILER;
             is_of_connection
                 || is_ours(name)
-                || name.as_str().starts_with("adit-")
+                || is_of_native(name)
                 || is_said_by_proxies(name)
                 || matches!(name.as_str(), "expect" | "http2-settings" | "sec-websocket-key" | "sec-websocket-accept")
         })
@@ -72,6 +72,24 @@ pub fn onward_headers(mut headers: HeaderMap) -> HeaderMap {
         }
     }
     headers
+}
+
+/// The trailers of a visitor's request on the native wire: what may not be said before the
+/// body may not be said behind it, nor what is about the message itself (RFC 9110 section 6.5.1).
+pub fn onward_trailers(trailers: HeaderMap) -> HeaderMap {
+    without_framing(onward_headers(trailers))
+}
+
+/// The trailers of an application's answer on the native wire.
+pub fn answer_trailers(trailers: HeaderMap) -> HeaderMap {
+    without_framing(answer_headers(trailers))
+}
+
+fn without_framing(mut trailers: HeaderMap) -> HeaderMap {
+    for name in [header::CONTENT_LENGTH, header::TE, header::TRAILER, header::HOST, header::COOKIE] {
+        trailers.remove(name);
+    }
+    trailers
 }
 
 /// The headers of a visitor's WebSocket handshake as an agent may see them:
@@ -114,7 +132,7 @@ pub fn answer_headers(mut headers: HeaderMap) -> HeaderMap {
         .filter(|name| {
             (is_of_connection(name) && **name != header::TRAILER)
                 || is_ours(name)
-                || name.as_str().starts_with("adit-")
+                || is_of_native(name)
         })
         .cloned()
         .collect();
@@ -243,6 +261,12 @@ fn is_ours(name: &HeaderName) -> bool {
     name.as_str().starts_with("inkbox-")
 }
 
+/// What the native wire says itself, however it is spelt (see [`is_said_by_proxies`]).
+fn is_of_native(name: &HeaderName) -> bool {
+    let after = name.as_str().strip_prefix("adit").and_then(|rest| rest.bytes().next());
+    after.is_some_and(|octet| !octet.is_ascii_alphanumeric())
+}
+
 fn cookie(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut cookies = headers.get_all(header::COOKIE).iter();
     let first = cookies.next()?;
@@ -313,6 +337,7 @@ mod tests {
             ("trailer", b"x-sum"),
             ("expect", b"100-continue"),
             ("adit-visitor", b"6.6.6.6"),
+            ("adit_visitor", b"6.6.6.6"),
             ("inkbox-request-id", b"mine"),
             ("x_forwarded_for", b"6.6.6.6"),
             ("upgrade", b"h2c"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use agent_proto::visitor::answer_headers;
+use agent_proto::visitor::{answer_headers, answer_trailers};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -180,7 +180,7 @@ pub(crate) async fn send(respond: &mut SendResponse<Bytes>, head: Response<()>, 
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    return Ok(stream.send_trailers(trailers)?);
+                    return Ok(stream.send_trailers(answer_trailers(trailers))?);
                 }
             }
         }

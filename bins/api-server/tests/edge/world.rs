@@ -105,9 +105,14 @@ impl World {
         let api_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (address, api) = (listener.local_addr().expect("bound"), api_listener.local_addr().expect("bound"));
         let serving = edge.clone();
-        tokio::spawn(async move { serving.serve(listener, None, std::future::pending()).await });
         let (app, limits, metrics) = (Arc::new(app), Limits::default(), Arc::new(Metrics::new()));
         let router = api::router(Arc::clone(&app), Arc::clone(&metrics), &limits);
+        let routes = router.clone();
+        let rest: edge::Rest = Arc::new(move |arrival| {
+            let routes = routes.clone();
+            Box::pin(async move { api::serve_connection(arrival, routes, &limits, std::future::pending()).await })
+        });
+        tokio::spawn(async move { serving.serve(listener, Some(rest), std::future::pending()).await });
         tokio::spawn(async move { api::serve(api_listener, router, &limits, metrics, std::future::pending()).await });
         let root = CertificateDer::from(ca.root);
         Self { edge, address, root, app, api, key: key.expose().to_owned(), directory }
@@ -185,7 +190,7 @@ impl World {
             }
         }));
         tokio::time::timeout(Duration::from_secs(10), waiting.recv()).await.expect("in time").expect("it connects");
-        // The intakes follow the hello.
+        // The edge lets it in a PING later.
         tokio::time::sleep(Duration::from_millis(50)).await;
         Running { task }
     }

@@ -101,7 +101,10 @@ impl<'a> Wanted<'a> {
             Some("false") | None => false,
             Some(_) => return Err(wrong("Adit-Share is true or false")),
         };
-        let seconds = one(headers, "adit-response-deadline")?.map(str::parse::<u64>);
+        // Digits alone: a sign is none.
+        let is_digits = |text: &&str| text.bytes().all(|digit| digit.is_ascii_digit());
+        let seconds = one(headers, "adit-response-deadline")?;
+        let seconds = seconds.map(|text| Some(text).filter(is_digits).unwrap_or_default().parse::<u64>());
         let response_deadline = match seconds {
             None => None,
             Some(Ok(seconds @ 1..=LONGEST_DEADLINE)) => Some(Duration::from_secs(seconds)),

@@ -1,5 +1,6 @@
 //! Requests, handshakes and connections of visitors as streams of a link.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -355,8 +356,10 @@ fn onward(request: Request<()>, visitor: IpAddr) -> Result<Request<()>, LinkErro
     parts.authority = Some(authority.ok_or(LinkError::Target)?);
     let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     parts.path_and_query = match (ascii_target(target), head.uri.path_and_query()) {
-        (std::borrow::Cow::Borrowed(_), Some(target)) => Some(target.clone()),
-        (target, _) => Some(target.parse().map_err(|_| LinkError::Target)?),
+        (Cow::Borrowed(text), Some(target)) if text.starts_with('/') => Some(target.clone()),
+        (target, _) if target.starts_with('/') => Some(target.parse().map_err(|_| LinkError::Target)?),
+        // An absolute form without a path (RFC 9112 section 3.2.2).
+        (target, _) => Some(format!("/{target}").parse().map_err(|_| LinkError::Target)?),
     };
     let mut onward = Request::new(());
     *onward.uri_mut() = Uri::from_parts(parts).map_err(|_| LinkError::Target)?;

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use agent_proto::visitor::answer_trailers;
 use bytes::Bytes;
 use h2::RecvStream;
 use http::header::CONTENT_LENGTH;
@@ -104,7 +105,7 @@ impl Body for Coming {
         let trailers = ready!(self.recv.poll_trailers(cx));
         self.is_done = true;
         Poll::Ready(match trailers {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(answer_trailers(trailers)))),
             Err(_) => Some(Err(ReplyBroken::Lost)),
         })
     }

@@ -134,7 +134,7 @@ impl Attached {
         let session = Arc::new(Session {
             id,
             send,
-            response_deadline: response_deadline.unwrap_or(shared.settings.live.reply_time),
+            response_deadline: response_deadline.unwrap_or(shared.settings.response_deadline),
             windows: Windows::new(shared.settings.agent.connection_window),
             crowded: Notify::new(),
         });

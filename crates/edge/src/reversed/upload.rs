@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::time::Duration;
 
+use agent_proto::visitor::onward_trailers;
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
@@ -92,7 +93,11 @@ impl Upload {
                     Some(trailers) => stream.send_trailers(trailers),
                     None => stream.send_data(Bytes::new(), true),
                 };
-                return ended.map_err(|_| Stopped::Agent);
+                return ended.map_err(|_| {
+                    // Nothing, if it has ended: nobody may wait for the rest.
+                    stream.send_reset(Reason::INTERNAL_ERROR);
+                    Stopped::Agent
+                });
             }
             match self.body.frame().await {
                 None => self.is_done = true,
@@ -101,7 +106,7 @@ impl Upload {
                     Ok(data) => self.next.push_back(data),
                     Err(frame) => {
                         self.is_done = true;
-                        self.trailers = frame.into_trailers().ok();
+                        self.trailers = frame.into_trailers().ok().map(onward_trailers);
                     }
                 },
                 Some(Err(_)) => {
