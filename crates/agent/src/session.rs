@@ -8,6 +8,7 @@ use std::time::Duration;
 use agent_proto::limits::{PING_INTERVAL, PING_TIMEOUT};
 use agent_proto::{CONNECTION_WINDOW, Credential, Windows};
 use bytes::Bytes;
+use connections::Rewound;
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
@@ -29,7 +30,8 @@ pub(crate) struct Session {
     pings: Option<PingPong>,
 }
 
-type Link = TlsStream<TcpStream>;
+type Tls = TlsStream<TcpStream>;
+type Link = Rewound<Tls>;
 
 /// How a session ended, for whoever has to follow it with another one.
 #[derive(Debug)]
@@ -94,7 +96,7 @@ impl Drop for Open {
 
 impl Session {
     /// Attaches over a connection to the edge.
-    pub(crate) async fn begin(shared: &Shared, tls: Link) -> Result<Self, Error> {
+    pub(crate) async fn begin(shared: &Shared, tls: Tls) -> Result<Self, Error> {
         let begun = async {
             let link = attach(shared, tls).await?;
             let handshake = Builder::new()
@@ -127,7 +129,7 @@ impl Session {
 }
 
 /// Asks for the upgrade.
-async fn attach(shared: &Shared, tls: Link) -> Result<Link, Error> {
+async fn attach(shared: &Shared, tls: Tls) -> Result<Link, Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
     let driver = tokio::spawn(async move {
         // Its end is the answer's, or the link's beginning.
@@ -161,12 +163,9 @@ async fn attach(shared: &Shared, tls: Link) -> Result<Link, Error> {
     let is_ours = response.headers().get(UPGRADE).is_some_and(|protocol| *protocol == PROTOCOL);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && is_ours {
         let upgraded = hyper::upgrade::on(response).await?;
-        let parts = upgraded.downcast::<TokioIo<Link>>().map_err(|_| Error::Cut)?;
-        // The edge waits for our SETTINGS, but not with what is its own to say first.
-        return match parts.read_buf.is_empty() {
-            true => Ok(parts.io.into_inner()),
-            false => Err(Error::Attach("the edge, or a proxy, spoke before the 101 was read".to_owned())),
-        };
+        let parts = upgraded.downcast::<TokioIo<Tls>>().map_err(|_| Error::Cut)?;
+        // The edge speaks first: its preface may have come with the 101.
+        return Ok(Rewound::new(parts.read_buf, parts.io.into_inner()));
     }
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_REFUSAL).collect().await.map(|body| body.to_bytes()).unwrap_or_default();

@@ -34,7 +34,7 @@ pub use places::{Counts, Full, Kind, Limits, Place, Places};
 pub use progress::Progress;
 pub use throttle::Throttle;
 pub use tls::{TlsFailed, accept_tls};
-pub use upgrade::{Upgraded, upgraded};
+pub use upgrade::{Rewound, Upgraded, upgraded};
 
 /// What a connection can do.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -11,13 +11,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{Guarded, Impatient, Io};
 
+/// A connection of which something was read already.
+pub struct Rewound<IO> {
+    first: Bytes,
+    io: IO,
+}
+
+impl<IO> Rewound<IO> {
+    /// Gives `first`, then what `io` has.
+    pub fn new(first: Bytes, io: IO) -> Self {
+        Self { first, io }
+    }
+}
+
 /// A connection of [`serve_http1`](crate::serve_http1) after its 101: what looked at
 /// requests and waited for answers is gone from it.
-pub struct Upgraded {
-    /// What was read already.
-    first: Bytes,
-    io: Box<dyn Io>,
-}
+pub type Upgraded = Rewound<Box<dyn Io>>;
 
 /// Returns the connection when the 101 is written.
 ///
@@ -30,10 +39,10 @@ pub async fn upgraded(on: OnUpgrade) -> io::Result<Upgraded> {
         .downcast::<TokioIo<Guarded<Impatient<Box<dyn Io>>>>>()
         .map_err(|_| io::Error::other("a connection of another server"))?;
     let io = parts.io.into_inner().into_inner().into_inner();
-    Ok(Upgraded { first: parts.read_buf, io })
+    Ok(Rewound::new(parts.read_buf, io))
 }
 
-impl AsyncRead for Upgraded {
+impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             return Pin::new(&mut self.io).poll_read(cx, buf);
@@ -41,11 +50,15 @@ impl AsyncRead for Upgraded {
         let octets = self.first.len().min(buf.remaining());
         buf.put_slice(&self.first[..octets]);
         self.first.advance(octets);
+        if self.first.is_empty() {
+            // Its memory is not needed for the rest of the connection.
+            self.first = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Upgraded {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

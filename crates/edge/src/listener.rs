@@ -1,17 +1,14 @@
 //! Connections: handed to their role by the name in the ClientHello before any
 //! TLS ends.
 
-use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use connections::{Arrival, Kind, LINGER, Place, Socket, accept_tls, linger};
+use connections::{Arrival, Kind, LINGER, Place, Rewound, Socket, accept_tls, linger};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
@@ -186,11 +183,11 @@ async fn terminate(
     name: &str,
     config: &Arc<ServerConfig>,
     shared: &Shared,
-) -> Option<Box<TlsStream<Replay>>> {
+) -> Option<Box<TlsStream<Rewound<TcpStream>>>> {
     let limit = shared.settings.hello_time;
     let prepared = async {
         shared.certificates.prepare(name).await;
-        let replay = Replay { first: Bytes::from(reader.into_coalesced()), stream };
+        let replay = Rewound::new(Bytes::from(reader.into_coalesced()), stream);
         accept_tls(replay, Arc::clone(config), limit).await
     };
     match timeout(limit + LINGER, prepared).await {
@@ -208,52 +205,4 @@ async fn refuse(mut stream: TcpStream, alert: u8) {
     // Said to whoever still listens.
     let _ = stream.write_all(&alert_record(alert)).await;
     linger(stream).await;
-}
-
-/// A connection of which some bytes were read already.
-pub(crate) struct Replay {
-    first: Bytes,
-    stream: TcpStream,
-}
-
-impl AsyncRead for Replay {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let octets = self.first.len().min(buf.remaining());
-        buf.put_slice(&self.first[..octets]);
-        self.first.advance(octets);
-        if self.first.is_empty() {
-            // Its memory is not needed for the rest of the connection.
-            self.first = Bytes::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Replay {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
