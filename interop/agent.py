@@ -969,7 +969,7 @@ def wrong_flags(scene):
         (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "here"], 2, "HOST:PORT"),
         (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "https://h:1"], 2, "without a scheme"),
         (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--edge", "::1:1"], 2, "[::1]:4443"),
-        (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--pool-size", "33"], 2, "1..=32"),
+        (["connect", "plain", "--forward-to", "http://127.0.0.1:1", "--connections", "17"], 2, "1..=16"),
         (["tunnels", "list", "--ca", "no-such-file"], 1, "no-such-file"),
         (["tunnels", "list", "--server", "http://tunnels.example"], 1, "use https"),
         (["tunnels", "list", "--server", "http://127.0.0.1:1"], 1, "cannot connect"),

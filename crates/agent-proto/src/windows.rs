@@ -18,7 +18,7 @@ const SMALLEST: u32 = 64 * 1024;
 /// ```
 /// let windows = agent_proto::Windows::new(64 * 1024 * 1024);
 /// assert!(!windows.opened(), "one stream has as much as none");
-/// assert_eq!(windows.wanted(0), 16 * 1024 * 1024);
+/// assert_eq!(windows.wanted(windows.widest()), 16 * 1024 * 1024);
 /// ```
 #[derive(Debug)]
 pub struct Windows {
@@ -31,6 +31,11 @@ impl Windows {
     /// None is open, and `budget` octets may be sent ahead on all together.
     pub fn new(budget: u32) -> Self {
         Self { budget, open: AtomicUsize::new(0) }
+    }
+
+    /// What a stream that is alone may send ahead.
+    pub fn widest(&self) -> u32 {
+        self.of(1)
     }
 
     /// What a stream may send ahead when `open` of them are there. Powers of two, so that

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use agent_proto::visitor::{ascii_target, reply_headers};
+use agent_proto::visitor::{answer_headers, ascii_target, onward_headers};
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
@@ -105,7 +105,11 @@ async fn exchange(
     let mut onward = Request::new(Upload(Some(body)).map_err(Into::into).boxed_unsync());
     *onward.method_mut() = head.method;
     *onward.uri_mut() = uri;
-    *onward.headers_mut() = end_to_end(&head.headers);
+    let key = head.headers.get(header::SEC_WEBSOCKET_KEY).cloned();
+    *onward.headers_mut() = onward_headers(head.headers);
+    if let Some(key) = key {
+        onward.headers_mut().insert(header::SEC_WEBSOCKET_KEY, key);
+    }
     put_forwarded(onward.headers_mut(), authority, visitor);
     let response = match upgrade {
         Some((protocol, visitor)) => {
@@ -246,28 +250,14 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = response.into_parts();
-    // Known before the body, and for a HEAD all there is. RFC 9110 section 8.6: what
-    // has no content has no length.
-    let length = head.headers.get(header::CONTENT_LENGTH).filter(|_| head.status != StatusCode::NO_CONTENT).cloned();
     let mut answer = Response::new(body.map_err(Into::into).boxed_unsync());
     *answer.status_mut() = head.status;
-    *answer.headers_mut() = reply_headers(head.headers);
-    if let Some(length) = length {
-        answer.headers_mut().insert(header::CONTENT_LENGTH, length);
+    *answer.headers_mut() = answer_headers(head.headers);
+    // RFC 9110 section 8.6: what has no content has no length.
+    if head.status == StatusCode::NO_CONTENT {
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
     }
     answer
-}
-
-/// The headers of a request without those of the visitor's connection; `host`
-/// and what is said about the visitor's address are ours to say.
-fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let websocket: Vec<_> = headers.iter().filter(|(name, _)| name.as_str().starts_with("sec-websocket-")).collect();
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let mut kept = agent_proto::visitor::request_headers(headers, length.unwrap_or(u64::MAX));
-    for (name, value) in websocket {
-        kept.append(name.clone(), value.clone());
-    }
-    kept
 }
 
 async fn forward_upgrade(

@@ -102,7 +102,7 @@ impl Session {
             let handshake = Builder::new()
                 .enable_connect_protocol()
                 .max_concurrent_streams(MAX_STREAMS)
-                .initial_window_size(Windows::new(BUDGET).wanted(0))
+                .initial_window_size(Windows::new(BUDGET).widest())
                 .max_frame_size(MAX_FRAME)
                 .max_header_list_size(MAX_HEADER_LIST)
                 // Visitors leave in bursts.
@@ -184,7 +184,8 @@ async fn attach(shared: &Shared, tls: Tls) -> Result<Link, Error> {
 async fn drive(session: Session, shared: Arc<Shared>, end: oneshot::Sender<End>) {
     let Session { mut connection, pings } = session;
     let streams = Arc::new(Streams { windows: Windows::new(BUDGET), crowded: Notify::new() });
-    let mut window = streams.windows.wanted(0);
+    let widest = streams.windows.widest();
+    let mut window = widest;
     let mut look_at = Instant::now() + LOOK;
     let mut beat = std::pin::pin!(beat(pings));
     let mut end = Some(end);
@@ -194,7 +195,6 @@ async fn drive(session: Session, shared: Arc<Shared>, end: oneshot::Sender<End>)
     let told = Arc::new(Told::default());
     let mut stop = shared.stop.subscribe();
     loop {
-        let is_small = window < streams.windows.wanted(0);
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => serve(&shared, &streams, &told, request, respond),
@@ -220,7 +220,7 @@ async fn drive(session: Session, shared: Arc<Shared>, end: oneshot::Sender<End>)
             // Whoever waited has been dropped: the agent ends at once.
             () = dropped(&mut end) => return,
             () = streams.crowded.notified() => {}
-            () = sleep_until(look_at), if is_small => look_at = Instant::now() + LOOK,
+            () = sleep_until(look_at), if window < widest => look_at = Instant::now() + LOOK,
             () = async { sleep_until(leave_by.unwrap_or_else(Instant::now)).await }, if leave_by.is_some() => {
                 return connection.abrupt_shutdown(h2::Reason::NO_ERROR);
             }

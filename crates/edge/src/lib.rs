@@ -343,6 +343,7 @@ impl Edge {
         drop(listener);
         let end = Instant::now() + self.shared.settings.grace;
         self.stop.send_replace(true);
+        shared.tunnels.warn();
         // First the visitors, while the agents are still there to answer.
         let is_answered = || {
             let answered = shared.tunnels.exchanges() <= shared.bridges.open();

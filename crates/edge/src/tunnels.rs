@@ -87,6 +87,8 @@ pub(crate) enum Signal {
     GoElsewhere,
     /// The tunnel is not what it was.
     LookAgain,
+    /// Another agent has taken the tunnel over: this one is to stop, when it is done.
+    Superseded,
     /// The connection ends, for this reason.
     End(EndReason),
 }
@@ -288,6 +290,15 @@ impl Tunnels {
         entry.arrived.notify_waiters();
     }
 
+    /// Tells the agents that can have two links at once to make the next one, while this
+    /// one goes on.
+    pub(crate) fn warn(&self) {
+        for entry in self.entries() {
+            let state = entry.state();
+            state.links.keys().for_each(|session| state.signal(*session, Signal::GoElsewhere));
+        }
+    }
+
     /// Tells every agent to go elsewhere.
     pub(crate) fn drain(&self) {
         for entry in self.entries() {
@@ -457,6 +468,7 @@ impl Tunnels {
                 // No session is open as yet.
                 // Whoever opens one sees to it.
                 | LiveEvent::ExchangeOpened { .. } => {}
+                LiveEvent::SessionSuperseded(session) => state.signal(session, Signal::Superseded),
                 LiveEvent::SessionAnnounced(session) => state.signal(session, Signal::LookAgain),
             }
         }

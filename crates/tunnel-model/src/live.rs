@@ -180,6 +180,9 @@ pub enum LiveEvent {
     },
     /// Tell the agent of this open session to look at its tunnel again.
     SessionAnnounced(SessionId),
+    /// Tell the agent of this open session that another one has the tunnel: what it has
+    /// begun it may finish.
+    SessionSuperseded(SessionId),
     /// The exchange waits for an intake.
     ExchangeQueued(ExchangeId),
     /// Hand the reply to the visitor, and end the exchange when all of it has come.
@@ -299,7 +302,7 @@ pub struct LiveRules {
     pub reconnect_time: Duration,
     /// How long a session that was taken over may finish its exchanges (2 s: they are
     /// answered within that as a rule, and the older agent believes so long that it
-    /// serves).
+    /// serves. An open session is told at once, and has [`Self::drain_time`]).
     pub supersede_time: Duration,
     /// From the signal to go elsewhere to the end of the parked intakes (500 ms: an agent
     /// leaves within milliseconds of the signal, or needs a round trip to learn of it; an
@@ -575,8 +578,12 @@ impl Live {
             |other: &mut SessionId| self.sessions.get(other).is_none_or(|other| !kind.may_stand_beside(other.kind));
         let superseded: Vec<SessionId> = self.admitted.extract_if(.., must_go).collect();
         for older in superseded {
-            let ends_at = now + self.rules.supersede_time;
-            self.set_stage(older, Stage::Superseded { ends_at });
+            let is_open = self.sessions.get(&older).is_some_and(|older| older.kind != SessionKind::Parking);
+            let time = if is_open { self.rules.drain_time } else { self.rules.supersede_time };
+            if is_open {
+                events.push(LiveEvent::SessionSuperseded(older));
+            }
+            self.set_stage(older, Stage::Superseded { ends_at: now + time });
             self.end_if_done(older, events);
         }
         if kind != SessionKind::Parking {

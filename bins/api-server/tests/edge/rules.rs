@@ -68,7 +68,9 @@ async fn shop() -> (World, crate::world::Running) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_content_coding_stays_where_the_body_cannot_tell() {
-    let (world, _agent) = shop().await;
+    let world = World::start().await;
+    world.tunnel("shop", TlsMode::Edge).await;
+    let _agent = world.sdk_agent("shop", application()).await;
     let response = ask(&world, "shop", "/part").await;
     assert_eq!(
         (response.status(), &response.headers()["content-encoding"]),
@@ -241,7 +243,7 @@ async fn a_revoked_key_ends_its_requests_at_once() {
 async fn a_close_of_ours_ends_the_connection_when_it_is_answered() {
     let world = World::start().await;
     world.tunnel("shop", TlsMode::Edge).await;
-    let _agent = world.agent("shop").await;
+    let _agent = world.sdk_agent("shop", crate::world::application()).await;
     let mut tls = websocket(&world).await;
     // A reserved bit is a violation: the edge says so and waits for our Close.
     tls.write_all(&[0xc1, 0x80, 0, 0, 0, 0]).await.expect("sent");
@@ -268,7 +270,10 @@ async fn the_bodies_of_one_tunnel_leave_room_for_another() {
     for name in ["shop", "bank"] {
         world.tunnel(name, TlsMode::Edge).await;
     }
-    let _agents = (world.agent("shop").await, world.agent("bank").await);
+    let _agents = (
+        world.sdk_agent("shop", crate::world::application()).await,
+        world.sdk_agent("bank", crate::world::application()).await,
+    );
     // Two bodies that do not end, of which one tunnel may have half of what there is.
     let mut slow = Vec::new();
     for _ in 0..2 {

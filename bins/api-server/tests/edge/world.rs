@@ -40,6 +40,15 @@ pub(crate) struct World {
     directory: tempfile::TempDir,
 }
 
+/// An agent of the published SDKs' wire, which runs until it is dropped.
+pub(crate) struct Parked(JoinHandle<Result<(), sdk_agent::Error>>);
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// An agent that runs until it is dropped.
 pub(crate) struct Running {
     task: JoinHandle<Result<(), Error>>,
@@ -155,6 +164,26 @@ impl World {
         self.agent_at(name, self.address.port(), upstream, &self.key).await
     }
 
+    /// An agent of the published SDKs' wire with the application in its process.
+    pub(crate) async fn sdk_agent(&self, name: &str, application: Router) -> Parked {
+        let trust = sdk_agent::Trust::only(vec![self.root.clone()]).expect("a root");
+        let server = format!("http://{}", self.api).parse().expect("a URL");
+        let key = Credential::ApiKey(self.key.clone());
+        let rest = sdk_agent::Rest::new(server, key, Some(trust)).expect("a client");
+        let agent = sdk_agent::Agent::new(rest, name, sdk_agent::Upstream::service(application))
+            .edge("127.0.0.1", self.address.port());
+        let (connected, mut waiting) = tokio::sync::mpsc::unbounded_channel();
+        let task = tokio::spawn(agent.run(move |event| {
+            if let sdk_agent::Event::Connected { .. } = event {
+                let _ = connected.send(());
+            }
+        }));
+        tokio::time::timeout(Duration::from_secs(10), waiting.recv()).await.expect("in time").expect("it connects");
+        // The intakes follow the hello.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Parked(task)
+    }
+
     /// The same, with this key.
     pub(crate) async fn agent_with_key(&self, name: &str, upstream: Upstream, key: &ApiKeySecret) -> Running {
         self.agent_at(name, self.address.port(), upstream, key.expose()).await
@@ -243,7 +272,7 @@ impl Drop for Events {
 }
 
 /// Tells what it was asked, mirrors bodies, and echoes WebSocket octets.
-fn application() -> Router {
+pub(crate) fn application() -> Router {
     async fn echo(request: Request) -> String {
         let mut text = format!("{} {}\n", request.method(), request.uri());
         for (name, value) in request.headers() {

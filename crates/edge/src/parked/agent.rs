@@ -498,8 +498,8 @@ impl Plan {
                 let go_away = Step::GoAway { code: SUPERSEDED, debug_data: SUPERSEDED_DEBUG_DATA };
                 self.steps.extend([(settled, go_away), (settled + SILENCE, Step::Close)]);
             }
-            // An intake has told it.
-            Signal::LookAgain => {}
+            // An intake has told it, or will.
+            Signal::LookAgain | Signal::Superseded => {}
             // The intakes were answered; what is written now is read before the end.
             Signal::End(EndReason::Drained | EndReason::Revoked) => self.steps.push_back((settled, Step::Close)),
         }

@@ -262,6 +262,10 @@ impl crate::link::Link for Link<'_> {
             }
             let begun = match self.begin(&request, upload.is_none()).await {
                 Ok(begun) => begun,
+                // It was there, and left with the request.
+                Err(LinkError::Failed(Failure::AgentOffline)) if !tried.is_empty() => {
+                    break LinkError::Failed(Failure::AgentLost);
+                }
                 Err(error) => break error,
             };
             let (missed, in_flight) = match self.ask(begun, &mut upload, &visitor.patience).await {

@@ -100,10 +100,10 @@ fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) -> usi
     for pace in streams {
         let octets = pace.flow.get().map_or(0, FlowControl::used_capacity);
         let waits = now.wrapping_sub(pace.taken.load(Ordering::Relaxed));
-        if octets > 0 && u64::from(waits) > pace.patience.stall.as_secs() {
+        if octets > 0 && u64::from(waits) > whole_seconds(pace.patience.stall) {
             tracing::info!(octets, "a visitor does not take an answer");
             pace.leave();
-        } else if octets == 0 && u64::from(now.wrapping_sub(pace.moved.load(Ordering::Relaxed))) > idle.as_secs() {
+        } else if octets == 0 && u64::from(now.wrapping_sub(pace.moved.load(Ordering::Relaxed))) > whole_seconds(idle) {
             tracing::debug!("nothing moves on an exchange for long");
             pace.cut();
         } else if octets > 0 {
@@ -126,6 +126,10 @@ fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) -> usi
         }
     }
     held
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 impl Pace {

@@ -92,6 +92,8 @@ const SEND_BUFFER: usize = 128 * 1024;
 const MAX_RESETS: usize = 4096;
 /// How long an agent may take to hear why its link ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// From what the server says last to the end of the connection.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Between two looks whether the window can be larger again.
 const LOOK: Duration = Duration::from_secs(1);
 /// The authority of what the server says itself: no tunnel's name has an underscore.
@@ -209,7 +211,7 @@ async fn begin(link: Upgraded, shared: &Shared) -> Option<Begun> {
     let windows = Windows::new(shared.settings.agent.connection_window);
     let handshake = Builder::new()
         .enable_push(false)
-        .initial_window_size(windows.wanted(0))
+        .initial_window_size(windows.widest())
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_reset_streams(MAX_RESETS)
@@ -236,16 +238,19 @@ async fn drive(
     signals: &mut mpsc::Receiver<Signal>,
 ) {
     let mut heart = Heart::new(Some(pings));
-    let mut window = session.windows.wanted(0);
+    let widest = session.windows.widest();
+    let mut window = widest;
     let mut look_at = Instant::now() + LOOK;
+    let mut is_told = false;
     loop {
-        let is_small = window < session.windows.wanted(0);
         tokio::select! {
             biased;
             Some(signal) = signals.recv() => match signal {
+                Signal::GoElsewhere if std::mem::replace(&mut is_told, true) => {}
                 Signal::GoElsewhere => spawn_tell(session, "/drain"),
+                Signal::Superseded => spawn_tell(session, "/superseded"),
                 Signal::LookAgain => spawn_tell(session, "/renamed"),
-                Signal::End(EndReason::Superseded) => return tell(session, Some(connection), "/superseded").await,
+                Signal::End(EndReason::Superseded) => return last_words(connection).await,
                 Signal::End(EndReason::Revoked) => return tell(session, Some(connection), "/revoked").await,
                 Signal::End(EndReason::Drained) => return,
             },
@@ -256,7 +261,7 @@ async fn drive(
                 return;
             }
             () = session.crowded.notified() => {}
-            () = sleep_until(look_at), if is_small => look_at = Instant::now() + LOOK,
+            () = sleep_until(look_at), if window < widest => look_at = Instant::now() + LOOK,
             () = heart.beat() => {
                 tracing::info!("an agent does not answer PINGs; closing");
                 return;
@@ -268,6 +273,12 @@ async fn drive(
             window = wanted;
         }
     }
+}
+
+/// What was said is written, before the connection ends.
+async fn last_words(connection: &mut Connection<Upgraded, Bytes>) {
+    // Either way it has had its time.
+    let _ = timeout(SETTLE, connection).await;
 }
 
 fn spawn_tell(session: &Arc<Session>, path: &'static str) {

@@ -39,6 +39,7 @@ fn every_event_and_refusal_occurs_in_the_comparison() {
         "SessionAnnounced",
         "SessionDrained",
         "SessionEnded",
+        "SessionSuperseded",
         "TunnelWentOffline",
         "BridgeTaken",
         "Draining",
@@ -310,7 +311,8 @@ fn two_sessions_stand_side_by_side_if_both_are_of_one_instance_or_both_share() {
         let admitted = LiveEvent::SessionAdmitted(NEW);
         let expected = match both_stay {
             true => vec![admitted],
-            false => vec![ended(OLD, EndReason::Superseded), admitted],
+            false if older == PARKING => vec![ended(OLD, EndReason::Superseded), admitted],
+            false => vec![LiveEvent::SessionSuperseded(OLD), ended(OLD, EndReason::Superseded), admitted],
         };
         assert_eq!(told, Ok(expected), "{older:?}, then {newer:?}");
         let carrier = if newer == PARKING { Carrier::Parking } else { Carrier::Open };
@@ -356,7 +358,8 @@ fn a_newcomer_supersedes_only_those_that_it_may_not_stand_beside() {
     let mut world = World::with(&[A_SHARES, B_SHARES]);
     let three = SessionId(3);
     let told = world.tell(admit(three, B)).expect("newer");
-    assert_eq!(told, [ended(OLD, EndReason::Superseded), LiveEvent::SessionAdmitted(three)]);
+    let superseded = LiveEvent::SessionSuperseded(OLD);
+    assert_eq!(told, [superseded, ended(OLD, EndReason::Superseded), LiveEvent::SessionAdmitted(three)]);
     assert_eq!((world.open(1), world.open(2), world.open(3)), (Ok(NEW), Ok(three), Ok(NEW)));
 }
 
@@ -413,14 +416,15 @@ fn nobody_waits_for_an_intake_while_sessions_are_open() {
 }
 
 #[test]
-fn an_open_exchange_is_finished_after_a_takeover_within_two_seconds() {
+fn an_open_exchange_is_finished_after_a_takeover_within_ninety_seconds() {
     for newer in [PARKING, B] {
         let mut world = World::with(&[A]);
         world.open(1).expect("online");
         world.open(2).expect("online");
-        world.tell(admit(NEW, newer)).expect("newer");
+        let told = world.tell(admit(NEW, newer)).expect("newer");
+        assert_eq!(told, [LiveEvent::SessionSuperseded(OLD), LiveEvent::SessionAdmitted(NEW)]);
         assert_eq!(world.end(1), Ok(vec![]));
-        assert_eq!(world.pass(Duration::from_millis(1999)), []);
+        assert_eq!(world.pass(Duration::from_millis(89_999)), []);
         assert_eq!(world.pass(Duration::from_millis(1)), [ended(OLD, EndReason::Superseded)]);
         assert_eq!(world.end(2), Ok(vec![]));
     }

@@ -251,7 +251,12 @@ impl Plain {
                 self.hellos.push((session, kind));
                 for older in &mut self.sessions {
                     if older.stage == Stage::Live && !get_along(older.kind, kind) {
-                        older.stage = Stage::Superseded(now + self.rules.supersede_time);
+                        let parks = older.kind == SessionKind::Parking;
+                        let time = if parks { self.rules.supersede_time } else { self.rules.drain_time };
+                        if !parks {
+                            events.push(LiveEvent::SessionSuperseded(older.id));
+                        }
+                        older.stage = Stage::Superseded(now + time);
                     }
                 }
                 let (stage, intakes) = (Stage::Live, Vec::new());
