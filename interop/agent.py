@@ -130,7 +130,7 @@ def requests(scene, app):
         # curl's output for `--head` is the head.
         page = scene.curl("plain", "/seen", version, "--head")
         expect.equal(f"{version}: HEAD is answered", page.status, 200)
-        expect.equal(f"{version}: nobody knows the length of what HEAD left out", page.all("content-length"), [])
+        expect.equal(f"{version}: the app knows the length of what HEAD left out", len(page.all("content-length")), 1)
 
         page = scene.curl("plain", "/nothing", version)
         expect.equal(f"{version}: 204 has no body", (page.status, page.body), (204, b""))
@@ -138,8 +138,8 @@ def requests(scene, app):
 
         paths_are_verbatim(scene, "plain", version)
         for path in ("/seen/a%2Fb", "/seen/a%5cb", "/seen/a%252fb", "/seen/../seen", "/seen/%2e%2e/seen"):
-            page = scene.curl("plain", path, version)
-            expect.equal(f"{version}: {path}, which may mean another path, is refused", page.status, 400)
+            page = scene.curl("plain", path, version, "--path-as-is")
+            expect.equal(f"{version}: {path} is for the app to understand", seen(page)["path"], path)
         methods_and_statuses(scene, "plain", version)
     page = scene.raw("plain", b"HEAD /seen HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % host.encode())
     expect.equal("nothing follows the head that answers HEAD", (page.status, page.body), (200, b""))
@@ -184,8 +184,8 @@ def headers(scene):
         page = scene.curl("plain", "/seen", version, *header_options(100))
         got = [seen_headers(page, f"x-{number}") for number in range(100)]
         expect.equal(f"{version}: 100 header fields pass", got, [[str(number)] for number in range(100)])
-        page = scene.curl("plain", "/seen", version, *header_options(125))
-        expect.equal(f"{version}: 125 are too many", page.status, 431)
+        page = scene.curl("plain", "/seen", version, *header_options(210))
+        expect.equal(f"{version}: 210 are too many", page.status, 431)
     crumbs_and_repeats(scene, "plain")
 
 
@@ -212,12 +212,11 @@ def crumbs_and_repeats(scene, name):
     page = scene.curl(name, "/seen", "--http1.1", *header_options_of(["x-twice: 1", "x-twice: 2"]))
     expect.equal("other repeats stay, in order", seen_headers(page, "x-twice"), ["1", "2"])
     page = scene.curl(name, "/seen", "--http1.1", *header_options_of(["connection: x-hop", "x-hop: 1", "te: trailers"]))
-    hops = seen_headers(page, "x-hop") + seen_headers(page, "te")
-    expect.equal("what is of the visitor's connection stays there", hops, [])
+    expect.equal("what is of the visitor's connection stays there", seen_headers(page, "x-hop"), [])
 
 
 def bodies(scene):
-    up, most, above = (scene.file(length) for length in (8 * MIB, 32 * MIB, 33 * MIB))
+    up, above = scene.file(8 * MIB), scene.file(40 * MIB)
     for version in VERSIONS:
         for chunked in ([], ["--header", "transfer-encoding: chunked"] if version == "--http1.1" else []):
             page = scene.curl("plain", "/seen", version, "--data-binary", f"@{up}", *chunked)
@@ -226,16 +225,12 @@ def bodies(scene):
         # With `expect:` curl sends before it is asked to, and must still read the answer.
         for asks in ([], ["--header", "expect:"]):
             page = scene.curl("plain", "/seen", version, "--data-binary", f"@{above}", *asks)
-            expect.equal(f"{version} {asks}: 33 MiB are too many", page.status, 413)
+            got = (seen(page)["length"], seen(page)["sha256"])
+            expect.equal(f"{version} {asks}: 40 MiB, too", got, (40 * MIB, sha256(above.read_bytes())))
         page = scene.curl("plain", f"/large/{20 * MIB}", version)
         expect.equal(f"{version}: 20 MiB reach the visitor as sent", sha256(page.body), sha256(filler(20 * MIB)))
-    page = scene.curl("plain", "/echo", "--data-binary", f"@{most}")
-    expect.equal("32 MiB go there and back", (page.status, sha256(page.body)), (200, sha256(most.read_bytes())))
-    chunked = ["--http1.1", "--header", "transfer-encoding: chunked"]
-    page = scene.curl("plain", "/seen", "--data-binary", f"@{above}", *chunked)
-    expect.equal("33 MiB are too many without a length, too", page.status, 413)
-    page = scene.curl("plain", f"/large/{33 * MIB}")
-    expect.equal("so are 33 MiB from the app", (page.status, page.first("inkbox-reason")), (502, "response-too-large"))
+    page = scene.curl("plain", "/echo", "--data-binary", f"@{above}")
+    expect.equal("40 MiB go there and back", (page.status, sha256(page.body)), (200, sha256(above.read_bytes())))
 
 
 def packed(scene):
@@ -294,9 +289,8 @@ def odd_applications(scene):
             expect.equal(f"{name}: the next request is served", scene.fetch(name).status, 200)
         page = scene.curl(name, "/hangs-up")
         expect.equal(f"{name}: an app that hangs up is an error", page.status, 502)
-    page = scene.curl("plain", "/breaks-off")
-    expect.equal("an answer that breaks off is an error", page.status, 502)
-    expect.raises("through: half an answer does not look whole", Unanswered, scene.curl, "through", "/breaks-off")
+    for name in ("plain", "through"):
+        expect.raises(f"{name}: half an answer does not look whole", Unanswered, scene.curl, name, "/breaks-off")
 
 
 def not_there(scene):
@@ -376,7 +370,7 @@ def stalls(new_scene, app):
             for version in VERSIONS:
                 page, took = timed(scene.curl, "stalls", "/slow/10", version)
                 told = page.status, page.first("inkbox-reason")
-                expect.equal(f"{version}: an app that stalls is an error", told, (504, "response-deadline-exceeded"))
+                expect.equal(f"{version}: an app that stalls is an error", told, (504, "agent-timeout"))
                 expect.that(f"{version}: after 3 s", 2.5 < took < 4.5, took)
             websocket, took = timed(scene.websocket, "stalls", "/slow/10")
             with websocket:
@@ -415,16 +409,15 @@ def websocket_messages(scene, name):
         websocket.send_frame(PING, b"between")
         websocket.send_frame(0, text[3:4], final=False)
         websocket.send_frame(0, text[4:], final=True)
-        # Through a bridge of bytes the app itself answers, after what it has received.
+        # The app itself answers, after what it has received.
         came = [websocket.receive(), websocket.receive()]
         expect.that("fragments come back as one message", "grüße" in came, came)
         expect.that("a ping between fragments is answered", (PONG, b"between") in came, came)
         websocket.send("fragments")
         message = websocket.receive()
-        if name == "through":
-            expect.equal("the app's ping reaches the visitor", message, (PING, b"between"))
-            websocket.send_frame(PONG, b"between")
-            message = websocket.receive()
+        expect.equal("the app's ping reaches the visitor", message, (PING, b"between"))
+        websocket.send_frame(PONG, b"between")
+        message = websocket.receive()
         expect.equal("the app's fragments arrive as one message", message, "in pieces")
         expect.equal("the app's ping is answered", websocket.receive(), "answered")
 
@@ -444,10 +437,7 @@ def websocket_messages(scene, name):
     with scene.websocket(name, "/websocket") as websocket:
         expect.equal("none is chosen where none was offered", websocket.subprotocol, None)
         websocket.send(filler(3 * MIB))
-        if name == "plain":
-            expect.equal("3 MiB are too many", websocket.closed()[0], 1009)
-        else:
-            expect.that("3 MiB come back", websocket.receive() == filler(3 * MIB))
+        expect.that("3 MiB come back", websocket.receive() == filler(3 * MIB))
     with contextlib.ExitStack() as stack:
         websockets = [stack.enter_context(scene.websocket(name, "/websocket")) for _ in range(20)]
         for number, each in enumerate(websockets):
@@ -474,12 +464,12 @@ def websocket_closes(scene, app, name):
         path = f"/websocket?{name}=lost"
         with scene.websocket(name, path):
             pass
-        until("the app hears that a visitor is lost", 5, lambda: heard(app, path) == [1001])
-    # Through a bridge of bytes nobody but the app could say a code.
+        until("the app hears that a visitor is lost", 5, lambda: heard(app, path) == [1006])
+    # Nobody but the app could say a code.
     for how in ("end", "reset"):
         with scene.websocket(name, "/websocket") as websocket:
             websocket.send(how)
-            expect.equal(f"an app that dies ({how}) ends it", ends(websocket), 1011 if name == "plain" else "lost")
+            expect.equal(f"an app that dies ({how}) ends it", ends(websocket), "lost")
     expect.equal("requests are served as before", scene.fetch(name).status, 200)
 
 

@@ -213,9 +213,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Sec-WebSocket-Protocol", offered.split(",")[0].strip())
         self.end_headers()
         frames = Frames(self.connection, self.rfile, is_client=False)
-        with contextlib.suppress(Ended):
+        try:
             while self._replied(frames, frames.receive()):
                 pass
+        except Ended:
+            # Without a Close (RFC 6455 section 7.1.5).
+            self.server.closes.append((self.path, 1006, ""))
 
     def _replied(self, frames, message):
         """Does what a visitor's message asks for; others come back. False at the end."""

@@ -336,7 +336,7 @@ impl Edge {
         let recorder = tokio::spawn(record(Arc::clone(&self.shared)));
         let shared = &self.shared;
         let (budget, idle) = (shared.settings.agent.reply_buffers, shared.settings.exchange_idle);
-        let keeper = tokio::spawn(Arc::clone(&shared.held).keep(budget, idle));
+        let keeper = tokio::spawn(Arc::clone(&shared.held).keep(budget, idle, shared.stopping.clone()));
         let is_proxied = shared.settings.proxy_protocol;
         let serve = |socket| listener::serve(socket, Arc::clone(shared));
         connections::accept(&listener, &shared.places, Kind::Stranger, is_proxied, stop, serve).await;

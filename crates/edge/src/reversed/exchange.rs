@@ -200,19 +200,19 @@ impl<'a> Link<'a> {
             return Ok(response);
         }
         let watched = watched.unwrap_or_else(|| self.shared.held.watch(patience.clone()));
-        watched.holds(recv.flow_control().clone());
+        watched.holds(recv.flow_control().clone(), response.headers().contains_key(header::CONTENT_LENGTH));
         let coming = Coming::new(recv, first, response.headers(), watched, in_flight);
         *response.body_mut() = ReplyBody::Stream(Box::pin(coming));
         Ok(response)
     }
 
-    /// A request without a body, until there is the head of an answer. `first` is sent
-    /// behind it; it is all that may have been sent when it is tried again.
+    /// A request without a body, until there is the head of an answer, within `time` if that
+    /// is not the agent's own. `first` is sent behind it; it is all that may have been sent when it is tried again.
     async fn connect_stream(
         &self,
         request: &Request<()>,
         first: &Bytes,
-        time: Duration,
+        time: Option<Duration>,
     ) -> Result<(Response<RecvStream>, SendStream<Bytes>, InFlight), LinkError> {
         let mut tried = Vec::new();
         while tried.len() < MAX_ATTEMPTS {
@@ -221,7 +221,7 @@ impl<'a> Link<'a> {
                 // h2 keeps it until the window is open. If the stream has ended, the answer says so.
                 let _ = stream.send_data(first.clone(), false);
             }
-            match timeout(time, response).await {
+            match timeout(time.unwrap_or(in_flight.session.response_deadline), response).await {
                 Ok(Ok(answered)) => return Ok((answered, stream, in_flight)),
                 Ok(Err(error)) => match Missed::by(&error) {
                     Missed::Final(error) => return Err(error),
@@ -295,8 +295,7 @@ impl crate::link::Link for Link<'_> {
         *request.method_mut() = Method::CONNECT;
         request.headers_mut().remove(header::CONTENT_LENGTH);
         request.extensions_mut().insert(Protocol::from_static("websocket"));
-        let time = self.shared.settings.live.reply_time;
-        let (answered, send, in_flight) = self.connect_stream(&request, &Bytes::new(), time).await?;
+        let (answered, send, in_flight) = self.connect_stream(&request, &Bytes::new(), None).await?;
         let (head, recv) = answered.into_parts();
         if head.status != StatusCode::OK {
             // 2xx would be an acceptance.
@@ -322,7 +321,7 @@ impl crate::link::Link for Link<'_> {
         *request.uri_mut() = Uri::from(authority);
         put_visitor(request.headers_mut(), visitor);
         let time = self.shared.settings.live.bridge_time;
-        let (answered, send, in_flight) = self.connect_stream(&request, &first, time).await?;
+        let (answered, send, in_flight) = self.connect_stream(&request, &first, Some(time)).await?;
         match answered.status().is_success() {
             true => Ok(Octets::new(send, answered.into_body(), in_flight)),
             false => Err(LinkError::Failed(Failure::AgentBusy)),

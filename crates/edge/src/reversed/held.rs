@@ -11,7 +11,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use h2::FlowControl;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::link::Patience;
 
@@ -35,6 +35,8 @@ struct Streams {
 pub(super) struct Pace {
     /// Says how much is held, once there is an answer.
     flow: OnceLock<FlowControl>,
+    /// Has the answer a known end?
+    has_end: AtomicBool,
     patience: Patience,
     /// When an octet last moved, either way.
     moved: AtomicU32,
@@ -53,6 +55,9 @@ pub(super) struct Watched {
     pace: Arc<Pace>,
 }
 
+/// Seconds for answers without a known end when the server is to stop: it waits for no
+/// event stream.
+const LAST_WORDS: u64 = 10;
 /// Whoever has just begun to wait is left alone.
 const LEAST_STALL: u32 = 2;
 
@@ -62,6 +67,7 @@ impl Held {
         let now = self.now.load(Ordering::Relaxed);
         let pace = Arc::new(Pace {
             flow: OnceLock::new(),
+            has_end: AtomicBool::new(false),
             patience,
             moved: AtomicU32::new(now),
             taken: AtomicU32::new(now),
@@ -77,12 +83,18 @@ impl Held {
         Watched { held: Arc::clone(self), number, pace }
     }
 
-    /// Looks at all streams once a second, for ever.
-    pub(crate) async fn keep(self: Arc<Self>, budget: usize, idle: Duration) {
+    /// Looks at all streams once a second, for ever. When the server is to stop, answers
+    /// without an end have a little time.
+    pub(crate) async fn keep(self: Arc<Self>, budget: usize, idle: Duration, stopping: watch::Receiver<bool>) {
+        let mut stopped = 0;
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = self.now.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
             let streams: Vec<Arc<Pace>> = self.streams().coming.values().cloned().collect();
+            stopped += u64::from(*stopping.borrow());
+            if stopped > LAST_WORDS {
+                streams.iter().filter(|pace| !pace.has_end.load(Ordering::Relaxed)).for_each(|pace| pace.cut());
+            }
             let held = look(streams, now, budget, idle);
             self.octets.store(held, Ordering::Relaxed);
         }
@@ -172,7 +184,8 @@ impl Watched {
     }
 
     /// The answer has begun, and this says how much of it is held.
-    pub(super) fn holds(&self, flow: FlowControl) {
+    pub(super) fn holds(&self, flow: FlowControl, has_end: bool) {
+        self.pace.has_end.store(has_end, Ordering::Relaxed);
         // An answer begins once.
         let _ = self.pace.flow.set(flow);
     }
