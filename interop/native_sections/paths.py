@@ -1,0 +1,171 @@
+"""What visitors ask for is what the agent is asked for, octet by octet; or it is 400. It is never another resource."""
+
+import contextlib
+
+import expect
+from native_peer import NOTHING, VISITORS, VisitorOne, VisitorTwo, attach, octets, tunnel_of
+
+# Of RFC 3986: what stands for itself in a path, and what is escaped.
+PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=:@/"
+
+
+def checks(long):
+    return [
+        ("every octet in the path", every_octet_of("path")),
+        ("every octet in the query", every_octet_of("query")),
+        ("paths that others rewrite", rewritten),
+        ("forms of the target", forms),
+        ("long targets", long_targets),
+    ]
+
+
+class Asker:
+    """Asks on a connection that is made again when the server has ended it."""
+
+    def __init__(self, kind, tunnel):
+        self._kind, self._tunnel, self._visitor = kind, tunnel, None
+
+    def ask(self, path, **named):
+        for _ in range(2):
+            fresh = self._visitor is None
+            self._visitor = self._visitor or self._kind(self._tunnel)
+            try:
+                came = self._visitor.ask(path, **named)
+            except Exception:
+                came = NOTHING
+            if came.status is None or came.status == 400:
+                self._visitor.close()
+                self._visitor = None
+            if came.status is not None or fresh:
+                return came
+        return came
+
+    def close(self):
+        if self._visitor:
+            self._visitor.close()
+
+
+def tells(asked):
+    asked.whole()
+    asked.answer(asked.path.encode("latin-1"), ("x-method", asked.method), ("x-authority", asked.authority))
+
+
+def escaped(path):
+    return b"".join(bytes([each]) if each < 0x80 else b"%%%02X" % each for each in octets(path))
+
+
+def every_octet_of(where):
+    def check(rig):
+        tunnel = tunnel_of(rig.server, f"octets-{where}")
+        with attach(tunnel, tells):
+            for kind in VISITORS:
+                refused = bytearray()
+                with contextlib.closing(Asker(kind, tunnel)) as asker:
+                    for octet in range(256):
+                        path = (b"/a%sb" if where == "path" else b"/a?b%sc") % bytes([octet])
+                        came = asker.ask(path)
+                        what = f"{kind.version}: {path}"
+                        if came.status == 200:
+                            expect.equal(f"{what} is what the agent is asked for", came.body, escaped(path))
+                        else:
+                            expect.that(f"{what} is asked for or refused", came.status in (400, None), came)
+                            refused.append(octet)
+                        if octet in PLAIN or (where == "query" and octet in b"?%"):
+                            expect.equal(f"{what} passes", came.status, 200)
+                        if octet <= 0x20 or octet == 0x7F or octet in b"#":
+                            expect.that(f"{what} does not", came.status != 200, came)
+                expect.that(f"{kind.version}: octets from 0x80 pass", all(each < 0x80 for each in refused), bytes(refused))
+                print(f"        {kind.version}, {where}: refused {bytes(each for each in refused if each > 32)!r}")
+
+    return check
+
+
+PATHS = """/ // /// //a /a// /a//b/ /. /.. /./ /../ /a/. /a/.. /a/./b /a/../b /../../etc/passwd /... /%2e%2e/ /%2E%2E/a
+/a%2Fb /a%2fb /%2F /%2f%2f /a%5Cb /a%5cb /a\\b /\\ /..\\a /a%00b /a%0d%0ab /a%20b /a+b /%7Euser /~user /%61 /%c3%bc
+/\xc3\xbc /\xff\xfe /a;b=c /a;/b /a%3fb /a%23b /a? /? /?? /a?b?c /a?b=/../c /a?b=//c /a?b=%2F /a?&&= /a?b#  /a%zz /a% /%
+/a?% /a?\xc3\xbc /a:b /a@b /@ /: /a|b /a^b /a`b /a"b /a<b> /{a} /[a] /* /http://other.test/ /a?http://other.test/
+/_system/attach /_system/drain /drain /api/v1/tunnels /index.html /a/b/c/d/e/f/g/h/i/j""".split()
+REFUSED = ("/a#b", "/#", "/a?b#c", "/#/../b", "/a%20#")
+
+
+def rewritten(rig):
+    tunnel = tunnel_of(rig.server, "rewritten")
+    with attach(tunnel, tells):
+        for kind in VISITORS:
+            with contextlib.closing(Asker(kind, tunnel)) as asker:
+                for path in PATHS:
+                    if "#" in path:
+                        continue
+                    came = asker.ask(path)
+                    if came.status == 200:
+                        expect.equal(f"{kind.version}: {path} is what the agent is asked for", came.body, escaped(path))
+                    else:
+                        odd = set(path) & set('"<>\\^`{|}') or "%" in path
+                        expect.that(f"{kind.version}: {path} is exact", odd and came.status == 400, came)
+                for path in ("/a%2Fb", "/%2e%2e/", "//a", "/a/../b", "/a%5Cb", "/a?", "/a%00b", "/\xc3\xbc"):
+                    came = asker.ask(path)
+                    expect.equal(f"{kind.version}: {path} passes", (came.status, came.body), (200, escaped(path)))
+                for path in REFUSED:
+                    came = asker.ask(path)
+                    expect.equal(f"{kind.version}: {path} is refused", came.status, 400)
+
+
+def forms(rig):
+    tunnel = tunnel_of(rig.server, "forms")
+    host = tunnel.host
+    with attach(tunnel, tells):
+        with contextlib.closing(Asker(VisitorOne, tunnel)) as asker:
+            for target, wanted in {
+                f"https://{host}/a?b": "/a?b",
+                f"https://{host}/a//../b": "/a//../b",
+                f"https://{host}/": "/",
+                f"HTTPS://{host.upper()}/a": "/a",
+                f"https://{host}?a": None,
+                f"http://{host}/a": "/a",
+                "https://other.test/a": None,
+                f"https://user@{host}/a": None,
+                f"https://{host}:1/a": None,
+                f"https://{host}/a#b": None,
+                "a": None,
+                "?a": None,
+                "": None,
+                "*": None,
+                f"{host}:443": None,
+                f"//{host}": f"//{host}",
+                "ftp://other.test/": None,
+            }.items():
+                came = asker.ask(target)
+                if came.status == 200:
+                    expect.equal(f"{target!r} is asked for as", came.body.decode(), wanted)
+                else:
+                    expect.that(f"{target!r} is refused", came.status in (400, 421, None), came)
+            came = asker.ask("*", method="OPTIONS")
+            if came.status == 200:
+                expect.equal("OPTIONS * is no other resource", came.body, b"*")
+            else:
+                expect.equal("OPTIONS * is refused", came.status, 400)
+            came = asker.ask(f"{host}:443", method="CONNECT")
+            expect.that("CONNECT is refused", came.status in (400, 404, 405, 501), came)
+        with contextlib.closing(Asker(VisitorTwo, tunnel)) as asker:
+            for target in ("a", "", "*", "?a", f"https://{host}/a", "//", "\\"):
+                came = asker.ask(target)
+                if came.status == 200:
+                    expect.equal(f"HTTP/2: {target!r} is asked for as it is", came.body.decode(), target)
+                else:
+                    expect.that(f"HTTP/2: {target!r} is refused", came.status in (400, None), came)
+            came = asker.ask("*", method="OPTIONS")
+            expect.that("HTTP/2: OPTIONS * is no other", came.status == 400 or came.body == b"*", came)
+
+
+def long_targets(rig):
+    tunnel = tunnel_of(rig.server, "long-targets")
+    with attach(tunnel, tells):
+        for kind in VISITORS:
+            with contextlib.closing(Asker(kind, tunnel)) as asker:
+                for length in (1000, 8000, 14_000, 30_000, 65_000, 200_000):
+                    path = "/" + "a" * (length - 1)
+                    came = asker.ask(path)
+                    if length < 8001 or came.status == 200:
+                        expect.that(f"{kind.version}: {length} octets pass whole", came.body == path.encode(), came)
+                    else:
+                        expect.that(f"{kind.version}: {length} octets", came.status in (400, 414, 431, None), came)

@@ -1,0 +1,2 @@
+def checks(long):
+    return []
