@@ -65,7 +65,10 @@ async def attach(url, root, tunnel, credential, instance, share=False, deadline=
     if to.scheme == "https":
         context = ssl.create_default_context(cafile=root)
         context.set_alpn_protocols(["http/1.1"])
-    reader, writer = await asyncio.open_connection(to.hostname, to.port or (443 if context else 80), ssl=context)
+    # Hosts under `localhost` are this machine, whether or not the resolver knows (RFC 6761 section 6.3).
+    at = "127.0.0.1" if to.hostname.endswith(".localhost") else to.hostname
+    named = {"ssl": context, "server_hostname": to.hostname} if context else {}
+    reader, writer = await asyncio.open_connection(at, to.port or (443 if context else 80), **named)
     lines = ["POST /_system/attach HTTP/1.1", f"Host: {to.netloc}", "Connection: Upgrade", "Upgrade: adit-h2"]
     lines += ["Content-Length: 0", ": ".join(credential), "Adit-Version: 1", f"Adit-Tunnel: {tunnel}"]
     lines += [f"Adit-Instance: {instance}", f"Adit-Share: {'true' if share else 'false'}"]

@@ -411,9 +411,10 @@ class VisitorOne(Http1):
                     taken.trailers.append((name.lower(), value.strip()))
             elif response.get("content-length") is not None:
                 length = int(response.get("content-length"))
-                while len(self.rest) < length:
-                    self._more(timeout)
-                taken.body, self.rest = self.rest[:length], self.rest[length:]
+                came = bytearray(self.rest)
+                while len(came) < length and (more := self.tls.receive(timeout)):
+                    came += more
+                taken.body, self.rest, taken.whole = bytes(came[:length]), bytes(came[length:]), len(came) >= length
             else:
                 with contextlib.suppress(Ended):
                     while True:
