@@ -429,6 +429,8 @@ def left(rig):
                     expect.equal("its connection goes on", visitor.visited(stream).body, b"ok")
                     stream = visitor.open("/", method="POST", body=b"begun" if body else b"", end=not body)
                     asked = peer.next(SOON)
+                    if when == "after the head":
+                        asked.head(200)
                 visitor.close()
                 if when == "after the head":
                     with contextlib.suppress(Ended):
