@@ -31,6 +31,7 @@ def checks(long):
         ("an agent that does not read", unread),
         ("a visitor who leaves", left),
         ("a visitor who breaks off", broken_off),
+        ("HTTP/1.0, and requests in a row", old_ways),
     ]
 
 
@@ -456,3 +457,29 @@ def broken_off(rig):
                     visitor.close()
                 expect.that(f"{rest}: the agent is told that it is broken", asked.is_left(5) is not None, asked)
                 expect.that("and not that it ended", not asked.ended, asked)
+
+
+def old_ways(rig):
+    tunnel = tunnel_of(rig.server, "old-ways")
+
+    def handler(asked):
+        asked.whole()
+        asked.head(200, ("x-path", asked.path))
+        for _ in range(3):
+            asked.send(b"piece ")
+        asked.end(("x-sum", "1"))
+
+    with attach(tunnel, handler):
+        with contextlib.closing(VisitorOne(tunnel)) as visitor:
+            visitor.send(f"GET /old HTTP/1.0\r\nHost: {tunnel.host}\r\n\r\n".encode())
+            came = visitor.visited()
+            expect.equal("HTTP/1.0 knows no chunks", (came.all("transfer-encoding"), came.body), ([], b"piece " * 3))
+        with contextlib.closing(VisitorOne(tunnel)) as visitor:
+            one = f"GET /%d HTTP/1.1\r\nHost: {tunnel.host}\r\n\r\n"
+            visitor.send("".join(one % number for number in range(10)).encode())
+            came = [visitor.visited() for _ in range(10)]
+            expect.equal("ten in one flight", [each.get("x-path") for each in came], [f"/{number}" for number in range(10)])
+            expect.equal("each whole", {(each.body, each.whole) for each in came}, {(b"piece " * 3, True)})
+            came = visitor.ask("/", ("Connection", "close"))
+            expect.equal("the last one", (came.body, came.get("connection")), (b"piece " * 3, "close"))
+            expect.equal("and the end", visitor.tls.receive(SOON), b"")
