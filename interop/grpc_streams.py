@@ -15,9 +15,8 @@ import threading
 import time
 from functools import partial
 
-import grpc
-
 import expect
+import grpc
 from agent import Scene
 from server import arguments
 from visitor import fetch, trust
@@ -142,7 +141,9 @@ def unary(_site, new):
             wanted = [("x-one-back", "1"), ("x-one-back", "again"), ("x-two-back-bin", bytes(range(256)))]
             expect.equal("so does the metadata", sorted(got), wanted)
             last = sorted(tuple(each) for each in told.trailing_metadata() if each.key.startswith("x-"))
-            expect.equal("and what stands in the trailers", last, [("x-last-bin", b"\x00\xff"), ("x-octets", str(size))])
+            expect.equal(
+                "and what stands in the trailers", last, [("x-last-bin", b"\x00\xff"), ("x-octets", str(size))]
+            )
             expect.equal("OK", told.code(), grpc.StatusCode.OK)
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             packed = call(on, "unary_unary", "Echo")(b"packed " * 10_000, compression=compression, timeout=PATIENCE)

@@ -17,7 +17,19 @@ import importlib
 import expect
 from server import Server, arguments
 
-SECTIONS = ("agent", "attach", "paths", "fields", "bodies", "replies", "websockets", "raw", "retries", "sessions", "flow")
+SECTIONS = (
+    "agent",
+    "attach",
+    "paths",
+    "fields",
+    "bodies",
+    "replies",
+    "websockets",
+    "raw",
+    "retries",
+    "sessions",
+    "flow",
+)
 
 
 class Rig:
@@ -33,7 +45,9 @@ class Rig:
 
 def main():
     parser = arguments(__doc__)
-    parser.add_argument("--only", default="", metavar="SECTION,WORD", help=f"of {', '.join(SECTIONS)}, or words of checks")
+    parser.add_argument(
+        "--only", default="", metavar="SECTION,WORD", help=f"of {', '.join(SECTIONS)}, or words of checks"
+    )
     parser.add_argument("--long", action="store_true", help="what takes minutes, too")
     options = parser.parse_args()
     wanted = [word for word in options.only.split(",") if word]

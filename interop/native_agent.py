@@ -141,7 +141,11 @@ class Session:
         self._reader, self.writer, self._application, self._told = reader, writer, application, told
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
         codes = h2.settings.SettingCodes
-        wanted = {codes.ENABLE_CONNECT_PROTOCOL: 1, codes.INITIAL_WINDOW_SIZE: OF_A_STREAM, codes.HEADER_TABLE_SIZE: 4096}
+        wanted = {
+            codes.ENABLE_CONNECT_PROTOCOL: 1,
+            codes.INITIAL_WINDOW_SIZE: OF_A_STREAM,
+            codes.HEADER_TABLE_SIZE: 4096,
+        }
         wanted |= {codes.MAX_CONCURRENT_STREAMS: 10_000, codes.MAX_HEADER_LIST_SIZE: 96 * 1024}
         self.h2.local_settings = h2.settings.Settings(client=False, initial_values=wanted)
         self.open, self._tasks, self._acknowledged = {}, set(), asyncio.Event()
@@ -245,7 +249,12 @@ async def application(exchange):
             while octets := await exchange.read():
                 digest.update(octets)
                 length += len(octets)
-            seen = {"pseudo": exchange.pseudo, "fields": exchange.fields, "sha256": digest.hexdigest(), "length": length}
+            seen = {
+                "pseudo": exchange.pseudo,
+                "fields": exchange.fields,
+                "sha256": digest.hexdigest(),
+                "length": length,
+            }
             exchange.respond(200, ("content-type", "application/json"))
             await exchange.send(b"" if exchange.pseudo["method"] == "HEAD" else json.dumps(seen).encode(), end=True)
 
@@ -360,7 +369,9 @@ class Background:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="https://ZONE, or http://127.0.0.1:PORT of the API on this machine")
+    parser.add_argument(
+        "--url", required=True, help="https://ZONE, or http://127.0.0.1:PORT of the API on this machine"
+    )
     parser.add_argument("--root", metavar="FILE", help="the authority to trust instead of the system's")
     parser.add_argument("--tunnel", required=True, metavar="ID_OR_NAME")
     who = parser.add_mutually_exclusive_group(required=True)
@@ -368,7 +379,9 @@ def main():
     who.add_argument("--secret-file", metavar="FILE", help="has the tunnel's secret")
     parser.add_argument("--share", action="store_true", help="serve beside other instances that say so, too")
     options = parser.parse_args()
-    name, file = ("X-API-Key", options.api_key_file) if options.api_key_file else ("X-Tunnel-Secret", options.secret_file)
+    name, file = (
+        ("X-API-Key", options.api_key_file) if options.api_key_file else ("X-Tunnel-Secret", options.secret_file)
+    )
     credential = (name, pathlib.Path(file).read_text().strip())
 
     async def run():

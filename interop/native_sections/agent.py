@@ -90,7 +90,9 @@ def shell(rig):
                 served(tunnel)
                 process.send_signal(signal.SIGTERM)
                 expect.equal("it ends when it is told to", process.wait(10), 0)
-            expect.status("the tunnel is deleted", rig.server.ask("DELETE", f"/api/v1/identities/{tunnel.handle}"), 200, 204)
+            expect.status(
+                "the tunnel is deleted", rig.server.ask("DELETE", f"/api/v1/identities/{tunnel.handle}"), 200, 204
+            )
             with command(tunnel, place, way) as process:
                 expect.equal("what is refused for good has a status", process.wait(10), REFUSED)
                 expect.that("and words", "403" in process.stderr.read())

@@ -59,7 +59,9 @@ def refused(what, tunnel, status, kind, way="zone", line=None, request_octets=No
     document = json.loads(answer.body)
     expect.equal(f"{what}: its type", document["type"], f"{PROBLEM}{kind}")
     expect.equal(f"{what}: its status", document["status"], status)
-    expect.that(f"{what}: its detail says why", isinstance(document.get("detail"), str) and document["detail"], document)
+    expect.that(
+        f"{what}: its detail says why", isinstance(document.get("detail"), str) and document["detail"], document
+    )
     if status == 426:
         expect.equal(f"{what}: Upgrade", answer.get("upgrade"), "adit-h2")
         expect.equal(f"{what}: Adit-Version", answer.get("adit-version"), "1")
@@ -166,7 +168,13 @@ def credentials(rig):
         refused("a secret of another tunnel", tunnel, 401, "unauthorized", way, **by_secret)
         for value in (secret + "x", secret[:-1], "", "x"):
             refused(
-                "a wrong secret", tunnel, 401, "unauthorized", way, X_API_Key=None, X_Tunnel_Secret=value,
+                "a wrong secret",
+                tunnel,
+                401,
+                "unauthorized",
+                way,
+                X_API_Key=None,
+                X_Tunnel_Secret=value,
                 Adit_Tunnel="with-secret",
             )
         accepted("a key for this tunnel", tunnel, way, X_API_Key=own)
@@ -231,7 +239,9 @@ def too_long(rig):
                     answer = connection.ask(asked(fields_of(tunnel, **changes)), timeout=5)
                     small = name == "X-Other" and answer.status == 101
                     expect.that(
-                        f"{way}: {name} of {length} is refused", small or answer.status in (400, 401, 403, 426, 431), answer
+                        f"{way}: {name} of {length} is refused",
+                        small or answer.status in (400, 401, 403, 426, 431),
+                        answer,
                     )
                     expect.that("at once", time.monotonic() - began < 3)
         with contextlib.closing(Http1(dial(rig.server, way))) as connection:

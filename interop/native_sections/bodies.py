@@ -79,7 +79,9 @@ def down_in_pieces(rig):
             asked = peer.next(SOON)
             asked.head(200, ("content-type", "text/event-stream"))
             head = visitor.head(SOON)
-            expect.equal("the head comes before the body", (head.status, head.get("transfer-encoding")), (200, "chunked"))
+            expect.equal(
+                "the head comes before the body", (head.status, head.get("transfer-encoding")), (200, "chunked")
+            )
             for piece in PIECES:
                 asked.send(piece)
                 came = b""
@@ -96,7 +98,11 @@ def down_in_pieces(rig):
             for piece in PIECES:
                 asked.send(piece)
                 sent += piece
-                expect.that(f"HTTP/2: {piece[:10]}", visitor.h2.until(lambda sent=sent: bytes(stream.body) == sent, SOON), stream)
+                expect.that(
+                    f"HTTP/2: {piece[:10]}",
+                    visitor.h2.until(lambda sent=sent: bytes(stream.body) == sent, SOON),
+                    stream,
+                )
             asked.end()
             expect.equal("HTTP/2: and the end", visitor.visited(stream, SOON).whole, True)
 
@@ -115,7 +121,9 @@ def both_at_once(rig):
             expect.that("a question comes", asked.holds(said, SOON), asked)
             asked.send(b"answer %d;" % number)
             wanted = b"".join(b"answer %d;" % each for each in range(number + 1))
-            expect.that("an answer comes", visitor.h2.until(lambda wanted=wanted: bytes(stream.body) == wanted, SOON), stream)
+            expect.that(
+                "an answer comes", visitor.h2.until(lambda wanted=wanted: bytes(stream.body) == wanted, SOON), stream
+            )
         asked.end()
         expect.that("the answer may end first", visitor.h2.until(lambda: stream.ended, SOON), stream)
 
@@ -138,15 +146,23 @@ def early(rig):
                 with contextlib.closing(kind(tunnel)) as visitor:
                     began = time.monotonic()
                     came = visitor.ask("/early", method="POST", body=b"x" * (4 * MIB))
-                    expect.equal(f"{kind.version}, {code}: the early answer comes", (came.status, came.body), (413, b"too much"))
+                    expect.equal(
+                        f"{kind.version}, {code}: the early answer comes", (came.status, came.body), (413, b"too much")
+                    )
                     expect.that("soon", time.monotonic() - began < 8, time.monotonic() - began)
             with contextlib.closing(VisitorOne(tunnel)) as visitor:
                 visitor.send(f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\nContent-Length: 1000\r\n\r\nbegun".encode())
                 came = visitor.visited(5)
-                expect.equal(f"{code}: before a slow request has ended, too", (came.status, came.body), (413, b"too much"))
+                expect.equal(
+                    f"{code}: before a slow request has ended, too", (came.status, came.body), (413, b"too much")
+                )
             with contextlib.closing(VisitorTwo(tunnel)) as visitor:
                 stream = visitor.open("/", method="POST", body=b"begun", end=False)
-                expect.that(f"HTTP/2, {code}: the same", visitor.h2.until(lambda stream=stream: bytes(stream.body) == b"too much", 5), stream)
+                expect.that(
+                    f"HTTP/2, {code}: the same",
+                    visitor.h2.until(lambda stream=stream: bytes(stream.body) == b"too much", 5),
+                    stream,
+                )
                 expect.equal("HTTP/2: the connection lives", visitor.ask().status, 413)
 
 
@@ -160,15 +176,24 @@ def trailers_up(rig):
     wanted = repr((b"body", [("x-sum", "1"), ("x-more", "2")])).encode()
     with attach(tunnel, handler):
         with contextlib.closing(VisitorOne(tunnel)) as visitor:
-            head = f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\nTrailer: x-sum, x-more\r\nTransfer-Encoding: chunked\r\n\r\n"
+            head = f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\nTrailer: x-sum, x-more\r\n"
+            head += "Transfer-Encoding: chunked\r\n\r\n"
             visitor.send(head.encode() + b"4\r\nbody\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n")
             expect.equal("trailers come", visitor.visited().body, wanted)
-            forged = "Adit-Visitor: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.6\r\nContent-Length: 3\r\nTransfer-Encoding: x\r\nX-Sum: 1\r\n\r\n"
+            forged = "Adit-Visitor: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.6\r\n"
+            forged += "Content-Length: 3\r\nTransfer-Encoding: x\r\nX-Sum: 1\r\n\r\n"
             visitor.send(head.encode() + b"4\r\nbody\r\n0\r\n" + forged.encode())
             came = visitor.visited()
-            expect.that("what would be forged or of the framing does not", came.status in (200, 400) and b"6.6.6.6" not in came.body and b"length" not in came.body, came)
+            expect.that(
+                "what would be forged or of the framing does not",
+                came.status in (200, 400) and b"6.6.6.6" not in came.body and b"length" not in came.body,
+                came,
+            )
         with contextlib.closing(VisitorTwo(tunnel)) as visitor:
-            for trailers in ([("x-sum", "1"), ("x-more", "2")], [("x-sum", "1"), ("adit-visitor", "6.6.6.6"), ("x-forwarded-for", "6.6.6.6")]):
+            for trailers in (
+                [("x-sum", "1"), ("x-more", "2")],
+                [("x-sum", "1"), ("adit-visitor", "6.6.6.6"), ("x-forwarded-for", "6.6.6.6")],
+            ):
                 stream = visitor.open("/", method="POST", body=b"body", end=False)
                 block = visitor.h2._encoder.encode(trailers)
                 visitor.h2.write(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, block))
@@ -176,7 +201,9 @@ def trailers_up(rig):
                 if len(trailers) == 2:
                     expect.equal("HTTP/2: trailers come", came.body, wanted)
                 else:
-                    expect.that("HTTP/2: forged ones do not", b"6.6.6.6" not in came.body and b"x-sum" in came.body, came)
+                    expect.that(
+                        "HTTP/2: forged ones do not", b"6.6.6.6" not in came.body and b"x-sum" in came.body, came
+                    )
 
 
 def trailers_down(rig):
@@ -195,7 +222,11 @@ def trailers_down(rig):
             for path in ("/", "/no-body"):
                 came = visitor.ask(path, ("TE", "trailers"), ("Connection", "TE"))
                 body = b"body" if path == "/" else b""
-                expect.equal(f"{path}: trailers come to who takes them", (came.body, sorted(came.trailers)), (body, sorted(wanted)))
+                expect.equal(
+                    f"{path}: trailers come to who takes them",
+                    (came.body, sorted(came.trailers)),
+                    (body, sorted(wanted)),
+                )
                 came = visitor.ask(path)
                 expect.equal("to nobody else", (came.body, came.trailers, came.whole), (body, [], True))
             came = visitor.ask("/unannounced", ("TE", "trailers"), ("Connection", "TE"))
@@ -203,12 +234,20 @@ def trailers_down(rig):
         with contextlib.closing(VisitorTwo(tunnel)) as visitor:
             for path, body in (("/", b"body"), ("/no-body", b""), ("/unannounced", b"body")):
                 came = visitor.ask(path)
-                expect.equal(f"HTTP/2: {path}: trailers come", (came.body, came.trailers, came.whole), (body, wanted, True))
+                expect.equal(
+                    f"HTTP/2: {path}: trailers come", (came.body, came.trailers, came.whole), (body, wanted, True)
+                )
     # gRPC's errors: a head that is the end.
-    with attach(tunnel, lambda asked: asked.head(200, ("content-type", "application/grpc"), ("grpc-status", "5"), end=True)):
-        with contextlib.closing(VisitorTwo(tunnel)) as visitor:
-            came = visitor.ask("/x.Y/Z", ("te", "trailers"), method="POST", body=b"\0\0\0\0\0")
-            expect.equal("trailers only", (came.status, came.get("grpc-status"), came.body, came.whole), (200, "5", b"", True))
+    with (
+        attach(
+            tunnel, lambda asked: asked.head(200, ("content-type", "application/grpc"), ("grpc-status", "5"), end=True)
+        ),
+        contextlib.closing(VisitorTwo(tunnel)) as visitor,
+    ):
+        came = visitor.ask("/x.Y/Z", ("te", "trailers"), method="POST", body=b"\0\0\0\0\0")
+        expect.equal(
+            "trailers only", (came.status, came.get("grpc-status"), came.body, came.whole), (200, "5", b"", True)
+        )
 
 
 def head(rig):
@@ -223,10 +262,18 @@ def head(rig):
             with contextlib.closing(kind(tunnel)) as visitor:
                 for path, wanted in (("/sized", ["1234"]), ("/zero", ["0"]), ("/plain", [])):
                     came = visitor.ask(path, method="HEAD")
-                    expect.equal(f"{kind.version}: HEAD {path}", (came.status, came.body, came.all("content-length")), (200, b"", wanted))
+                    expect.equal(
+                        f"{kind.version}: HEAD {path}",
+                        (came.status, came.body, came.all("content-length")),
+                        (200, b"", wanted),
+                    )
                     expect.equal("is HEAD to the agent", came.get("x-method"), "HEAD")
                 came = visitor.ask("/zero")
-                expect.equal(f"{kind.version}: GET of nothing", (came.status, came.body, came.all("content-length")), (200, b"", ["0"]))
+                expect.equal(
+                    f"{kind.version}: GET of nothing",
+                    (came.status, came.body, came.all("content-length")),
+                    (200, b"", ["0"]),
+                )
                 expect.equal("the connection goes on", visitor.ask("/zero").status, 200)
 
 
@@ -243,9 +290,15 @@ def bodiless(rig):
             with contextlib.closing(kind(tunnel)) as visitor:
                 for path in ("/204", "/304", "/205", "/304-sized", "/200", "/302", "/404", "/204"):
                     came = visitor.ask(path)
-                    expect.equal(f"{kind.version}: {path}", (came.status, came.body, came.whole, came.get("etag")), (int(path[1:4]), b"", True, '"x"'))
+                    expect.equal(
+                        f"{kind.version}: {path}",
+                        (came.status, came.body, came.whole, came.get("etag")),
+                        (int(path[1:4]), b"", True, '"x"'),
+                    )
                     if path.startswith("/204"):
-                        expect.equal("204 has no length", came.all("content-length") + came.all("transfer-encoding"), [])
+                        expect.equal(
+                            "204 has no length", came.all("content-length") + came.all("transfer-encoding"), []
+                        )
                     if path == "/304-sized":
                         expect.that("304 may tell one", came.get("content-length") in (None, "1234"), came)
 
@@ -258,21 +311,42 @@ def partial_content(rig):
         fields = [("content-encoding", "gzip"), ("content-type", "text/plain"), ("vary", "accept-encoding")]
         if asked.get("range"):
             part = packed[5:15]
-            asked.answer(part, *fields, ("content-range", f"bytes 5-14/{len(packed)}"), ("x-range", asked.get("range")), status=206)
+            asked.answer(
+                part,
+                *fields,
+                ("content-range", f"bytes 5-14/{len(packed)}"),
+                ("x-range", asked.get("range")),
+                status=206,
+            )
         else:
-            asked.answer(packed, *fields, ("accept-ranges", "bytes"), ("x-accepts", asked.get("accept-encoding") or "nothing"))
+            asked.answer(
+                packed, *fields, ("accept-ranges", "bytes"), ("x-accepts", asked.get("accept-encoding") or "nothing")
+            )
 
     with attach(tunnel, handler):
         for kind in VISITORS:
             with contextlib.closing(kind(tunnel)) as visitor:
                 came = visitor.ask("/", ("range", "bytes=5-14"))
                 expect.equal(f"{kind.version}: 206", (came.status, came.body), (206, packed[5:15]))
-                for name, wanted in {"content-encoding": "gzip", "content-range": f"bytes 5-14/{len(packed)}", "content-length": "10", "x-range": "bytes=5-14"}.items():
+                for name, wanted in {
+                    "content-encoding": "gzip",
+                    "content-range": f"bytes 5-14/{len(packed)}",
+                    "content-length": "10",
+                    "x-range": "bytes=5-14",
+                }.items():
                     expect.equal(f"{kind.version}: its {name}", came.all(name), [wanted])
                 for accepts in ([], [("accept-encoding", "gzip, br")], [("accept-encoding", "identity")]):
                     came = visitor.ask("/", *accepts)
-                    expect.equal(f"{kind.version}: {accepts}: nothing is unpacked", (came.body, came.get("content-encoding")), (packed, "gzip"))
-                    expect.equal("Accept-Encoding is the visitor's", came.get("x-accepts"), dict(accepts).get("accept-encoding", "nothing"))
+                    expect.equal(
+                        f"{kind.version}: {accepts}: nothing is unpacked",
+                        (came.body, came.get("content-encoding")),
+                        (packed, "gzip"),
+                    )
+                    expect.equal(
+                        "Accept-Encoding is the visitor's",
+                        came.get("x-accepts"),
+                        dict(accepts).get("accept-encoding", "nothing"),
+                    )
 
 
 def expects(rig):
@@ -320,7 +394,9 @@ def lengths(rig):
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         ):
             with contextlib.closing(VisitorOne(tunnel)) as visitor:
-                visitor.send(f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\n{fields}\r\n\r\n4\r\nbody\r\n0\r\n\r\n".encode())
+                visitor.send(
+                    f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\n{fields}\r\n\r\n4\r\nbody\r\n0\r\n\r\n".encode()
+                )
                 came = visitor.visited(5)
                 expect.that(f"{fields!r} is refused", came.status in (400, 411, 501, None), came)
         expect.that("the agent has not seen them", peer.asked.empty())
@@ -414,7 +490,9 @@ def left(rig):
                 visitor, body = kind(tunnel), when == "in the request"
                 if kind is VisitorOne:
                     length = "Content-Length: 100\r\n" if body else ""
-                    visitor.send(f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\n{length}\r\n{'begun' if body else ''}".encode())
+                    visitor.send(
+                        f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\n{length}\r\n{'begun' if body else ''}".encode()
+                    )
                 else:
                     stream = visitor.open("/", method="POST", body=b"begun" if body else b"", end=not body)
                 asked = peer.next(SOON)
@@ -446,9 +524,17 @@ def broken_off(rig):
     """A chunked request that ends in the middle is no end to the agent."""
     tunnel = tunnel_of(rig.server, "broken")
     with attach(tunnel) as peer:
-        for rest in (b"5\r\nhal", b"5\r\nhello\r\n", b"5\r\nhello\r\nzz\r\n", b"5\r\nhelloXX0\r\n\r\n", b"5\r\nhello\r\n0\r\nbad trailer\r\n\r\n"):
+        for rest in (
+            b"5\r\nhal",
+            b"5\r\nhello\r\n",
+            b"5\r\nhello\r\nzz\r\n",
+            b"5\r\nhelloXX0\r\n\r\n",
+            b"5\r\nhello\r\n0\r\nbad trailer\r\n\r\n",
+        ):
             with contextlib.closing(VisitorOne(tunnel)) as visitor:
-                visitor.send(f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + rest)
+                visitor.send(
+                    f"POST / HTTP/1.1\r\nHost: {tunnel.host}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + rest
+                )
                 try:
                     asked = peer.next(SOON)
                 except Exception:
@@ -478,7 +564,9 @@ def old_ways(rig):
             one = f"GET /%d HTTP/1.1\r\nHost: {tunnel.host}\r\n\r\n"
             visitor.send("".join(one % number for number in range(10)).encode())
             came = [visitor.visited() for _ in range(10)]
-            expect.equal("ten in one flight", [each.get("x-path") for each in came], [f"/{number}" for number in range(10)])
+            expect.equal(
+                "ten in one flight", [each.get("x-path") for each in came], [f"/{number}" for number in range(10)]
+            )
             expect.equal("each whole", {(each.body, each.whole) for each in came}, {(b"piece " * 3, True)})
             came = visitor.ask("/", ("Connection", "close"))
             expect.equal("the last one", (came.body, came.get("connection")), (b"piece " * 3, "close"))

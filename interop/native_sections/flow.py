@@ -37,7 +37,11 @@ def windows(rig):
         expect.equal("nothing is pushed", settings.get(2), 0)
         expect.that("header lists of 96 KiB", settings.get(6) == 96 * 1024, settings)
         expect.that("a stream's window", 64 * 1024 <= settings.get(4, 65_535) <= 32 * MIB, settings)
-        expect.that("the connection's is as wide as it can be", peer.until(lambda: peer.window >= (1 << 31) - 65_536, SOON), peer.window)
+        expect.that(
+            "the connection's is as wide as it can be",
+            peer.until(lambda: peer.window >= (1 << 31) - 65_536, SOON),
+            peer.window,
+        )
         print(f"        {settings}, connection {peer.window}")
 
 
@@ -63,7 +67,9 @@ def follow(rig):
         with contextlib.closing(VisitorOne(tunnel)) as visitor:
             visitor.send(f"GET / HTTP/1.1\r\nHost: {tunnel.host}\r\n\r\n".encode())
             expect.until("one more", SOON, lambda: len(peer.streams) == 401)
-            expect.that("few have larger ones again", peer.until(lambda: peer.server_settings[4] > crowded, 15), crowded)
+            expect.that(
+                "few have larger ones again", peer.until(lambda: peer.server_settings[4] > crowded, 15), crowded
+            )
         print(f"        alone {alone}, of 400 {crowded}, then {peer.server_settings[4]}, at once: {came}")
         for visitor in visitors:
             visitor.close()
@@ -96,7 +102,10 @@ def small_replies(tunnel, count=60, kind=VisitorOne):
 
 def judged(what, before, after):
     slowest, median = max(after), statistics.median(after)
-    print(f"        {what}: small replies {statistics.median(before) * 1000:.1f} ms alone, {median * 1000:.1f} ms beside, slowest {slowest * 1000:.0f} ms")
+    alone = statistics.median(before) * 1000
+    print(
+        f"        {what}: small replies {alone:.1f} ms alone, {median * 1000:.1f} beside, slowest {slowest * 1000:.0f}"
+    )
     expect.that(f"{what}: small replies stay quick", median < 0.1 and slowest < 1.0, after)
 
 
@@ -189,7 +198,9 @@ def stalled_raw(rig):
             while octets := waiting[3].recv(1 << 18):
                 digest.update(octets)
                 came += len(octets)
-            expect.equal("who goes on has all of it", (came, digest.hexdigest()), (SIZE, hashlib.sha256(pattern()).hexdigest()))
+            expect.equal(
+                "who goes on has all of it", (came, digest.hexdigest()), (SIZE, hashlib.sha256(pattern()).hexdigest())
+            )
             for each in waiting:
                 each.close()
             expect.that("the link lives", peer.ping())
@@ -235,7 +246,11 @@ def small_windows(rig):
             for kind in (VisitorOne, VisitorTwo):
                 with contextlib.closing(kind(tunnel)) as visitor:
                     came = visitor.ask("/", method="POST", body=body)
-                    expect.equal(f"{kind.version}: through a window of {window}", came.body.decode(), hashlib.sha256(body).hexdigest())
+                    expect.equal(
+                        f"{kind.version}: through a window of {window}",
+                        came.body.decode(),
+                        hashlib.sha256(body).hexdigest(),
+                    )
 
 
 def late_windows(rig):
@@ -260,6 +275,18 @@ def late_windows(rig):
                 expect.equal(f"{kind.version}: it is answered", came.body, b"thanks")
 
 
+def noted(peer):
+    """The lengths of frames that come from now on, of DATA too."""
+    lengths, take = [], peer._take
+
+    def noting(seen):
+        lengths.append(len(seen.payload))
+        take(seen)
+
+    peer._take = noting
+    return lengths
+
+
 def frame_sizes(rig):
     tunnel = tunnel_of(rig.server, "frames")
 
@@ -269,26 +296,15 @@ def frame_sizes(rig):
 
     for size in (None, 16_384, 65_536, (1 << 24) - 1):
         settings = SETTINGS_OF_AN_AGENT if size is None else (*SETTINGS_OF_AN_AGENT, (5, size))
-        lengths = []
-
-        class Noted:
-            """Lengths of frames, which `Peer` does not keep of DATA."""
-
-            def __init__(self, peer):
-                take = peer._take
-
-                def noting(seen):
-                    lengths.append(len(seen.payload))
-                    take(seen)
-
-                peer._take = noting
-
         with attach(tunnel, handler, settings=settings) as peer, contextlib.closing(VisitorOne(tunnel)) as visitor:
-            Noted(peer)
+            lengths = noted(peer)
             came = visitor.ask("/", ("x-large", "v" * 25_000), method="POST", body=bytes(2 * MIB))
             expect.equal("it is answered", came.body, b"thanks")
             expect.that(f"frames of at most {size}", max(lengths) <= (size or 16_384), max(lengths))
-    with attach(tunnel, lambda asked: asked.answer(b"x" * 3 * MIB)) as peer, contextlib.closing(VisitorOne(tunnel)) as visitor:
+    with (
+        attach(tunnel, lambda asked: asked.answer(b"x" * 3 * MIB)) as peer,
+        contextlib.closing(VisitorOne(tunnel)) as visitor,
+    ):
         largest = peer.server_settings.get(5, 16_384)
         expect.equal(f"frames of {largest} to the server", len(visitor.ask().body), 3 * MIB)
 
@@ -307,15 +323,15 @@ def floods(rig):
             }.items():
                 peer = attach(tunnel, lambda _asked: None)
                 began, sent = time.monotonic(), 0
-                # Not reading what is answered, for a second.
                 peer.tls._tls.socket.settimeout(1)
                 with contextlib.suppress(Exception):
                     while time.monotonic() - began < 1.5 and sent < 400_000:
                         peer.tls._tls.send(make())
                         sent += 2000
-                took = [each for each in small_replies(other, 20)]
+                took = small_replies(other, 20)
                 grown = resident(server.pid)[0] - memory
-                print(f"        {sent} of {what}: link {'ended' if peer.ended_at else 'lives'}, {grown:.0f} MiB more, replies {max(took) * 1000:.0f} ms at most")
+                link = "ended" if peer.ended_at else "lives"
+                print(f"        {sent} of {what}: link {link}, {grown:.0f} MiB more, replies {max(took) * 1000:.0f} ms")
                 expect.that(f"{what}: others are served", max(took) < 1.0, took)
                 expect.that("the memory is bounded", grown < 64, grown)
                 peer.close()

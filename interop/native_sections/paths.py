@@ -89,11 +89,83 @@ def every_octet_of(where):
     return check
 
 
-PATHS = """/ // /// //a /a// /a//b/ /. /.. /./ /../ /a/. /a/.. /a/./b /a/../b /../../etc/passwd /... /%2e%2e/ /%2E%2E/a
-/a%2Fb /a%2fb /%2F /%2f%2f /a%5Cb /a%5cb /a\\b /\\ /..\\a /a%00b /a%0d%0ab /a%20b /a+b /%7Euser /~user /%61 /%c3%bc
-/\xc3\xbc /\xff\xfe /a;b=c /a;/b /a%3fb /a%23b /a? /? /?? /a?b?c /a?b=/../c /a?b=//c /a?b=%2F /a?&&= /a?b#  /a%zz /a% /%
-/a?% /a?\xc3\xbc /a:b /a@b /@ /: /a|b /a^b /a`b /a"b /a<b> /{a} /[a] /* /http://other.test/ /a?http://other.test/
-/_system/attach /_system/drain /drain /api/v1/tunnels /index.html /a/b/c/d/e/f/g/h/i/j""".split()
+PATHS = [
+    "/",
+    "//",
+    "///",
+    "//a",
+    "/a//",
+    "/a//b/",
+    "/.",
+    "/..",
+    "/./",
+    "/../",
+    "/a/.",
+    "/a/..",
+    "/a/./b",
+    "/a/../b",
+    "/../../etc/passwd",
+    "/...",
+    "/%2e%2e/",
+    "/%2E%2E/a",
+    "/a%2Fb",
+    "/a%2fb",
+    "/%2F",
+    "/%2f%2f",
+    "/a%5Cb",
+    "/a%5cb",
+    "/a\\b",
+    "/\\",
+    "/..\\a",
+    "/a%00b",
+    "/a%0d%0ab",
+    "/a%20b",
+    "/a+b",
+    "/%7Euser",
+    "/~user",
+    "/%61",
+    "/%c3%bc",
+    "/Ã¼",
+    "/ÿþ",
+    "/a;b=c",
+    "/a;/b",
+    "/a%3fb",
+    "/a%23b",
+    "/a?",
+    "/?",
+    "/??",
+    "/a?b?c",
+    "/a?b=/../c",
+    "/a?b=//c",
+    "/a?b=%2F",
+    "/a?&&=",
+    "/a?b#",
+    "/a%zz",
+    "/a%",
+    "/%",
+    "/a?%",
+    "/a?Ã¼",
+    "/a:b",
+    "/a@b",
+    "/@",
+    "/:",
+    "/a|b",
+    "/a^b",
+    "/a`b",
+    '/a"b',
+    "/a<b>",
+    "/{a}",
+    "/[a]",
+    "/*",
+    "/http://other.test/",
+    "/a?http://other.test/",
+    "/_system/attach",
+    "/_system/drain",
+    "/drain",
+    "/api/v1/tunnels",
+    "/index.html",
+    "/a/b/c/d/e/f/g/h/i/j",
+]
 REFUSED = ("/a#b", "/#", "/a?b#c", "/#/../b", "/a%20#")
 
 
@@ -109,7 +181,9 @@ def rewritten(rig):
                     if came.status == 200:
                         expect.equal(f"{kind.version}: {path} is what the agent is asked for", came.body, escaped(path))
                     else:
-                        expect.that(f"{kind.version}: {path} is exact", is_odd(path) and came.status in (400, None), came)
+                        expect.that(
+                            f"{kind.version}: {path} is exact", is_odd(path) and came.status in (400, None), came
+                        )
                 for path in ("/a%2Fb", "/%2e%2e/", "//a", "/a/../b", "/a%5Cb", "/a?", "/a%00b", "/\xc3\xbc"):
                     came = asker.ask(path)
                     expect.equal(f"{kind.version}: {path} passes", (came.status, came.body), (200, escaped(path)))

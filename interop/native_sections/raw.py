@@ -146,7 +146,10 @@ def octets_pass(rig):
             piece = os.urandom(size)
             before = len(asked.body)
             raw.socket.sendall(piece)
-            expect.that(f"{size} octets reach the agent", asked.holds(before + size, SOON) and bytes(asked.body[before:]) == piece)
+            expect.that(
+                f"{size} octets reach the agent",
+                asked.holds(before + size, SOON) and bytes(asked.body[before:]) == piece,
+            )
             asked.send(piece)
             expect.that(f"{size} octets reach the visitor", raw.has(piece) == piece)
         sent = os.urandom(MIB) * 20
@@ -159,7 +162,11 @@ def octets_pass(rig):
                 came += raw.socket.recv(1 << 18)
             up.result(30), down.result(30)
         expect.that("20 MiB at once, both ways", asked.holds(before + len(sent), 20))
-        same = hashlib.sha256(asked.body[before:]).digest() == hashlib.sha256(sent).digest() == hashlib.sha256(came).digest()
+        same = (
+            hashlib.sha256(asked.body[before:]).digest()
+            == hashlib.sha256(sent).digest()
+            == hashlib.sha256(came).digest()
+        )
         expect.that("as they are", same)
         raw.close()
 
@@ -252,7 +259,10 @@ def refused(rig):
         raw.close()
         expect.that("the link lives", peer.ping())
         # Refused before it began: another session may have it, with the hello.
-        with attach(tunnel, changes={"Adit-Instance": "a" * 32}) as first, attach(tunnel, changes={"Adit-Instance": "a" * 32}) as second:
+        with (
+            attach(tunnel, changes={"Adit-Instance": "a" * 32}) as first,
+            attach(tunnel, changes={"Adit-Instance": "a" * 32}) as second,
+        ):
             raw = Raw(tunnel)
             expect.until("one is asked", SOON, lambda: not first.asked.empty() or not second.asked.empty())
             one, other = (first, second) if not first.asked.empty() else (second, first)

@@ -43,7 +43,11 @@ def interim(rig):
                     came = visitor.ask("/", method=method, body=b"x" if method == "POST" else b"")
                     if came.status == 100 and kind is VisitorOne:
                         came = visitor.visited()
-                    expect.equal(f"{kind.version}: the last answer comes", (came.status, came.body, came.get("link")), (200, b"last", None))
+                    expect.equal(
+                        f"{kind.version}: the last answer comes",
+                        (came.status, came.body, came.get("link")),
+                        (200, b"last", None),
+                    )
 
 
 def large_heads(rig):
@@ -159,7 +163,9 @@ def wrong_lengths(rig):
                     broken = came.status == 502 or not came.whole
                     # Over HTTP/1.1 what is too much cannot be told from the next answer; it must not be sent.
                     short = path in ("/5-10", "/0-5") and len(came.body) <= int(path[1:].split("-")[0])
-                    expect.that(f"{kind.version}: {path} is no whole answer", broken or (short and kind is VisitorOne), came)
+                    expect.that(
+                        f"{kind.version}: {path} is no whole answer", broken or (short and kind is VisitorOne), came
+                    )
                     if kind is VisitorOne and short:
                         visitor.tls.socket.settimeout(1)
                         more = b""
@@ -195,7 +201,9 @@ def resets(rig):
                 for when in ("after", "sized"):
                     with contextlib.closing(kind(tunnel)) as visitor:
                         came = visitor.ask(f"/{when}-{code}")
-                        expect.equal(f"{kind.version}: {code} after the head ({when})", (came.status, came.whole), (200, False))
+                        expect.equal(
+                            f"{kind.version}: {code} after the head ({when})", (came.status, came.whole), (200, False)
+                        )
         with contextlib.closing(VisitorTwo(tunnel)) as visitor:
             for _ in range(3):
                 visitor.ask("/after-2")
@@ -231,12 +239,21 @@ def unexpected(rig):
                 asked.head(103, end=True)
             case "/empty-data":
                 asked.head(200)
-                asked.peer.write(b"".join(frame(DATA, 0, number) for _ in range(50)) + frame(DATA, END_STREAM, number, b"ok"))
+                asked.peer.write(
+                    b"".join(frame(DATA, 0, number) for _ in range(50)) + frame(DATA, END_STREAM, number, b"ok")
+                )
             case "/padded":
                 asked.head(200)
                 asked.peer.write(frame(DATA, 0x8 | END_STREAM, number, b"\x05ok" + bytes(5)))
             case "/other-stream":
-                asked.peer.write(frame(HEADERS, END_HEADERS | END_STREAM, number + 1000, asked.peer._encoder.encode([(":status", "200")])))
+                asked.peer.write(
+                    frame(
+                        HEADERS,
+                        END_HEADERS | END_STREAM,
+                        number + 1000,
+                        asked.peer._encoder.encode([(":status", "200")]),
+                    )
+                )
             case "/window-overflow":
                 # Nothing is left to be sent within it.
                 asked.peer.write(frame(8, 0, number, b"\x7f\xff\xff\xff") * 2)
@@ -260,7 +277,13 @@ def unexpected(rig):
                 came = visitor.ask(path)
                 may = CUT if peer.ended_at and path in CUTTING else wanted
                 expect.that(f"{kind.version}: {path} is {may}", came.status in may, came)
-                if came.status == 200 and path in ("/window-overflow", "/empty-data", "/padded", "/data-after-end", "/head-after-end"):
+                if came.status == 200 and path in (
+                    "/window-overflow",
+                    "/empty-data",
+                    "/padded",
+                    "/data-after-end",
+                    "/head-after-end",
+                ):
                     expect.that(f"{kind.version}: {path}: the body", came.body == b"ok" or not came.whole, came)
                 elif path == "/pseudo-in-trailers":
                     expect.that("the pseudo field stays", ":status" not in dict(came.trailers), came)
@@ -318,7 +341,9 @@ def wished(rig):
             for kind in VISITORS:
                 with contextlib.closing(kind(tunnel)) as visitor:
                     came = visitor.ask()
-                    expect.equal(f"{kind.version}: who asked for 5 s has them", (came.status, came.body), (200, b"late"))
+                    expect.equal(
+                        f"{kind.version}: who asked for 5 s has them", (came.status, came.body), (200, b"late")
+                    )
         with attach(tunnel, lambda _asked: None, changes={"Adit-Response-Deadline": "1"}):
             with contextlib.closing(VisitorOne(tunnel)) as visitor:
                 expect.equal("and no more", visitor.ask().status, 504)
@@ -346,4 +371,8 @@ def statuses(rig):
             with contextlib.closing(kind(tunnel)) as visitor:
                 for status in [*range(200, 600, 7), 421, 429, 502, 503, 504, 511, 599, 600, 799, 999]:
                     came = visitor.ask(f"/{status}")
-                    expect.that(f"{kind.version}: {status} passes", came.status == status or (status > 599 and came.status == 502), came)
+                    expect.that(
+                        f"{kind.version}: {status} passes",
+                        came.status == status or (status > 599 and came.status == 502),
+                        came,
+                    )

@@ -73,13 +73,24 @@ def which(*peers, timeout=SOON):
 def refused(rig):
     tunnel = tunnel_of(rig.server, "refused")
     for kind in VISITORS:
-        for method, body in (("GET", b""), ("POST", b""), ("POST", b"x" * 60 * KIB), ("PUT", b"y"), ("DELETE", b""), ("PATCH", b"z")):
+        for method, body in (
+            ("GET", b""),
+            ("POST", b""),
+            ("POST", b"x" * 60 * KIB),
+            ("PUT", b"y"),
+            ("DELETE", b""),
+            ("PATCH", b"z"),
+        ):
             with Pair(tunnel) as peers, contextlib.closing(kind(tunnel)) as visitor:
                 answer = started(visitor, method, body, "/a?b")
                 one, asked, (other,) = which(*peers)
                 asked.refuse()
                 again = other.next(SOON)
-                expect.equal(f"{kind.version}: {method} {len(body)}: the other one is asked the same", again.headers, asked.headers)
+                expect.equal(
+                    f"{kind.version}: {method} {len(body)}: the other one is asked the same",
+                    again.headers,
+                    asked.headers,
+                )
                 expect.equal("with the body", again.whole(), body)
                 again.answer(b"done")
                 came = answer(SOON)
@@ -124,7 +135,11 @@ def goaway(rig):
                     lost, kept = going.next(), staying.next()
                     going.goes_away(lost.number - 2 if lost.number > 1 else 0)
                     again = staying.next(SOON)
-                    expect.equal(f"{kind.version}: {method}: what the agent has not begun with goes to the other", again.headers, lost.headers)
+                    expect.equal(
+                        f"{kind.version}: {method}: what the agent has not begun with goes to the other",
+                        again.headers,
+                        lost.headers,
+                    )
                     for each in (kept, again):
                         each.answer(b"done")
                     came = [each(SOON) for each in answers]
@@ -163,7 +178,15 @@ def goes_away(rig):
 def cut(rig):
     tunnel = tunnel_of(rig.server, "cut")
     for kind in VISITORS:
-        for method, body, again in (("GET", b"", True), ("HEAD", b"", True), ("PUT", b"x" * 1000, True), ("DELETE", b"", True), ("POST", b"", False), ("POST", b"x", False), ("PATCH", b"x", False)):
+        for method, body, again in (
+            ("GET", b"", True),
+            ("HEAD", b"", True),
+            ("PUT", b"x" * 1000, True),
+            ("DELETE", b"", True),
+            ("POST", b"", False),
+            ("POST", b"x", False),
+            ("PATCH", b"x", False),
+        ):
             with Pair(tunnel) as peers, contextlib.closing(kind(tunnel)) as visitor:
                 answer, began = started(visitor, method, body), time.monotonic()
                 one, asked, (other,) = which(*peers)
@@ -182,14 +205,13 @@ def cut(rig):
                     expect.that("is not done twice", other.asked.empty())
                 expect.that("at once", time.monotonic() - began < SOON)
         # Nobody is left.
-        with contextlib.closing(kind(tunnel)) as visitor:
-            with attach(tunnel) as peer:
-                answer, began = started(visitor), time.monotonic()
-                peer.next()
-                peer.leave()
-                came = answer(10)
-                expect.that(f"{kind.version}: nobody is left", came.status in (502, 503), came)
-                expect.that("soon", time.monotonic() - began < OFFLINE_WITHIN, time.monotonic() - began)
+        with contextlib.closing(kind(tunnel)) as visitor, attach(tunnel) as peer:
+            answer, began = started(visitor), time.monotonic()
+            peer.next()
+            peer.leave()
+            came = answer(10)
+            expect.that(f"{kind.version}: nobody is left", came.status in (502, 503), came)
+            expect.that("soon", time.monotonic() - began < OFFLINE_WITHIN, time.monotonic() - began)
 
 
 def cut_later(rig):
@@ -203,7 +225,9 @@ def cut_later(rig):
             time.sleep(0.1)
             one.leave()
             came = answer(SOON)
-            expect.equal(f"{kind.version}: an answer that had begun breaks off", (came.status, came.whole), (200, False))
+            expect.equal(
+                f"{kind.version}: an answer that had begun breaks off", (came.status, came.whole), (200, False)
+            )
             expect.that("it is not asked for again", other.asked.empty())
 
 

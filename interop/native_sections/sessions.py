@@ -101,7 +101,11 @@ def fewest(rig):
 def share(rig):
     tunnel = tunnel_of(rig.server, "share")
     shares = {"Adit-Share": "true"}
-    with attach(tunnel, changes=shares) as one, attach(tunnel, changes=shares) as two, attach(tunnel, changes=shares) as three:
+    with (
+        attach(tunnel, changes=shares) as one,
+        attach(tunnel, changes=shares) as two,
+        attach(tunnel, changes=shares) as three,
+    ):
         with contextlib.closing(VisitorTwo(tunnel)) as visitor:
             streams = [visitor.open(f"/{number}") for number in range(9)]
             expect.until("all are asked", SOON, lambda: sum(len(each.streams) for each in (one, two, three)) == 9)
@@ -255,7 +259,9 @@ def renamed(rig):
             asked.answer(b"of the new name")
             expect.equal("it is answered", other.visited().body, b"of the new name")
         came = visitor.ask(host=old)
-        expect.that("the old name is nobody's, on an old connection, too", came.status in (404, 421, 502, 503, None), came)
+        expect.that(
+            "the old name is nobody's, on an old connection, too", came.status in (404, 421, 502, 503, None), came
+        )
         expect.that("the link lives", peer.ping() and peer.told == ["/renamed"], peer.told)
 
 
@@ -297,7 +303,10 @@ def key_revoked(rig):
         answer = connection.ask(asked(fields_of(tunnel, **changes)))
         expect.equal("attaching again tells which", answer.status, 401)
     # The sessions of another key are not concerned.
-    keys = [rig.server.ask("POST", "/api/v1/api-keys", {"label": "one", "scoped_identity_id": tunnel.identity}).json for _ in range(2)]
+    keys = [
+        rig.server.ask("POST", "/api/v1/api-keys", {"label": "one", "scoped_identity_id": tunnel.identity}).json
+        for _ in range(2)
+    ]
     same = instance()
     peers = [attach(tunnel, says("here"), changes={"X-API-Key": key["api_key"], "Adit-Instance": same}) for key in keys]
     rig.server.ask("DELETE", f"/api/v1/api-keys/{keys[0]['record']['id']}")

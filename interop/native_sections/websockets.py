@@ -41,23 +41,54 @@ def opened(rig, tunnel, peer, *fields, status=200, path="/ws", lines=()):
 def handshake(rig):
     tunnel = tunnel_of(rig.server, "handshake")
     with attach(tunnel) as peer:
-        lines = ("Sec-WebSocket-Protocol: one, two", "Cookie: a=1", "Origin: https://x.test", "X-Forwarded-For: 6.6.6.6")
-        websocket, asked = opened(rig, tunnel, peer, ("sec-websocket-protocol", "two"), ("x-app", "1"), ("set-cookie", "b=2"), path="/ws?a=b", lines=lines)
-        wanted = {":method": "CONNECT", ":protocol": "websocket", ":scheme": "https", ":authority": tunnel.host, ":path": "/ws?a=b"}
+        lines = (
+            "Sec-WebSocket-Protocol: one, two",
+            "Cookie: a=1",
+            "Origin: https://x.test",
+            "X-Forwarded-For: 6.6.6.6",
+        )
+        websocket, asked = opened(
+            rig,
+            tunnel,
+            peer,
+            ("sec-websocket-protocol", "two"),
+            ("x-app", "1"),
+            ("set-cookie", "b=2"),
+            path="/ws?a=b",
+            lines=lines,
+        )
+        wanted = {
+            ":method": "CONNECT",
+            ":protocol": "websocket",
+            ":scheme": "https",
+            ":authority": tunnel.host,
+            ":path": "/ws?a=b",
+        }
         pseudo = {name: value for name, value in asked.headers if name.startswith(":")}
         expect.equal("an extended CONNECT", pseudo, wanted)
         for name, value in {
-            "sec-websocket-version": ["13"], "sec-websocket-protocol": ["one, two"], "sec-websocket-key": [], "upgrade": [],
-            "connection": [], "cookie": ["a=1"], "origin": ["https://x.test"], "adit-visitor": ["127.0.0.1"], "x-forwarded-for": [],
+            "sec-websocket-version": ["13"],
+            "sec-websocket-protocol": ["one, two"],
+            "sec-websocket-key": [],
+            "upgrade": [],
+            "connection": [],
+            "cookie": ["a=1"],
+            "origin": ["https://x.test"],
+            "adit-visitor": ["127.0.0.1"],
+            "x-forwarded-for": [],
             "sec-websocket-extensions": [],
-        }.items():  # fmt: skip
+        }.items():
             expect.equal(f"its {name}", asked.all(name), value)
         answer = websocket.response
         expect.equal("101", answer.status, 101)
         expect.equal("the application's subprotocol", answer.all("sec-websocket-protocol"), ["two"])
         expect.equal("its fields", (answer.get("x-app"), answer.get("set-cookie")), ("1", "b=2"))
         expect.equal("no length", answer.all("content-length") + answer.all("transfer-encoding"), [])
-        expect.that("Upgrade", answer.get("upgrade").lower() == "websocket" and answer.get("connection").lower() == "upgrade", answer)
+        expect.that(
+            "Upgrade",
+            answer.get("upgrade").lower() == "websocket" and answer.get("connection").lower() == "upgrade",
+            answer,
+        )
         expect.that("not ended", not asked.ended)
         websocket.close()
         # The key's answer, and one that the agent makes up.
@@ -81,16 +112,34 @@ def octets_pass(rig):
         sent = b""
         pieces = [
             b"\x81\x85" + b"mask" + bytes(a ^ b for a, b in zip(b"hello", b"maskm", strict=True)),
-            b"\x01\x83\0\0\0\0one", b"\x89\x80\0\0\0\0", b"\x00\x80\0\0\0\0", b"\x80\x83\0\0\0\0two",
-            b"\xc1\x83\x01\x02\x03\x04abc", b"\x82\xfe\x00\x80" + os.urandom(132), b"\x82\xff" + (70_000).to_bytes(8, "big") + os.urandom(70_004),
-            b"\x82", b"\x85\1\2", b"\3\4he", b"llo",
-        ]  # fmt: skip
+            b"\x01\x83\0\0\0\0one",
+            b"\x89\x80\0\0\0\0",
+            b"\x00\x80\0\0\0\0",
+            b"\x80\x83\0\0\0\0two",
+            b"\xc1\x83\x01\x02\x03\x04abc",
+            b"\x82\xfe\x00\x80" + os.urandom(132),
+            b"\x82\xff" + (70_000).to_bytes(8, "big") + os.urandom(70_004),
+            b"\x82",
+            b"\x85\1\2",
+            b"\3\4he",
+            b"llo",
+        ]
         for piece in pieces:
             websocket.http.send(piece)
             sent += piece
             expect.that(f"{piece[:8]} comes when it is sent, as it is", asked.holds(sent, SOON), asked)
         sent = b""
-        for piece in [b"\x81\x05hello", b"\x01\x03one", b"\x89\x00", b"\x80\x03two", b"\xc2\x03abc", b"\x82\x7f" + (200_000).to_bytes(8, "big"), os.urandom(200_000), b"\x81", b"\x01x"]:
+        for piece in [
+            b"\x81\x05hello",
+            b"\x01\x03one",
+            b"\x89\x00",
+            b"\x80\x03two",
+            b"\xc2\x03abc",
+            b"\x82\x7f" + (200_000).to_bytes(8, "big"),
+            os.urandom(200_000),
+            b"\x81",
+            b"\x01x",
+        ]:
             asked.send(piece)
             sent += piece
             got = bytes(websocket._buffer)
@@ -105,18 +154,26 @@ def extensions(rig):
     tunnel = tunnel_of(rig.server, "ws-extensions")
     with attach(tunnel) as peer:
         chosen = "permessage-deflate; server_no_context_takeover"
-        websocket, asked = opened(rig, tunnel, peer, ("sec-websocket-extensions", chosen), lines=(f"Sec-WebSocket-Extensions: {OFFER}",))
+        websocket, asked = opened(
+            rig, tunnel, peer, ("sec-websocket-extensions", chosen), lines=(f"Sec-WebSocket-Extensions: {OFFER}",)
+        )
         expect.equal("the visitor's offer", asked.all("sec-websocket-extensions"), [OFFER])
         expect.equal("the application's choice", websocket.response.all("sec-websocket-extensions"), [chosen])
         # RSV1: compressed.
         packed = b"\xf2\x48\xcd\xc9\xc9\x07\x00"
         websocket.http.send(b"\xc1" + bytes([0x80 | len(packed)]) + bytes(4) + packed)
-        expect.that("compressed frames pass", asked.holds(b"\xc1" + bytes([0x80 | len(packed)]) + bytes(4) + packed, SOON), asked)
+        expect.that(
+            "compressed frames pass",
+            asked.holds(b"\xc1" + bytes([0x80 | len(packed)]) + bytes(4) + packed, SOON),
+            asked,
+        )
         asked.send(b"\xc1" + bytes([len(packed)]) + packed)
         frame_octets = websocket.http.tls.receive(SOON)
         expect.equal("both ways", bytes(websocket._buffer) + frame_octets, b"\xc1" + bytes([len(packed)]) + packed)
         websocket.close()
-        websocket, asked = opened(rig, tunnel, peer, lines=(f"Sec-WebSocket-Extensions: {OFFER}", "Sec-WebSocket-Extensions: x-other"))
+        websocket, asked = opened(
+            rig, tunnel, peer, lines=(f"Sec-WebSocket-Extensions: {OFFER}", "Sec-WebSocket-Extensions: x-other")
+        )
         expect.equal("several offers", ", ".join(asked.all("sec-websocket-extensions")), f"{OFFER}, x-other")
         expect.equal("none chosen", websocket.response.all("sec-websocket-extensions"), [])
         websocket.close()
@@ -131,7 +188,11 @@ def refusals(rig):
                 peer.next(SOON).answer(b"not for you", ("x-app", "1"), ("location", "/login"), status=status)
                 websocket = future.result(SOON)
             answer = websocket.response
-            expect.equal(f"the application's {status}", (answer.status, answer.body, answer.get("x-app")), (status, b"not for you", "1"))
+            expect.equal(
+                f"the application's {status}",
+                (answer.status, answer.body, answer.get("x-app")),
+                (status, b"not for you", "1"),
+            )
             expect.equal("is no acceptance", answer.all("sec-websocket-accept"), [])
             websocket.close()
         for code in (1, 2, 8):
@@ -200,7 +261,13 @@ def over_h2(rig):
         visitor.h2.until(lambda: visitor.h2.server_settings, SOON)
         enabled = visitor.h2.server_settings.get(8)
         print(f"        SETTINGS_ENABLE_CONNECT_PROTOCOL to visitors: {enabled}")
-        head = [(":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "https"), (":authority", tunnel.host), (":path", "/ws")]
+        head = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "https"),
+            (":authority", tunnel.host),
+            (":path", "/ws"),
+        ]
         stream = visitor.h2.open([*head, ("sec-websocket-version", "13")], end=False)
         if enabled:
             asked = peer.next(SOON)
@@ -210,16 +277,25 @@ def over_h2(rig):
             visitor.h2.send(stream, b"\x81\x80\0\0\0\0")
             expect.that("octets pass", asked.holds(b"\x81\x80\0\0\0\0", SOON), asked)
             asked.send(b"\x81\x00", end=True)
-            expect.that("both ways", visitor.h2.until(lambda: stream.ended, SOON) and bytes(stream.body) == b"\x81\x00", stream)
+            expect.that(
+                "both ways", visitor.h2.until(lambda: stream.ended, SOON) and bytes(stream.body) == b"\x81\x00", stream
+            )
         else:
             visitor.h2.until(lambda: stream.is_over or visitor.h2.ended_at, SOON)
-            expect.that("is refused", stream.status in (400, 404, 405, 501) or stream.reset or visitor.h2.ended_at, stream)
+            expect.that(
+                "is refused", stream.status in (400, 404, 405, 501) or stream.reset or visitor.h2.ended_at, stream
+            )
             expect.that("and the agent not asked", peer.asked.empty())
 
 
 def no_handshakes(rig):
     tunnel = tunnel_of(rig.server, "ws-none")
-    good = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
+    good = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
     with attach(tunnel, lambda asked: asked.answer(b"plain", ("x-method", asked.method))):
         for what, changes in {
             "no key": {"Sec-WebSocket-Key": None},
@@ -235,7 +311,9 @@ def no_handshakes(rig):
                 expect.that("and no CONNECT", came.get("x-method") in (None, "GET"), came)
         with contextlib.closing(VisitorOne(tunnel)) as visitor:
             came = visitor.ask("/ws", *good.items(), method="POST")
-            expect.that("a POST is none", came.status in (200, 400, 405) and came.get("x-method") in (None, "POST"), came)
+            expect.that(
+                "a POST is none", came.status in (200, 400, 405) and came.get("x-method") in (None, "POST"), came
+            )
 
 
 def not_enabled(rig):
@@ -243,7 +321,11 @@ def not_enabled(rig):
     settings = tuple(each for each in SETTINGS_OF_AN_AGENT if each[0] != 8)
     with attach(tunnel, lambda asked: asked.answer(b"plain"), settings=settings) as peer:
         websocket = WebSocket(rig.server, tunnel.host)
-        expect.that("an agent that takes none is not asked", websocket.response.status in (400, 501, 502, 503), websocket.response)
+        expect.that(
+            "an agent that takes none is not asked",
+            websocket.response.status in (400, 501, 502, 503),
+            websocket.response,
+        )
         expect.that("by no CONNECT", all(each.method != "CONNECT" for each in peer.streams.values()), peer.streams)
         websocket.close()
         with contextlib.closing(VisitorOne(tunnel)) as visitor:
@@ -273,7 +355,7 @@ def many(rig):
     with attach(tunnel, handler):
         websockets = [WebSocket(rig.server, tunnel.host, f"/{number}") for number in range(20)]
         for round_ in range(3):
-            for number, each in enumerate(websockets):
+            for each in websockets:
                 each.send(1, b" %d" % round_)
             came = [each.receive(SOON) for each in websockets]
             expect.equal("20 do not mix", came, [(1, b"/%d %d" % (number, round_)) for number in range(20)])
@@ -306,5 +388,3 @@ def draining(rig):
                     came += octets
             expect.equal("within a frame there is nothing but the end", bytes(inside._buffer) + came, b"\x82\x0ahalf")
         expect.equal("the server ends", server._process.wait(20), 0)
-
-
