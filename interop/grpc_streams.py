@@ -15,8 +15,9 @@ import threading
 import time
 from functools import partial
 
-import expect
 import grpc
+
+import expect
 from agent import Scene
 from server import arguments
 from visitor import fetch, trust

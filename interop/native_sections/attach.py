@@ -7,8 +7,6 @@ import uuid
 
 import expect
 from native_peer import (
-    PING,
-    SETTINGS,
     WAYS,
     NotAttached,
     VisitorOne,
@@ -21,7 +19,19 @@ from native_peer import (
     raw_tunnel,
     tunnel_of,
 )
-from scripted_agent import PREFACE, Ended, Http1, Tls, client_context, frame, request, settings_frame, visit_h2
+from scripted_agent import (
+    PING,
+    PREFACE,
+    SETTINGS,
+    Ended,
+    Http1,
+    Tls,
+    client_context,
+    frame,
+    request,
+    settings_frame,
+    visit_h2,
+)
 from server import ZONE
 
 PROBLEM = "urn:adit:problem:"

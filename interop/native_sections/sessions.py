@@ -8,7 +8,6 @@ import time
 import expect
 from native_peer import (
     SETTINGS_OF_AN_AGENT,
-    Http1,
     NotAttached,
     VisitorOne,
     VisitorTwo,
@@ -22,7 +21,7 @@ from native_peer import (
     says,
     tunnel_of,
 )
-from scripted_agent import Ended
+from scripted_agent import Ended, Http1
 
 SOON = 3.0
 
