@@ -343,7 +343,7 @@ def many(rig):
         asked.head(200)
         buffer, taken = bytearray(), 0
         while not asked.is_over:
-            asked.peer.until(lambda: len(asked.body) > taken or asked.is_over, 20)
+            asked.holds(taken + 1, 20)
             buffer += asked.body[taken:]
             taken = len(asked.body)
             # Small ones, masked with zeros.
