@@ -56,8 +56,10 @@ class Broken(Exception):
 class Tls:
     """One reader and any number of writers at a time."""
 
-    def __init__(self, port, context, name, receive_buffer=None, patience=PATIENCE):
+    def __init__(self, port, context, name, receive_buffer=None, patience=PATIENCE, source=None):
         self.socket = socket.socket()
+        if source:
+            self.socket.bind((source, 0))
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(patience)
@@ -351,6 +353,7 @@ class Stream:
     def __init__(self, number, window):
         self.number, self.window = number, window
         self.headers, self.body = None, bytearray()
+        self.interim, self.trailers = [], None
         self.ended, self.reset = False, None
         self.on_end = self.on_data = None
         self.receive_window = WindowManager(65535)
@@ -589,6 +592,11 @@ class Http2:
         headers = [(name.decode(), value.decode("latin-1")) for name, value in (each[:2] for each in decoded)]
         if stream.headers is None:
             stream.headers = headers
+        elif (stream.get(":status") or "").startswith("1"):
+            stream.interim.append(stream.headers)
+            stream.headers = headers
+        else:
+            stream.trailers = headers
         stream.ended = self._block_ends_stream
         return (stream.on_end if stream.ended else None) or (stream.on_data if stream.ended else None)
 
