@@ -652,7 +652,6 @@ impl fmt::Debug for Shared {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -42,7 +42,8 @@ fn main() -> anyhow::Result<()> {
         let key = std::fs::read_to_string(&cli.api_key_file).context("cannot read the API key")?;
         let trust = Trust::from_file(&cli.ca)?;
         let rest = Rest::new(cli.server, Credential::ApiKey(key.trim().to_owned()), Some(trust))?;
-        let mut agent = Agent::new(rest, cli.name, Upstream::url(&cli.forward_to, None)?).edge("127.0.0.1", cli.edge_port);
+        let mut agent =
+            Agent::new(rest, cli.name, Upstream::url(&cli.forward_to, None)?).edge("127.0.0.1", cli.edge_port);
         if let Some(directory) = cli.state_dir {
             agent = agent.state_directory(directory);
         }

@@ -200,11 +200,13 @@ fn host_header(text: &str) -> Result<HostHeader, String> {
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("it is a name, a colon and a value: \"X-Frame-Options: DENY\"")?;
     let name: HeaderName = name.trim().parse().map_err(|_| format!("{name:?} is no name of a header"))?;
-    let of_connection = ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    let of_connection =
+        ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
     if of_connection.contains(&name.as_str()) {
         return Err(format!("{name} is not to be set: it belongs to the connection"));
     }
-    let value = HeaderValue::from_str(value.trim()).map_err(|_| "the value has octets that no header has".to_owned())?;
+    let value =
+        HeaderValue::from_str(value.trim()).map_err(|_| "the value has octets that no header has".to_owned())?;
     Ok((name, value))
 }
 

@@ -129,11 +129,7 @@ pub fn answer_headers(mut headers: HeaderMap) -> HeaderMap {
     let listed: Vec<HeaderName> = connection_options(&headers).iter().filter_map(|name| name.parse().ok()).collect();
     let unwanted: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| {
-            (is_of_connection(name) && **name != header::TRAILER)
-                || is_ours(name)
-                || is_of_native(name)
-        })
+        .filter(|name| (is_of_connection(name) && **name != header::TRAILER) || is_ours(name) || is_of_native(name))
         .cloned()
         .collect();
     for name in unwanted.iter().chain(&listed) {

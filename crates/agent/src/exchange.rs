@@ -76,7 +76,11 @@ pub(crate) async fn serve(
 }
 
 /// The request as the application sees it.
-pub(crate) fn onward(shared: &Shared, head: http::request::Parts, body: AgentBody) -> Result<Request<AgentBody>, Failure> {
+pub(crate) fn onward(
+    shared: &Shared,
+    head: http::request::Parts,
+    body: AgentBody,
+) -> Result<Request<AgentBody>, Failure> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method;
     let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -144,7 +148,11 @@ fn without_https_port(authority: &Authority) -> &str {
 }
 
 /// Sends an answer, as it comes.
-pub(crate) async fn send(respond: &mut SendResponse<Bytes>, head: Response<()>, mut body: UpstreamBody) -> Result<(), Error> {
+pub(crate) async fn send(
+    respond: &mut SendResponse<Bytes>,
+    head: Response<()>,
+    mut body: UpstreamBody,
+) -> Result<(), Error> {
     if body.is_end_stream() {
         respond.send_response(head, true)?;
         return Ok(());

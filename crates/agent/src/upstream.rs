@@ -44,9 +44,19 @@ struct Inner {
 
 enum Dial {
     /// HTTP/2 without TLS, known to be spoken (RFC 9113 section 3.3).
-    H2c { host: String, port: u16 },
-    Tcp { host: String, port: u16 },
-    Tls { host: String, port: u16, trust: Trust },
+    H2c {
+        host: String,
+        port: u16,
+    },
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Tls {
+        host: String,
+        port: u16,
+        trust: Trust,
+    },
     Service(Box<dyn Fn(tokio::io::DuplexStream) + Send + Sync>),
 }
 
@@ -91,7 +101,8 @@ impl Upstream {
     ///
     /// When the URL is another one, or has a path.
     pub fn url(url: &Uri, trust: Option<&Trust>) -> Result<Self, Error> {
-        let usage = Error::Upstream("forward to a URL such as http://127.0.0.1:3000 or h2c://127.0.0.1:50051, without a path");
+        let usage =
+            Error::Upstream("forward to a URL such as http://127.0.0.1:3000 or h2c://127.0.0.1:50051, without a path");
         if !matches!(url.path(), "" | "/") || url.query().is_some() {
             return Err(usage);
         }
@@ -253,7 +264,9 @@ impl Upstream {
     async fn dial(&self) -> Result<Connection, Error> {
         let io: Box<dyn Io> = match &self.0.dial {
             // Upgrades are of HTTP/1.1.
-            Dial::H2c { host, port } | Dial::Tcp { host, port } => Box::new(direct(host, *port).connect().await.map_err(Error::Connect)?),
+            Dial::H2c { host, port } | Dial::Tcp { host, port } => {
+                Box::new(direct(host, *port).connect().await.map_err(Error::Connect)?)
+            }
             Dial::Tls { host, port, trust } => Box::new(trust.connect(host, direct(host, *port), b"http/1.1").await?),
             Dial::Service(serve) => {
                 let (near, far) = tokio::io::duplex(PIPE);

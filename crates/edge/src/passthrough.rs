@@ -107,11 +107,7 @@ async fn join<D: Duplex>(
 }
 
 /// Lets the second direction end, as long as something moves.
-async fn finish(
-    rest: impl Future<Output = io::Result<()>>,
-    activity: &Activity<'_>,
-    idle: Duration,
-) -> io::Result<()> {
+async fn finish(rest: impl Future<Output = io::Result<()>>, activity: &Activity<'_>, idle: Duration) -> io::Result<()> {
     tokio::select! {
         ended = rest => ended,
         () = activity.progress.stalled(idle) => Ok(()),

@@ -14,5 +14,5 @@ mod websocket;
 
 pub(crate) use exchange::Link;
 pub(crate) use held::Held;
-pub use session::{Attach, Attached, Busy};
 pub(crate) use session::Session;
+pub use session::{Attach, Attached, Busy};

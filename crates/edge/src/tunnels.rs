@@ -16,8 +16,8 @@ use store::{Clock, Observer};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout_at;
 use tunnel_model::{
-    Carrier, EndReason, Event, ExchangeId, ExchangeKind, Failure, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal, LiveRules, SessionId,
-    SessionKind, Status, TlsMode, Tunnel, TunnelId, TunnelName,
+    Carrier, EndReason, Event, ExchangeId, ExchangeKind, Failure, KeyId, Live, LiveCommand, LiveEvent, LiveRefusal,
+    LiveRules, SessionId, SessionKind, Status, TlsMode, Tunnel, TunnelId, TunnelName,
 };
 
 use crate::observations::Observations;
@@ -179,8 +179,7 @@ impl Tunnels {
                     Connected::Link(link, _) => drop(state.links.insert(session, link)),
                 }
             }
-            let admitted =
-                self.handle(&entry, &mut state, LiveCommand::AdmitSession { session, kind });
+            let admitted = self.handle(&entry, &mut state, LiveCommand::AdmitSession { session, kind });
             if let Err(refusal) = admitted {
                 state.remove(session);
                 return Err(refusal);
@@ -203,10 +202,7 @@ impl Tunnels {
     }
 
     /// Begins an exchange on the link that has the fewest.
-    pub(crate) fn open(
-        self: &Arc<Self>,
-        entry: &Arc<Entry>,
-    ) -> Result<(Ticket, Arc<reversed::Session>), LiveRefusal> {
+    pub(crate) fn open(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<(Ticket, Arc<reversed::Session>), LiveRefusal> {
         let exchange = self.next_exchange();
         let mut state = entry.state();
         if state.is_removed {

@@ -26,9 +26,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tunnel_model::{Failure, Status, TlsMode, TunnelName};
 
-use crate::{Shared, Wire};
 use crate::link::{Handshake, Link, LinkError, Patience, ReplyBody, ReplyBroken, Visitor, WebSocket as _, discard};
 use crate::tunnels::Entry;
+use crate::{Shared, Wire};
 
 /// Who visits, and whom.
 pub(crate) struct Visit {

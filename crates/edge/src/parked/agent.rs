@@ -5,15 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_proto::limits::{
-    DEFAULT_POOL_SIZE, DRAIN_DEBUG_DATA, MAX_BODY, SUPERSEDED, SUPERSEDED_DEBUG_DATA,
-};
+use agent_proto::limits::{DEFAULT_POOL_SIZE, DRAIN_DEBUG_DATA, MAX_BODY, SUPERSEDED, SUPERSEDED_DEBUG_DATA};
 use agent_proto::{BridgeKind, Credential, Hello, HelloAnswer, OwnerToken, StreamRequest};
 use bytes::Bytes;
 use connections::{Kind, Place};
+use h2::RecvStream;
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
-use h2::RecvStream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};

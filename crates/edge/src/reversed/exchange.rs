@@ -286,11 +286,7 @@ impl crate::link::Link for Link<'_> {
         Err(failed)
     }
 
-    async fn websocket(
-        &self,
-        request: &Request<()>,
-        visitor: &Visitor<'_>,
-    ) -> Result<Handshake<Tunnelled>, LinkError> {
+    async fn websocket(&self, request: &Request<()>, visitor: &Visitor<'_>) -> Result<Handshake<Tunnelled>, LinkError> {
         let mut request = onward(request.clone(), visitor.ip)?;
         *request.method_mut() = Method::CONNECT;
         request.headers_mut().remove(header::CONTENT_LENGTH);
