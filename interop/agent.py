@@ -139,7 +139,7 @@ def requests(scene, app):
         paths_are_verbatim(scene, "plain", version)
         for path in ("/seen/a%2Fb", "/seen/a%5cb", "/seen/a%252fb", "/seen/../seen", "/seen/%2e%2e/seen"):
             page = scene.curl("plain", path, version, "--path-as-is")
-            expect.equal(f"{version}: {path} is for the app to understand", seen(page)["path"], path)
+            expect.equal(f"{version}: {path} is for the app to understand", seen(page)["target"], path)
         methods_and_statuses(scene, "plain", version)
     page = scene.raw("plain", b"HEAD /seen HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % host.encode())
     expect.equal("nothing follows the head that answers HEAD", (page.status, page.body), (200, b""))

@@ -43,7 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve a tunnel from this machine until it is stopped
-    Connect(connect::Connect),
+    Connect(Box<connect::Connect>),
     /// Look after tunnels
     #[command(subcommand)]
     Tunnels(tunnels::Tunnels),

@@ -328,3 +328,134 @@ async fn beat(pings: Option<PingPong>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http::Uri;
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use serde_json::json as value;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::rest::tests::{json, server, tunnel};
+    use crate::{Agent, Event, Trust, Upstream};
+
+    /// An edge that answers each attach with what `script` says of how often one has come before; an
+    /// empty answer lets the agent in.
+    async fn edge(script: impl Fn(usize) -> String + Send + 'static) -> (u16, Trust) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["example".to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate").der().clone();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_no_client_auth();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let mut config = config.with_single_cert(vec![certificate.clone()], key).expect("a configuration");
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            for attempt in 0.. {
+                let (stream, _) = listener.accept().await.expect("an agent");
+                let Ok(mut tls) = acceptor.accept(stream).await else { continue };
+                let mut request = vec![0; 16 * 1024];
+                let octets = tls.read(&mut request).await.expect("a request");
+                let request = String::from_utf8_lossy(&request[..octets]).to_ascii_lowercase();
+                assert!(request.starts_with("post /_system/attach http/1.1\r\n"), "{request}");
+                let answer = script(attempt);
+                if !answer.is_empty() {
+                    tls.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.expect("sent");
+                    continue;
+                }
+                let switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: adit-h2\r\n\r\n";
+                tls.write_all(switching.as_bytes()).await.expect("sent");
+                let (mut send, connection) = h2::client::handshake(tls).await.expect("HTTP/2");
+                tokio::spawn(connection);
+                let renamed = Request::post("https://_system/renamed").body(()).expect("a request");
+                let answer = send.send_request(renamed, true).expect("sent").0.await.expect("an answer");
+                assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+                std::future::pending::<()>().await;
+            }
+        });
+        (port, Trust::only(vec![certificate]).expect("a root"))
+    }
+
+    fn problem(status: &str, kind: &str) -> String {
+        json(status, &value!({ "type": format!("urn:adit:problem:{kind}"), "detail": "no" }))
+    }
+
+    /// An agent of the tunnel `shop` at this port, and what it tells.
+    async fn agent(port: u16, trust: Trust) -> (impl Future<Output = Result<(), Error>>, Arc<Mutex<Vec<String>>>) {
+        let (rest, _) = server(|path| match path.contains('?') {
+            true => json("200 OK", &value!({ "tunnels": [tunnel(1, "shop")] })),
+            // Looked at again, it has another name.
+            false => json("200 OK", &tunnel(1, "renamed")),
+        })
+        .await;
+        let upstream = Upstream::url(&Uri::from_static("http://127.0.0.1:1"), None).expect("a URL");
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let telling = Arc::clone(&told);
+        let agent = Agent::new(rest.trusting(trust), "shop", upstream).edge("127.0.0.1", port);
+        (agent.run(move |event: Event| telling.lock().expect("no panic").push(format!("{event:?}"))), told)
+    }
+
+    async fn tells(told: &Mutex<Vec<String>>, words: &str) {
+        let tells = async {
+            while !told.lock().expect("no panic").iter().any(|event| event.contains(words)) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), tells).await.expect(words);
+    }
+
+    #[tokio::test]
+    async fn only_the_edges_own_words_end_an_agent() {
+        let (port, trust) = edge(|attempt| match attempt {
+            0 => "401 Unauthorized\r\nContent-Length: 4\r\n\r\nwho?".to_owned(),
+            1 => problem("404 Not Found", "unknown-path"),
+            2 => problem("503 Service Unavailable", "unavailable"),
+            _ => problem("403 Forbidden", "tunnel-forbidden"),
+        })
+        .await;
+        let (running, told) = agent(port, trust).await;
+        let ended = timeout(Duration::from_secs(10), running).await.expect("in time");
+        assert!(matches!(&ended, Err(Error::Denied { reason, .. }) if reason == "tunnel-forbidden"), "{ended:?}");
+        let told = told.lock().expect("no panic");
+        assert_eq!(told.iter().filter(|event| event.starts_with("Reconnecting")).count(), 3, "{told:?}");
+        assert!(told.iter().any(|event| event.contains("update the server")), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_that_is_not_active_is_looked_at_again_before_the_agent_gives_up() {
+        let (port, trust) = edge(|attempt| match attempt {
+            0 => problem("403 Forbidden", "tunnel-not-active"),
+            _ => String::new(),
+        })
+        .await;
+        let (running, told) = agent(port, trust).await;
+        let running = tokio::spawn(running);
+        tells(&told, "Connected").await;
+        running.abort();
+        let (port, trust) = edge(|_| problem("403 Forbidden", "tunnel-not-active")).await;
+        let (running, _) = agent(port, trust).await;
+        let ended = timeout(Duration::from_secs(5), running).await.expect("in time");
+        assert!(ended.is_err_and(|error| error.is_final() && error.is_not_active()));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_told_of_a_new_name_looks_its_tunnel_up() {
+        let (port, trust) = edge(|_| String::new()).await;
+        let (running, told) = agent(port, trust).await;
+        let running = tokio::spawn(running);
+        tells(&told, &format!("https://renamed.example:{port}/")).await;
+        let told = told.lock().expect("no panic");
+        assert_eq!(told.iter().filter(|event| event.starts_with("Connecting")).count(), 1, "the session stays");
+        running.abort();
+    }
+}

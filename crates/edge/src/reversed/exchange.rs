@@ -93,10 +93,9 @@ impl<'a> Link<'a> {
             let in_flight = self.open().await?;
             let mut send = in_flight.session.send.clone();
             let is_ready = poll_fn(|cx| send.poll_ready(cx)).await.is_ok();
-            if is_ready && request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_some() {
-                if !send.is_extended_connect_protocol_enabled() {
-                    return Err(LinkError::NotSpoken);
-                }
+            let is_extended = request.extensions().get::<Protocol>().is_some();
+            if is_ready && is_extended && !send.is_extended_connect_protocol_enabled() {
+                return Err(LinkError::NotSpoken);
             }
             if is_ready && let Ok((response, stream)) = send.send_request(request.clone(), is_end) {
                 return Ok(Begun { response, stream, in_flight });

@@ -149,16 +149,10 @@ impl Attached {
             return;
         };
         tracing::info!(tunnel = %tunnel.id, %ip, "an agent is connected");
-        // The timer task is the model's, the connection ours: it must be driven while the store is asked.
-        let checked = {
-            let checking = still_may(&shared, &tunnel, key);
-            tokio::pin!(checking);
-            loop {
-                tokio::select! {
-                    checked = &mut checking => break checked,
-                    _ = &mut *connection => break Check::Gone,
-                }
-            }
+        // The connection must be driven while the store is asked.
+        let checked = tokio::select! {
+            checked = still_may(&shared, &tunnel, key) => checked,
+            _ = &mut *connection => Check::Gone,
         };
         match checked {
             Check::Good(tunnel) => {
