@@ -190,12 +190,13 @@ def forms(rig):
 
 
 def fragments(rig):
-    """No part of a request, whoever sends one."""
+    """No part of a request, whoever sends one. Over HTTP/2 the visitor's library cuts there before anybody can see it."""
     tunnel = tunnel_of(rig.server, "fragments")
     with attach(tunnel, tells), contextlib.closing(Asker(VisitorTwo, tunnel)) as asker:
         for path in REFUSED:
             came = asker.ask(path)
-            expect.that(f"HTTP/2: {path} is refused", came.status in (400, None), came)
+            is_cut = came.status == 200 and came.body == path.partition("#")[0].encode()
+            expect.that(f"HTTP/2: {path} is refused, or what stands before it", came.status in (400, None) or is_cut, came)
 
 
 def long_targets(rig):

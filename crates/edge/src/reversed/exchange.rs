@@ -21,7 +21,7 @@ use tunnel_model::{Failure, LiveRefusal};
 use super::held::Watched;
 use super::octets::Octets;
 use super::reply::{self, Coming};
-use super::session::InFlight;
+use super::session::{InFlight, Session};
 use super::upload::{Stopped, Upload};
 use super::websocket::Tunnelled;
 use crate::Shared;
@@ -182,15 +182,15 @@ impl<'a> Link<'a> {
     }
 
     /// The answer as the visitor gets it.
-    async fn reply(&self, answered: Answered, patience: &Patience) -> Result<Response<ReplyBody>, LinkError> {
+    async fn reply(&self, answered: Answered, patience: &Patience) -> Result<Response<ReplyBody>, Missed> {
         let Answered { head, mut recv, watched, in_flight } = answered;
-        let mut response = reply::head(head)?;
+        let mut response = reply::head(head).map_err(Missed::Final)?;
         if recv.is_end_stream() {
             return Ok(response);
         }
         let there = poll_fn(|cx| Poll::Ready(recv.poll_data(cx))).await;
         let first = match there {
-            Poll::Ready(Some(first)) => Some(first.map_err(|_| LinkError::ReplyBroken)?),
+            Poll::Ready(Some(first)) => Some(first.map_err(|error| Missed::by(&error))?),
             // Trailers, or what is still to come.
             Poll::Ready(None) | Poll::Pending => None,
         };
@@ -224,7 +224,10 @@ impl<'a> Link<'a> {
                 Ok(Ok(answered)) => return Ok((answered, stream, in_flight)),
                 Ok(Err(error)) => match Missed::by(&error) {
                     Missed::Final(error) => return Err(error),
-                    missed => tried.push(self.miss(missed, in_flight)),
+                    missed => {
+                        self.miss(missed, &in_flight.session);
+                        tried.push(in_flight);
+                    }
                 },
                 Err(_) => return Err(LinkError::Failed(Failure::AgentTimeout)),
             }
@@ -233,11 +236,10 @@ impl<'a> Link<'a> {
     }
 
     /// Nothing new goes to a session that has died.
-    fn miss(&self, missed: Missed, in_flight: InFlight) -> InFlight {
+    fn miss(&self, missed: Missed, session: &Session) {
         if !matches!(missed, Missed::Refused) {
-            self.shared.tunnels.leave(&self.entry, in_flight.session.id);
+            self.shared.tunnels.leave(&self.entry, session.id);
         }
-        in_flight
     }
 }
 
@@ -254,29 +256,41 @@ impl crate::link::Link for Link<'_> {
         let request = onward(request, visitor.ip)?;
         let mut upload = body.take_if(|body| !body.is_end_stream()).map(Upload::new);
         // Kept until there is an answer, so that the next one is tried on another session.
-        let mut tried = Vec::new();
+        let (mut tried, mut attempts) = (Vec::new(), 0);
         let failed = loop {
-            if tried.len() >= MAX_ATTEMPTS {
+            if attempts >= MAX_ATTEMPTS {
                 break LinkError::Failed(Failure::AgentBusy);
             }
             let begun = match self.begin(&request, upload.is_none()).await {
                 Ok(begun) => begun,
                 // It was there, and left with the request.
-                Err(LinkError::Failed(Failure::AgentOffline)) if !tried.is_empty() => {
+                Err(LinkError::Failed(Failure::AgentOffline)) if attempts > 0 => {
                     break LinkError::Failed(Failure::AgentLost);
                 }
                 Err(error) => break error,
             };
-            let (missed, in_flight) = match self.ask(begun, &mut upload, &visitor.patience).await {
-                Ok(answered) => return self.reply(answered, &visitor.patience).await,
-                Err(missed) => missed,
+            let (missed, session) = match self.ask(begun, &mut upload, &visitor.patience).await {
+                Ok(answered) => {
+                    let session = Arc::clone(&answered.in_flight.session);
+                    match self.reply(answered, &visitor.patience).await {
+                        Ok(response) => return Ok(response),
+                        // Nothing of it was handed on: it is as if there had been no head.
+                        Err(missed) => (missed, session),
+                    }
+                }
+                Err((missed, in_flight)) => {
+                    let session = Arc::clone(&in_flight.session);
+                    tried.push(in_flight);
+                    (missed, session)
+                }
             };
+            attempts += 1;
             let may_again = match missed {
                 Missed::Refused => true,
                 Missed::Left | Missed::Lost => matches!(missed, Missed::Left) || request.method().is_idempotent(),
                 Missed::Final(error) => break error,
             };
-            tried.push(self.miss(missed, in_flight));
+            self.miss(missed, &session);
             if !may_again || !upload.as_mut().is_none_or(Upload::rewind) {
                 break LinkError::Failed(Failure::AgentLost);
             }
@@ -298,7 +312,11 @@ impl crate::link::Link for Link<'_> {
                 return Err(LinkError::ReplyBroken);
             }
             let answered = Answered { head, recv, watched: None, in_flight };
-            return Ok(Handshake::Refused(self.reply(answered, &visitor.patience).await?));
+            let refused = self.reply(answered, &visitor.patience).await;
+            return refused.map(Handshake::Refused).map_err(|missed| match missed {
+                Missed::Final(error) => error,
+                Missed::Refused | Missed::Left | Missed::Lost => LinkError::Failed(Failure::AgentLost),
+            });
         }
         let mut headers = head.headers;
         for name in [header::CONTENT_LENGTH, header::SEC_WEBSOCKET_ACCEPT, header::SEC_WEBSOCKET_KEY] {
