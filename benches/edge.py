@@ -1,10 +1,12 @@
 """Measures the data plane, each figure as a ratio to a reference of the same run.
 
-    cargo build --release -p api-server -p tunnel-agent
-    python3 benches/edge.py --server target/release/api-server --agent target/release/tunnel-agent
+    cargo build --release -p api-server -p tunnel-agent -p sdk-agent
+    python3 benches/edge.py --server target/release/api-server --agent target/release/tunnel-agent \\
+        --sdk-agent target/release/sdk-agent
 
 Needs nginx, HAProxy and h2load (Debian: nginx-light haproxy nghttp2-client), curl, and
 nobody else on the machine. Everything is on loopback; CPU is read from /proc.
+`--sdk-agent` has the wire of the published SDKs measured in the same run.
 `--only NAME,..` runs a part: edge, passthrough, distance, memory, recovery, changes.
 """
 
@@ -71,6 +73,19 @@ class Place:
             "--server", self.server.url, "--edge", f"127.0.0.1:{edge_port or self.server.edge_port}",
             "--ca", self.server.root_certificate, "--state-dir", self.directory / f"state-{name}",
             env={**os.environ, "ADIT_API_KEY": self.server.key}, stderr=log,
+        )
+        self.wait_until_connected(name)
+        return process
+
+    def sdk_agent(self, name):
+        """One that speaks the wire of the published SDKs."""
+        key = self.directory / "key"
+        key.write_text(self.server.key)
+        process = self.spawn(
+            self.options.sdk_agent, name, "--forward-to", f"http://127.0.0.1:{self.plain}",
+            "--server", self.server.url, "--edge-port", self.server.edge_port, "--api-key-file", key,
+            "--ca", self.server.root_certificate, "--state-dir", self.directory / f"state-{name}",
+            stderr=subprocess.DEVNULL,
         )
         self.wait_until_connected(name)
         return process
@@ -193,13 +208,17 @@ def say(what, measured, goal):
 def edge(place):
     duration = place.options.seconds
     direct = place.load(f"http://127.0.0.1:{place.plain}/", None, 32, duration)
-    cpus = place.cpu(place.server.pid, place.agents["shop"].pid)
     url = f"https://shop.{ZONE}:{place.server.edge_port}/"
+    sdk = sdk_edge(place, url, duration) if place.options.sdk_agent else None
+    cpus = place.cpu(place.server.pid, place.agents["shop"].pid)
     through = place.load(url, place.server.edge_port, 32, duration)
     server, agent = (cpu.micros_per(through.succeeded) for cpu in cpus)
     say("direct to nginx, 32 clients", f"{direct.rate:,.0f}/s", "")
     say("edge tunnel, 32 clients", f"{through.rate:,.0f}/s, {through.rate / direct.rate:.3f} x direct", ">= 0.12 x")
     say("  CPU of server and agent per request", f"{server:.1f} + {agent:.1f} us", "<= 30 + 30 us")
+    if sdk:
+        rate, cpu = through.rate / sdk[0], (server + agent) / sdk[1]
+        say("  beside the wire of the SDKs in this run", f"{rate:.2f} x its rate, {cpu:.2f} x its CPU", ">= 1.35 x, <= 0.72 x")
     say("  latency, mean and worst", f"{through.mean * 1e3:.2f} / {through.most * 1e3:.2f} ms", "p99 <= 3 ms")
     alone_direct = place.load(f"http://127.0.0.1:{place.plain}/", None, 1, duration)
     alone = place.load(url, place.server.edge_port, 1, duration)
@@ -207,6 +226,27 @@ def edge(place):
     say("edge tunnel, one client, added latency (mean)", f"{added:.3f} ms", "<= 0.20 ms")
     failed = through.failed + alone.failed
     say("  failed", str(failed), "0")
+
+
+def sdk_edge(place, url, duration):
+    """The same with an agent of the published SDKs' wire: requests a second, and microseconds for one."""
+    kill(place.agents["shop"])
+    agent = place.sdk_agent("shop")
+    cpus = place.cpu(place.server.pid, agent.pid)
+    through = place.load(url, place.server.edge_port, 32, duration)
+    server, its = (cpu.micros_per(through.succeeded) for cpu in cpus)
+    say("edge tunnel over the wire of the SDKs, 32 clients", f"{through.rate:,.0f}/s", "")
+    say("  CPU of server and agent per request", f"{server:.1f} + {its:.1f} us", "")
+    kill(agent)
+    place.agents["shop"] = place.agent("shop")
+    return through.rate, server + its
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+    # The server has seen it leave.
+    time.sleep(0.5)
 
 
 def passthrough(place):
@@ -325,7 +365,9 @@ def memory(place):
     say("memory of a fresh server", f"{fresh(place, lambda *_: 0)[1] / 1024:.1f} MiB", "<= 25 MiB")
     for count in (200, 1000):
         grown, _ = fresh(place, idle_agents, count)
-        say(f"memory of an idle TLS agent with 32 intakes (of {count})", f"{grown:.1f} KiB", "<= 60 KiB")
+        say(f"memory of an idle TLS agent (of {count})", f"{grown:.1f} KiB", "<= 60 KiB")
+    grown, _ = fresh(place, idle_sdk_agents, 1000)
+    say("memory of an idle TLS agent of the SDKs with 32 intakes (of 1000)", f"{grown:.1f} KiB", "<= 60 KiB")
     grown, _ = fresh(place, idle_visitors, 400)
     say("memory of an idle TLS visitor (of 400)", f"{grown:.1f} KiB", "<= 25 KiB")
 
@@ -350,9 +392,17 @@ def fresh(place, come, count=1):
 
 
 def idle_agents(server, context, count):
-    context.set_alpn_protocols(["h2"])
+    return idle(idle_agent, "http/1.1", server, context, count)
+
+
+def idle_sdk_agents(server, context, count):
+    return idle(idle_sdk_agent, "h2", server, context, count)
+
+
+def idle(come, protocol, server, context, count):
+    context.set_alpn_protocols([protocol])
     made = [server.ask("POST", "/api/v1/tunnels", {"tunnel_name": f"idle-{n:04}"}).json for n in range(count)]
-    return (idle_agent(context, server.edge_port, each["tunnel"]["id"], each["connect_secret"]) for each in made)
+    return (come(context, server.edge_port, each["tunnel"]["id"], each["connect_secret"]) for each in made)
 
 
 def idle_visitors(server, context, count):
@@ -361,6 +411,36 @@ def idle_visitors(server, context, count):
 
 
 def idle_agent(context, port, tunnel, secret):
+    """Attached, with SETTINGS and the first PING acknowledged by hand."""
+    connection = context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname=ZONE)
+    connection.sendall(
+        f"POST /_system/attach HTTP/1.1\r\nHost: {ZONE}\r\nConnection: Upgrade\r\nUpgrade: adit-h2\r\n"
+        f"Content-Length: 0\r\nAdit-Version: 1\r\nAdit-Tunnel: {tunnel}\r\nAdit-Instance: {os.urandom(16).hex()}\r\n"
+        f"X-Tunnel-Secret: {secret}\r\n\r\n".encode()
+    )
+    received = b""
+
+    def wait_for(octets):
+        nonlocal received
+        while octets not in received:
+            chunk = connection.recv(65536)
+            assert chunk, received
+            received += chunk
+        return received.split(octets, 1)[1]
+
+    frames = wait_for(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    # SETTINGS of our own, and theirs acknowledged.
+    connection.sendall(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" b"\x00\x00\x00\x04\x01\x00\x00\x00\x00")
+    ping = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00"
+    if ping not in frames:
+        wait_for(ping)
+    while len(payload := received.split(ping, 1)[1][:8]) < 8:
+        received += connection.recv(65536)
+    connection.sendall(b"\x00\x00\x08\x06\x01\x00\x00\x00\x00" + payload)
+    return connection
+
+
+def idle_sdk_agent(context, port, tunnel, secret):
     """HTTP/2 by hand: literal header fields, and nothing that h2 would remember."""
     connection = context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname=ZONE)
 
@@ -484,10 +564,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, metavar="PATH")
     parser.add_argument("--agent", required=True, metavar="PATH")
+    parser.add_argument("--sdk-agent", type=pathlib.Path, metavar="PATH", help="measure the SDKs' wire beside the native one")
     parser.add_argument("--seconds", type=int, default=5, help="of each load [5]")
     parser.add_argument("--only", default=",".join(PARTS), metavar="PART,..")
     options = parser.parse_args()
     options.agent = pathlib.Path(options.agent).resolve()
+    options.sdk_agent = options.sdk_agent and options.sdk_agent.resolve()
     with Place(options) as place:
         for part in options.only.split(","):
             PARTS[part](place)

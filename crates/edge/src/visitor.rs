@@ -547,7 +547,7 @@ impl Problem {
             Self::Link(LinkError::HeadersTooLarge) => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers-too-large",
-                "110 fields and 60 KiB of headers fit",
+                "the request has more header fields, or longer ones, than pass through this tunnel",
             ),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed"),
             Self::MethodNotAllowed => {

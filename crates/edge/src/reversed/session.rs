@@ -127,6 +127,10 @@ impl Attached {
             tracing::debug!(%ip, "a link ended before HTTP/2 began");
             return;
         };
+        if self.shared.is_stopping() {
+            // It would never be told to go.
+            return;
+        }
         self.run(send, connection, pings).await;
     }
 
