@@ -107,7 +107,9 @@ def large_heads(rig):
                 came = visitor.ask("/" + what.replace(" ", "_"))
                 cut = what == "2 MiB" and successor.was_needed(came)
                 expect.that(f"{kind.version}: {what} is {status}", cut or came.status == status, came)
-                expect.that("at once", time.monotonic() - began < SOON, time.monotonic() - began)
+                # Packing 2 MiB takes the script a while.
+                took, within = time.monotonic() - began, 3 * SOON if what == "2 MiB" else SOON
+                expect.that("at once", took < within, took)
                 if status == 200:
                     got = [each for each in came.headers if each[0].startswith("x-")]
                     expect.equal("whole", (got, came.body), (fields, b"ok"))
