@@ -54,10 +54,12 @@ def follow(rig):
             streams += [(visitor, visitor.open(f"/{number}")) for number in range(50)]
         expect.until("all are asked", 10, lambda: len(peer.streams) == 400)
         expect.that("many streams have smaller windows", peer.until(lambda: peer.server_settings[4] < alone, 5), alone)
-        time.sleep(0.5)
+        # One step waits for the acknowledgement of the one before.
+        bounded = peer.until(lambda: peer.server_settings[4] * 400 <= 512 * MIB, 3)
+        time.sleep(0.2)
         crowded = peer.server_settings[4]
         expect.that("not too small", crowded >= 16 * 1024, crowded)
-        expect.that("together they are bounded", crowded * 400 <= 512 * MIB, crowded)
+        expect.that("together they are bounded", bounded, crowded)
         for stream in list(peer.streams.values()):
             stream.answer(b"done")
         for visitor, stream in streams:

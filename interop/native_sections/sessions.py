@@ -410,9 +410,10 @@ def churn(rig):
 
     def one(number):
         for _ in range(10):
-            with attach(tunnel, says("here"), way=("zone", "api")[number % 2], changes=changes):
+            with attach(tunnel, says("here"), way=("zone", "api")[number % 2], changes=changes) as peer:
                 came = ask(tunnel)
-                if came.status != 200:
+                peer.goes_away(peer.newest)
+                if came.status != 200 or not peer.has_ended(5):
                     return came
         return None
 
