@@ -16,7 +16,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
-use tunnel_model::{Failure, LiveRefusal};
+use tunnel_model::{Carrier, Failure, LiveRefusal};
 
 use super::held::Watched;
 use super::octets::Octets;
@@ -81,7 +81,11 @@ impl<'a> Link<'a> {
         loop {
             match self.shared.tunnels.open(&self.entry) {
                 Ok((ticket, session)) => return Ok(InFlight::new(session, ticket)),
-                Err(LiveRefusal::Offline) => drop(self.shared.tunnels.carrier(&self.entry).await?),
+                Err(LiveRefusal::Offline) => match self.shared.tunnels.carrier(&self.entry).await? {
+                    Carrier::Open => {}
+                    // An agent that speaks the other wire has taken over meanwhile.
+                    Carrier::Parking => return Err(LinkError::Failed(Failure::AgentOffline)),
+                },
                 Err(refusal) => return Err(refusal.into()),
             }
         }
