@@ -31,6 +31,7 @@ def checks(long):
         ("GOAWAY: what is open may finish", goes_away),
         ("a link that is cut", cut),
         ("a link that is cut behind the head", cut_later),
+        ("a link that is cut behind the head of an upload", cut_upload),
         ("bodies that cannot be sent again", bodies),
         ("an error of HTTP/2 from the agent", broken),
     ]
@@ -229,6 +230,24 @@ def cut_later(rig):
                 f"{kind.version}: an answer that had begun breaks off", (came.status, came.whole), (200, False)
             )
             expect.that("it is not asked for again", other.asked.empty())
+
+
+def cut_upload(rig):
+    """The body is let go of with the head: sent again, the request would be another one."""
+    tunnel = tunnel_of(rig.server, "cut-upload")
+    body = b"x" * KIB
+    for kind in VISITORS:
+        for _ in range(10):
+            with Pair(tunnel) as peers, contextlib.closing(kind(tunnel)) as visitor:
+                answer = started(visitor, "PUT", body)
+                peer, asked, (other,) = which(*peers)
+                expect.equal(f"{kind.version}: the upload is whole", asked.whole(), body)
+                asked.head(200)
+                peer.leave()
+                with contextlib.suppress(Exception):
+                    answer(SOON)
+                again = None if other.asked.empty() else other.next().whole()
+                expect.that(f"{kind.version}: it is not sent again without its body", again in (None, body), again)
 
 
 def bodies(rig):

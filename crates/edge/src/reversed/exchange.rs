@@ -259,6 +259,7 @@ impl crate::link::Link for Link<'_> {
     ) -> Result<Response<ReplyBody>, LinkError> {
         let request = onward(request, visitor.ip)?;
         let mut upload = body.take_if(|body| !body.is_end_stream()).map(Upload::new);
+        let has_body = upload.is_some();
         // Kept until there is an answer, so that the next one is tried on another session.
         let (mut tried, mut attempts) = (Vec::new(), 0);
         let failed = loop {
@@ -278,6 +279,10 @@ impl crate::link::Link for Link<'_> {
                     let session = Arc::clone(&answered.in_flight.session);
                     match self.reply(answered, &visitor.patience).await {
                         Ok(response) => return Ok(response),
+                        // The body is let go of when there is a head.
+                        Err(Missed::Lost | Missed::Left | Missed::Refused) if has_body => {
+                            break LinkError::Failed(Failure::AgentLost);
+                        }
                         // Nothing of it was handed on: it is as if there had been no head.
                         Err(missed) => (missed, session),
                     }

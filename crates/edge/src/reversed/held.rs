@@ -5,7 +5,7 @@
 //! is. Beyond a budget for all, whoever has taken nothing for longest goes first.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -21,8 +21,6 @@ pub(crate) struct Held {
     /// Seconds, counted once a second: a clock that costs nothing to read.
     now: AtomicU32,
     streams: Mutex<Streams>,
-    /// Octets that were held when it was last looked.
-    octets: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -95,8 +93,7 @@ impl Held {
             if stopped > LAST_WORDS {
                 streams.iter().filter(|pace| !pace.has_end.load(Ordering::Relaxed)).for_each(|pace| pace.cut());
             }
-            let held = look(streams, now, budget, idle);
-            self.octets.store(held, Ordering::Relaxed);
+            look(streams, now, budget, idle);
         }
     }
 
@@ -105,8 +102,8 @@ impl Held {
     }
 }
 
-/// Cuts whoever is due. Answers the octets that are held for the others.
-fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) -> usize {
+/// Cuts whoever is due.
+fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) {
     let mut stalled = Vec::new();
     let mut held = 0;
     for pace in streams {
@@ -137,7 +134,6 @@ fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) -> usi
             held -= octets;
         }
     }
-    held
 }
 
 fn whole_seconds(time: Duration) -> u64 {
