@@ -170,7 +170,7 @@ struct Plain {
     sessions: Vec<Session>,
     /// In the order of the queue, as far as they are queued.
     exchanges: Vec<Exchange>,
-    /// All that ever were let in.
+    /// All that ever were let in, as what they were last.
     hellos: Vec<(SessionId, SessionKind)>,
     expected_until: Option<Instant>,
 }
@@ -248,6 +248,8 @@ impl Plain {
                 if is_known || is_beaten {
                     return Err(LiveRefusal::Superseded);
                 }
+                // A number that has gone may come again, as something else.
+                self.hellos.retain(|(id, _)| *id != session);
                 self.hellos.push((session, kind));
                 for older in &mut self.sessions {
                     if older.stage == Stage::Live && !get_along(older.kind, kind) {
