@@ -83,6 +83,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(b"", status=204)
             case ["status", status]:
                 self._answer(b"as asked", status=int(status))
+            case ["redirect"]:
+                self._answer(b"", ("Location", self.headers["x-location"]), status=302)
             case ["slow", seconds]:
                 time.sleep(float(seconds))
                 self._answer(b"at last")

@@ -18,8 +18,10 @@ from functools import partial
 import grpc
 
 import expect
-from agent import Scene
+from agent import Elsewhere, Scene
+from expect import until
 from server import arguments
+from targets import Secure
 from visitor import fetch, trust
 
 MIB = 1 << 20
@@ -38,12 +40,19 @@ def main():
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adit-interop-")))
         scene = stack.enter_context(Scene(options, place))
         checks = []
-        for tls_mode in ("edge", "passthrough"):
-            site = stack.enter_context(Site())
-            stack.enter_context(scene.agent(f"grpc-{tls_mode}", site, tls_mode=tls_mode))
+        secure = Secure(scene.place, "localhost")
+        trusting = ["--forward-ca", secure.root]
+        for what, tls_mode, site, flags in (
+            ("edge", "edge", Site(), []),
+            ("passthrough", "passthrough", Site(), []),
+            ("over-tls", "edge", Site(secure), trusting),
+        ):
+            stack.enter_context(site)
+            stack.enter_context(scene.agent(f"grpc-{what}", site, *flags, tls_mode=tls_mode))
             for name, check in CHECKS.items():
-                new = partial(channel, scene, f"grpc-{tls_mode}")
-                checks.append((f"{tls_mode}: {name}", partial(check, site, new)))
+                new = partial(channel, scene, f"grpc-{what}")
+                checks.append((f"{what}: {name}", partial(check, site, new)))
+        checks.append(("an application that does not speak HTTP/2", partial(not_http2, scene, secure)))
         checks.append(("an application that is gone", partial(gone, scene)))
         checks.append(("an agent that is gone", partial(offline, scene)))
         expect.each([check for check in checks if options.only in check[0]], at_once=2)
@@ -64,9 +73,10 @@ def call(on, kind, method):
 
 
 class Site:
-    """The application: a server of grpcio that speaks HTTP/2 without TLS."""
+    """The application: a server of grpcio that speaks HTTP/2, with a certificate if there is one."""
 
-    def __init__(self):
+    def __init__(self, secure=None):
+        self._secure = secure
         self.said, self.left = queue.SimpleQueue(), queue.SimpleQueue()
         self.talk_ended, self.slow_ended = queue.SimpleQueue(), queue.SimpleQueue()
 
@@ -82,9 +92,13 @@ class Site:
             "FailLater": grpc.unary_stream_rpc_method_handler(self.fail_later),
         }
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
-        port = self._server.add_insecure_port("127.0.0.1:0")
+        if self._secure is None:
+            self.url = f"h2c://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        else:
+            pair = (self._secure.key.read_bytes(), self._secure.root.read_bytes())
+            port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+            self.url = f"h2://localhost:{port}"
         self._server.start()
-        self.url = f"h2c://127.0.0.1:{port}"
         return self
 
     def __exit__(self, *_error):
@@ -255,6 +269,18 @@ def many(_site, new):
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
             came = list(pool.map(one, range(40)))
         expect.equal("40 at once on one connection do not mix", came, [[b"%d" % number] * 20 for number in range(40)])
+
+
+def not_http2(scene, secure):
+    with secure as site:
+        # TLS, but HTTP/1.1 only.
+        port = site.url.rpartition(":")[2]
+        elsewhere = Elsewhere(f"h2://localhost:{port}")
+        with scene.agent("grpc-not", elsewhere, "--forward-ca", secure.root) as agent:
+            page = fetch(trust(scene.root), scene.host("grpc-not"), port=scene.port)
+            expect.equal("the visitor gets an error", page.status, 502)
+            until("the agent says why", 5, lambda: "upstream-failed" in agent.names)
+            expect.that("in words", "https://" in agent.event("upstream-failed")["error"], agent.events)
 
 
 def gone(scene):

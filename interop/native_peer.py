@@ -103,6 +103,7 @@ def fields_of(tunnel, **changes):
         "Adit-Tunnel": tunnel.id,
         "Adit-Instance": instance(),
         "Adit-Share": None,
+        "Adit-Own-Certificate": None,
     }
     fields |= {name.replace("_", "-"): value for name, value in changes.items()}
     pairs = []

@@ -50,6 +50,7 @@ def checks(long):
         ("bodies and what stands behind", behind),
         ("ALPN at the zone", alpn),
         ("over HTTP/2", over_h2),
+        ("a certificate of its own", own_certificate),
         ("the session begins with the acknowledgement", begins),
         ("links that never begin", never_begin),
         ("links that speak rubbish", rubbish),
@@ -125,6 +126,9 @@ def wrong_requests(rig):
             refused(f"instance {value!r}", tunnel, 400, "invalid-attach", way, Adit_Instance=value)
         for value in ("yes", "TRUE", "1", "", "true, true"):
             refused(f"share {value!r}", tunnel, 400, "invalid-attach", way, Adit_Share=value)
+            refused(f"own {value!r}", tunnel, 400, "invalid-attach", way, Adit_Own_Certificate=value)
+        refused("an edge tunnel's own", tunnel, 400, "invalid-attach", way, Adit_Own_Certificate="true")
+        accepted("no certificate of its own", tunnel, way, Adit_Own_Certificate="false")
         for value in ("0", "3601", "-1", "+5", "1.5", "x", "", "99999999999999999999999"):
             refused(f"deadline {value!r}", tunnel, 400, "invalid-attach", way, Adit_Response_Deadline=value)
     detail = refused("instance", tunnel, 400, "invalid-attach", Adit_Instance="x")["detail"]
@@ -138,6 +142,7 @@ def twice(rig):
         "Adit-Tunnel": [tunnel.id, tunnel.id],
         "Adit-Instance": ["0" * 32, "1" * 32],
         "Adit-Share": ["true", "true"],
+        "Adit-Own-Certificate": ["true", "true"],
         "Adit-Response-Deadline": ["5", "6"],
     }
     for name, values in doubled.items():
@@ -323,6 +328,31 @@ def over_h2(rig):
     expect.equal("other paths are told where they are served", stream.status, 421)
     expect.that("in a problem document", stream.get("content-type") == "application/problem+json", stream)
     connection.close()
+
+
+def own_certificate(rig):
+    server = rig.server
+    tunnel = tunnel_of(server, "own", "passthrough")
+
+    def visit():
+        tls = Tls(server.edge_port, client_context(server), tunnel.host)
+        hello = tls.hello()
+        tls.socket.sendall(hello)
+        return tls.socket, hello
+
+    for way in WAYS:
+        refused("without it", tunnel, 403, "tunnel-not-active", way)
+        visitor, _ = visit()
+        with visitor:
+            visitor.settimeout(8)
+            # An alert, or an end.
+            expect.that("visitors are turned away", visitor.recv(100)[:1] in (b"\x15", b""))
+        with attach(tunnel, way=way, changes={"Adit-Own-Certificate": "true"}) as peer:
+            visitor, hello = visit()
+            with visitor:
+                expect.that("visitors are routed to it", peer.next(3).holds(hello, 3))
+            expect.equal("and it is there", is_connected(tunnel), True)
+            refused("still not without it", tunnel, 403, "tunnel-not-active", way)
 
 
 def begins(rig):

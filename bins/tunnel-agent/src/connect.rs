@@ -21,7 +21,8 @@ pub(crate) struct Connect {
     /// The tunnel's name, or its id
     name: String,
 
-    /// The application: http://HOST:PORT, https://HOST:PORT, or h2c://HOST:PORT for HTTP/2 without TLS (gRPC)
+    /// The application: http://HOST:PORT or https://HOST:PORT; h2c://HOST:PORT or h2://HOST:PORT for
+    /// HTTP/2 without or with TLS (gRPC); tls://HOST:PORT for one that ends visitors' TLS itself
     #[arg(long, value_name = "URL")]
     forward_to: Uri,
 
@@ -79,7 +80,7 @@ pub(crate) struct Connect {
     )]
     connect_secret: Option<String>,
 
-    /// PEM file of the root that an https application's certificate ends in [default: the system's]
+    /// PEM file of the root that the certificate of an https or h2 application ends in [default: the system's]
     #[arg(long, value_name = "FILE")]
     forward_ca: Option<PathBuf>,
 }
@@ -92,7 +93,7 @@ impl Connect {
     pub(crate) async fn run(self, rest: Rest, json: bool, output: Output) -> anyhow::Result<()> {
         let trust = match (&self.forward_ca, self.forward_to.scheme_str()) {
             (Some(path), _) => Some(Trust::from_file(path)?),
-            (None, Some("https")) => Some(Trust::of_system()?),
+            (None, Some("https" | "h2")) => Some(Trust::of_system()?),
             (None, _) => None,
         };
         let upstream = Upstream::url(&self.forward_to, trust.as_ref())?;
@@ -232,7 +233,7 @@ impl Teller {
     }
 
     fn tell(&self, event: &Event) {
-        if let Event::Served { .. } = event {
+        if let Event::Served { .. } | Event::Relayed { .. } = event {
             self.served.fetch_add(1, Ordering::Relaxed);
             if self.quiet {
                 return;
@@ -273,6 +274,9 @@ impl Teller {
                 json!({ "event": "reconnecting", "delay_ms": delay.as_millis() as u64, "error": error })
             }
             Event::RenewalFailed { error } => json!({ "event": "renewal-failed", "error": error }),
+            Event::Relayed { received, sent, micros } => {
+                json!({ "event": "relayed", "received": received, "sent": sent, "micros": micros })
+            }
             Event::Served { method, path, status, micros } => {
                 let path = if self.queries { path.as_str() } else { path.split('?').next().unwrap_or_default() };
                 json!({

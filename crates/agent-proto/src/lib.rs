@@ -1,17 +1,22 @@
-//! The wire between an agent and the edge, without I/O.
+//! The wires between an agent and the edge, without I/O.
 //!
-//! An agent dials the edge with HTTP/2 and opens streams: [`StreamRequest`]
-//! reads what it asks. Intakes are answered with an [`Envelope`], a visitor's
-//! request; the [`ReplyHead`] comes back on a stream of its own. WebSockets and
-//! raw TCP connections run over bridges, whose bytes are framed as
-//! [`bridge`] says. [`visitor`] has the rules for what crosses from visitors
-//! to agents, and [`websocket`] the strict RFC 6455 that visitors speak.
+//! On the native wire the edge sends an agent HTTP/2 requests: [`Attach`] is how that
+//! begins, a [`Notice`] what the edge says itself, and [`Windows`] how much is on the way.
+//!
+//! On the wire of the published SDKs the agent opens the streams: [`StreamRequest`] reads
+//! what it asks. Intakes are answered with an [`Envelope`], a visitor's request; the
+//! [`ReplyHead`] comes back on a stream of its own. WebSockets and raw TCP connections
+//! run over bridges, whose bytes are framed as [`bridge`] says.
+//!
+//! [`visitor`] has the rules for what crosses from visitors to agents on either wire, and
+//! [`websocket`] the strict RFC 6455 that visitors speak.
 
 pub mod bridge;
 pub mod limits;
 pub mod visitor;
 pub mod websocket;
 
+mod attach;
 mod envelope;
 mod frame;
 mod hello;
@@ -20,6 +25,7 @@ mod reply;
 mod stream;
 mod windows;
 
+pub use attach::{Attach, AttachError, Notice, WIRE_VERSION};
 pub use envelope::{Envelope, EnvelopeError, EnvelopeKind};
 pub use frame::{FrameError, FrameHeader, HeaderOctets, Opcode, apply_mask, is_valid_close_code};
 pub use hello::{HelloAnswer, HelloAnswerError};

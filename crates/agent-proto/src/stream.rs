@@ -189,17 +189,7 @@ impl Credential {
         text(headers, &API_KEY).map(|key| Self::ApiKey(key.to_owned())).ok_or(StreamError::NoCredential)
     }
 
-    /// Is it the same? Takes the same time for every credential of this length.
-    pub fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::ApiKey(left), Self::ApiKey(right)) | (Self::TunnelSecret(left), Self::TunnelSecret(right)) => {
-                is_same(left, right)
-            }
-            _ => false,
-        }
-    }
-
-    fn put(&self, headers: &mut HeaderMap) -> Result<(), http::Error> {
+    pub(crate) fn put(&self, headers: &mut HeaderMap) -> Result<(), http::Error> {
         let (name, secret) = match self {
             Self::ApiKey(key) => (API_KEY, key),
             Self::TunnelSecret(secret) => (TUNNEL_SECRET, secret),
@@ -211,6 +201,20 @@ impl Credential {
         Ok(())
     }
 }
+
+/// Takes the same time for every credential of this length.
+impl PartialEq for Credential {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::ApiKey(left), Self::ApiKey(right)) | (Self::TunnelSecret(left), Self::TunnelSecret(right)) => {
+                is_same(left, right)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Credential {}
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -320,8 +324,8 @@ impl Bridge {
 }
 
 const TUNNEL_ID: HeaderName = HeaderName::from_static("x-tunnel-id");
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const TUNNEL_SECRET: HeaderName = HeaderName::from_static("x-tunnel-secret");
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(crate) const TUNNEL_SECRET: HeaderName = HeaderName::from_static("x-tunnel-secret");
 const OWNER_TOKEN: HeaderName = HeaderName::from_static("x-owner-token");
 const POOL_SIZE: HeaderName = HeaderName::from_static("x-pool-size");
 const POOL_SLOT: HeaderName = HeaderName::from_static("x-pool-slot");
@@ -372,7 +376,7 @@ mod tests {
         let hello = Hello { tunnel, credential: credential.clone(), pool_size: Some(4) };
         let request = hello.to_request(&zone()).expect("a request");
         let Ok(StreamRequest::Hello(read)) = decode(&request, None) else { panic!("a hello") };
-        assert!(read.credential.is_same(&credential) && read.tunnel == tunnel && read.pool_size == Some(4));
+        assert!(read.credential == credential && read.tunnel == tunnel && read.pool_size == Some(4));
 
         let intake = Intake { tunnel, owner_token: OwnerToken::new("token"), slot: 3 };
         let Ok(StreamRequest::Intake(read)) = decode(&intake.to_request(&zone()).expect("a request"), None) else {
@@ -418,7 +422,7 @@ mod tests {
         headers.insert(API_KEY, HeaderValue::from_static("key"));
         headers.insert(TUNNEL_SECRET, HeaderValue::from_static("secret"));
         let credential = Credential::decode(&headers).expect("there are two");
-        assert!(credential.is_same(&Credential::TunnelSecret("secret".to_owned())));
+        assert_eq!(credential, Credential::TunnelSecret("secret".to_owned()));
         assert_eq!(format!("{credential:?}"), "TunnelSecret(..)");
         headers.insert(TUNNEL_SECRET, HeaderValue::from_bytes(b"\xe9").expect("a value"));
         assert_eq!(Credential::decode(&headers).err(), Some(StreamError::NoCredential), "not the other one");

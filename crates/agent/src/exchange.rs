@@ -14,7 +14,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 
@@ -43,12 +43,12 @@ pub(crate) async fn serve(
 ) {
     let in_flight = InFlight::of(&shared);
     let begun = Instant::now();
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let (method, path) = (head.method.clone(), head.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned());
-    let public = head.uri.authority().cloned();
+    let (public, visitor) = asked(&mut head);
     let asked = async {
         let body = Inflow::of(body, &head.headers);
-        let request = onward(&shared, head, body)?;
+        let request = onward(&shared, Request::from_parts(head, body), public.as_ref(), visitor);
         shared.upstream.send(request).await.map_err(|error| Failure::of(&shared, &error))
     };
     let answered = tokio::select! {
@@ -75,35 +75,35 @@ pub(crate) async fn serve(
     drop((open, in_flight));
 }
 
-/// The request as the application sees it.
+/// What the visitor calls, and where it is: the head is an application's without it.
+pub(crate) fn asked(head: &mut http::request::Parts) -> (Option<Authority>, Option<IpAddr>) {
+    let visitor = head.headers.remove(VISITOR).and_then(|visitor| visitor.to_str().ok()?.parse().ok());
+    let uri = std::mem::take(&mut head.uri).into_parts();
+    head.uri = Uri::from(uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    head.version = Version::HTTP_11;
+    head.extensions.clear();
+    (uri.authority, visitor)
+}
+
+/// The request as the application sees it, of a visitor who calls `public`.
 pub(crate) fn onward(
     shared: &Shared,
-    head: http::request::Parts,
-    body: AgentBody,
-) -> Result<Request<AgentBody>, Failure> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method;
-    let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(target);
-    *request.headers_mut() = head.headers;
-    let public = head.uri.authority();
+    mut request: Request<AgentBody>,
+    public: Option<&Authority>,
+    visitor: Option<IpAddr>,
+) -> Request<AgentBody> {
     let headers = request.headers_mut();
-    let visitor = headers.remove(VISITOR).and_then(|visitor| visitor.to_str().ok()?.parse().ok());
-    let called = public.map(|authority| without_https_port(authority).to_owned());
-    put_forwarded(headers, called.as_deref().and_then(|host| HeaderValue::from_str(host).ok()), visitor);
+    let called = public.and_then(|authority| HeaderValue::from_str(without_https_port(authority)).ok());
+    put_forwarded(headers, called.clone(), visitor);
     match &shared.settings.host {
         HostHeader::Rewrite => {}
-        HostHeader::Preserve => {
-            if let Some(host) = called.and_then(|host| HeaderValue::try_from(host).ok()) {
-                headers.insert(HOST, host);
-            }
-        }
+        HostHeader::Preserve => drop(called.map(|host| headers.insert(HOST, host))),
         HostHeader::Value(value) => drop(headers.insert(HOST, value.clone())),
     }
     for (name, value) in &shared.settings.request_headers {
         headers.insert(name.clone(), value.clone());
     }
-    Ok(request)
+    request
 }
 
 /// The head of an answer as the visitor sees it.
@@ -113,7 +113,7 @@ pub(crate) fn outward(
     headers: HeaderMap,
     public: Option<&Authority>,
 ) -> Result<Response<()>, Failure> {
-    let mut headers = answer_headers(headers);
+    let mut headers = fields(status, headers);
     let octets: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if octets > MAX_HEADERS || headers.len() > MAX_FIELDS {
         return Err(Failure::headers_too_large());
@@ -131,6 +131,15 @@ pub(crate) fn outward(
     *head.status_mut() = status;
     *head.headers_mut() = headers;
     Ok(head)
+}
+
+fn fields(status: StatusCode, headers: HeaderMap) -> HeaderMap {
+    let mut headers = answer_headers(headers);
+    // RFC 9110 section 8.6: what has no content has no length.
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(CONTENT_LENGTH);
+    }
+    headers
 }
 
 /// A redirect of the application to itself, as it calls itself, for the visitor.
@@ -297,7 +306,7 @@ impl Failure {
 }
 
 /// Who asked, and for what: the application sees our connection only.
-pub(crate) fn put_forwarded(headers: &mut HeaderMap, authority: Option<HeaderValue>, visitor: Option<IpAddr>) {
+fn put_forwarded(headers: &mut HeaderMap, authority: Option<HeaderValue>, visitor: Option<IpAddr>) {
     headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
     if let Some(host) = authority {
         headers.insert("x-forwarded-host", host);
@@ -333,6 +342,15 @@ mod tests {
             let rewritten = rewritten(&location, &host, &public(name));
             assert_eq!(rewritten.as_ref().map(|value| value.to_str().expect("ASCII")), expected, "{location:?}");
         }
+    }
+
+    #[test]
+    fn what_has_no_content_has_no_length() {
+        let length = |status| {
+            let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("5"))]);
+            fields(status, headers).contains_key(CONTENT_LENGTH)
+        };
+        assert!(!length(StatusCode::NO_CONTENT) && length(StatusCode::NOT_MODIFIED) && length(StatusCode::OK));
     }
 
     #[test]

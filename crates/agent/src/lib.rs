@@ -119,6 +119,15 @@ pub enum Event {
         /// What happened.
         error: String,
     },
+    /// A visitor's connection to an application that ends TLS itself is over.
+    Relayed {
+        /// Octets to the application.
+        received: u64,
+        /// Octets to the visitor.
+        sent: u64,
+        /// How long it was there.
+        micros: u64,
+    },
     /// A visitor was answered.
     Served {
         /// The request's method.
@@ -285,7 +294,7 @@ pub(crate) struct Shared {
     certificate: Option<Certificate>,
     settings: Settings,
     /// This process, for the edge.
-    instance: String,
+    instance: u128,
     /// Told when the tunnel is to be looked up again.
     changed: Notify,
     stop: watch::Sender<bool>,
@@ -411,6 +420,9 @@ const HANDOFF_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 /// What the edge calls a tunnel that is deleted, or has no certificate for its name.
 const NOT_ACTIVE: &str = "tunnel-not-active";
+/// For an application that ends TLS itself.
+const NEEDS_PASSTHROUGH: &str = "a tls:// application needs a tunnel in passthrough mode: visitors' TLS of others ends at \
+                                 the edge";
 /// How long what is in progress may take after the signal to stop.
 const FINISH: Duration = Duration::from_secs(10);
 /// A session that served for so long begins with [`FIRST_DELAY`] again.
@@ -598,6 +610,8 @@ impl Agent {
     async fn look_up(&self) -> Result<(Tunnel, Option<Certificate>), Error> {
         let tunnel = self.rest.tunnel(&self.name).await?;
         let certificate = match tunnel.tls_mode.as_str() {
+            "passthrough" if tunnel.status != "delete_pending" && self.upstream.is_raw() => None,
+            _ if self.upstream.is_raw() => return Err(Error::Upstream(NEEDS_PASSTHROUGH)),
             "passthrough" if tunnel.status == "delete_pending" => {
                 return Err(Error::Denied { status: StatusCode::FORBIDDEN, reason: NOT_ACTIVE.to_owned() });
             }
@@ -725,10 +739,10 @@ fn noise() -> [u8; 4] {
 }
 
 /// What this process calls itself at the edge.
-fn instance() -> Result<String, Error> {
+fn instance() -> Result<u128, Error> {
     let mut octets = [0; 16];
     getrandom::fill(&mut octets).map_err(|error| Error::Attach(error.to_string()))?;
-    Ok(octets.iter().map(|octet| format!("{octet:02x}")).collect())
+    Ok(u128::from_be_bytes(octets))
 }
 
 impl fmt::Debug for Shared {

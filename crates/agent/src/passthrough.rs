@@ -1,5 +1,5 @@
 //! Visitors of a passthrough tunnel: TLS ends here, with a key that the edge
-//! never sees.
+//! never sees, or in the application.
 
 use std::borrow::Cow;
 use std::io::{self, IoSlice};
@@ -9,21 +9,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use agent_proto::visitor::{answer_headers, ascii_target, onward_headers};
+use agent_proto::visitor::{ascii_target, onward_headers};
 use bytes::{Buf as _, Bytes, BytesMut};
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::bridge::Bridge;
-use crate::exchange::{Failure, put_forwarded};
+use crate::exchange::{Failure, onward, outward};
 use crate::server::{Patience, serve_http};
 use crate::session::Open;
 use crate::upstream::{AgentBody, MAX_FIELDS, full, upgraded};
@@ -46,17 +47,52 @@ pub(crate) async fn serve(
         // If the stream has gone, nobody waits.
         let _ = respond.send_response(response, true);
     };
-    let Some(certificate) = &shared.certificate else {
-        tracing::warn!("the edge sends a raw connection, but TLS ends there");
-        return refuse(StatusCode::NOT_IMPLEMENTED);
-    };
     let Some(in_flight) = InFlight::visitor(&shared) else {
         shared.tell_full();
         return refuse(StatusCode::SERVICE_UNAVAILABLE);
     };
+    let application = match (shared.upstream.connect_raw().await, &shared.certificate) {
+        (Some(Ok(application)), _) => Ends::Application(application),
+        (Some(Err(error)), _) => return refuse(Failure::of(&shared, &error).status),
+        (None, Some(certificate)) => Ends::Here(TlsAcceptor::from(certificate.server_config())),
+        (None, None) => {
+            tracing::warn!("the edge sends a raw connection, but TLS ends there");
+            return refuse(StatusCode::NOT_IMPLEMENTED);
+        }
+    };
     let Ok(send) = respond.send_response(Response::new(()), false) else { return };
     let stream = StreamIo { bridge: Bridge::new(send, request.into_body(), (in_flight, open)), read: Bytes::new() };
-    let accepted = timeout(HANDSHAKE, TlsAcceptor::from(certificate.server_config()).accept(stream)).await;
+    match application {
+        Ends::Here(acceptor) => serve_tls(shared, acceptor, stream, visitor).await,
+        Ends::Application(application) => relay(&shared, stream, application).await,
+    }
+}
+
+/// Where the visitor's TLS ends.
+enum Ends {
+    Here(TlsAcceptor),
+    Application(TcpStream),
+}
+
+/// Carries octets both ways. An end is an end, and what breaks off breaks off.
+async fn relay(shared: &Shared, mut stream: StreamIo, mut application: TcpStream) {
+    let begun = std::time::Instant::now();
+    match copy_bidirectional(&mut stream, &mut application).await {
+        Ok((received, sent)) => {
+            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            shared.tell(crate::Event::Relayed { received, sent, micros });
+        }
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a relayed connection broke");
+            stream.bridge.send.send_reset(Reason::CONNECT_ERROR);
+            // What is not sent is forgotten, and the application reads a reset.
+            let _ = application.set_zero_linger();
+        }
+    }
+}
+
+async fn serve_tls(shared: Arc<Shared>, acceptor: TlsAcceptor, stream: StreamIo, visitor: Option<IpAddr>) {
+    let accepted = timeout(HANDSHAKE, acceptor.accept(stream)).await;
     let tls = match accepted {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => {
@@ -81,9 +117,9 @@ async fn forward(shared: &Arc<Shared>, request: Request<Incoming>, visitor: Opti
     let begun = std::time::Instant::now();
     let (method, path) = (request.method().clone(), target(request.uri()).into_owned());
     let tunnel = shared.tunnel();
-    let checked = check(&request, &tunnel.public_host).map(|authority| forwarded_host(&authority));
+    let checked = check(&request, &tunnel.public_host).map(|authority| authority.parse().ok());
     let response = match checked {
-        Ok(authority) => exchange(shared, request, authority, visitor).await,
+        Ok(public) => exchange(shared, request, public, visitor).await,
         Err(status) => refusal(status),
     };
     let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -94,7 +130,7 @@ async fn forward(shared: &Arc<Shared>, request: Request<Incoming>, visitor: Opti
 async fn exchange(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
-    authority: Option<HeaderValue>,
+    public: Option<Authority>,
     visitor: Option<IpAddr>,
 ) -> Response<AgentBody> {
     let Ok(uri) = target(request.uri()).parse() else { return refusal(StatusCode::BAD_REQUEST) };
@@ -102,25 +138,28 @@ async fn exchange(
     let protocol = protocol.filter(|_| request.version() == Version::HTTP_11);
     let upgrade = protocol.map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (head, body) = request.into_parts();
-    let mut onward = Request::new(Upload(Some(body)).map_err(Into::into).boxed_unsync());
-    *onward.method_mut() = head.method;
-    *onward.uri_mut() = uri;
+    let mut request = Request::new(Upload(Some(body)).map_err(Into::into).boxed_unsync());
+    *request.method_mut() = head.method;
+    *request.uri_mut() = uri;
     let key = head.headers.get(header::SEC_WEBSOCKET_KEY).cloned();
-    *onward.headers_mut() = onward_headers(head.headers);
+    *request.headers_mut() = onward_headers(head.headers);
     if let Some(key) = key {
-        onward.headers_mut().insert(header::SEC_WEBSOCKET_KEY, key);
+        request.headers_mut().insert(header::SEC_WEBSOCKET_KEY, key);
     }
-    put_forwarded(onward.headers_mut(), authority, visitor);
+    let mut request = onward(shared, request, public.as_ref(), visitor);
     let response = match upgrade {
         Some((protocol, visitor)) => {
-            onward.headers_mut().insert(header::UPGRADE, protocol);
-            onward.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            forward_upgrade(shared, onward, visitor).await
+            request.headers_mut().insert(header::UPGRADE, protocol);
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            forward_upgrade(shared, request, public.as_ref(), visitor).await
         }
-        None => shared.upstream.send(onward).await.map(answer),
+        None => {
+            let response = shared.upstream.send(request).await.map_err(|error| Failure::of(shared, &error));
+            response.and_then(|response| answer(shared, response, public.as_ref()))
+        }
     };
-    response.unwrap_or_else(|error| {
-        let (head, body) = Failure::of(shared, &error).response();
+    response.unwrap_or_else(|failure| {
+        let (head, body) = failure.response();
         head.map(|()| full(body))
     })
 }
@@ -213,11 +252,6 @@ fn is_port(port: &str) -> bool {
     port.bytes().all(|octet| octet.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
-/// What was checked fits a field.
-fn forwarded_host(authority: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(authority).ok()
-}
-
 /// Path and query, or `*`, as they are passed on.
 fn target(uri: &Uri) -> Cow<'_, str> {
     ascii_target(uri.path_and_query().map_or("/", PathAndQuery::as_str))
@@ -244,31 +278,26 @@ fn refusal(status: StatusCode) -> Response<AgentBody> {
 }
 
 /// The application's answer as the visitor gets it.
-fn answer<B>(response: Response<B>) -> Response<AgentBody>
+fn answer<B>(shared: &Shared, response: Response<B>, public: Option<&Authority>) -> Result<Response<AgentBody>, Failure>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = response.into_parts();
-    let mut answer = Response::new(body.map_err(Into::into).boxed_unsync());
-    *answer.status_mut() = head.status;
-    *answer.headers_mut() = answer_headers(head.headers);
-    // RFC 9110 section 8.6: what has no content has no length.
-    if head.status == StatusCode::NO_CONTENT {
-        answer.headers_mut().remove(header::CONTENT_LENGTH);
-    }
-    answer
+    let answer = outward(shared, head.status, head.headers, public)?;
+    Ok(answer.map(|()| body.map_err(Into::into).boxed_unsync()))
 }
 
 async fn forward_upgrade(
     shared: &Arc<Shared>,
     request: Request<AgentBody>,
+    public: Option<&Authority>,
     visitor: hyper::upgrade::OnUpgrade,
-) -> Result<Response<AgentBody>, crate::Error> {
-    let response = shared.upstream.send_upgrade(request).await?;
+) -> Result<Response<AgentBody>, Failure> {
+    let response = shared.upstream.send_upgrade(request).await.map_err(|error| Failure::of(shared, &error))?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(answer(response));
+        return answer(shared, response, public);
     }
     let mut switched = Response::new(full(Bytes::new()));
     *switched.status_mut() = status;
@@ -390,16 +419,6 @@ mod tests {
             let checked = checked.as_deref().map_err(|status| status.as_u16());
             assert_eq!(checked, outcome, "{method} {target} {hosts:?}");
         }
-    }
-
-    #[test]
-    fn what_has_no_content_has_no_length() {
-        let length = |status: u16| {
-            let builder = Response::builder().status(status).header("content-length", "5");
-            let response = answer(builder.body(http_body_util::Empty::<Bytes>::new()).expect("a response"));
-            response.headers().contains_key("content-length")
-        };
-        assert!(!length(204) && length(304) && length(200));
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_proto::limits::{PING_INTERVAL, PING_TIMEOUT};
-use agent_proto::{CONNECTION_WINDOW, Credential, Windows};
+use agent_proto::{Attach, CONNECTION_WINDOW, Notice, Windows};
 use bytes::Bytes;
 use connections::Rewound;
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::UPGRADE;
+use http::uri::Authority;
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -46,11 +47,6 @@ pub(crate) enum End {
     Superseded,
 }
 
-/// The version of the wire.
-const VERSION: HeaderValue = HeaderValue::from_static("1");
-const PROTOCOL: HeaderValue = HeaderValue::from_static("adit-h2");
-/// The authority of what the edge says itself.
-const SYSTEM: &str = "_system";
 /// Octets of a refusal that are read.
 const MAX_REFUSAL: usize = 64 * 1024;
 /// How long an attach may take, and then HTTP/2's preface.
@@ -136,31 +132,18 @@ async fn attach(shared: &Shared, tls: Tls) -> Result<Link, Error> {
         let _ = connection.with_upgrades().await;
     });
     let tunnel = shared.tunnel();
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = http::Uri::from_static("/_system/attach");
-    let headers = request.headers_mut();
-    let value = |text: &str| HeaderValue::from_str(text).map_err(http::Error::from);
-    headers.insert(HOST, value(&tunnel.zone)?);
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, PROTOCOL);
-    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-    let (name, secret) = match &shared.credential {
-        Credential::ApiKey(key) => (HeaderName::from_static("x-api-key"), key),
-        Credential::TunnelSecret(secret) => (HeaderName::from_static("x-tunnel-secret"), secret),
+    let attach = Attach {
+        tunnel: tunnel.id.to_string(),
+        credential: shared.credential.clone(),
+        instance: shared.instance,
+        shares: shared.settings.shares,
+        own_certificate: shared.upstream.is_raw(),
+        response_deadline: shared.settings.response_deadline,
     };
-    let mut secret = value(secret)?;
-    secret.set_sensitive(true);
-    headers.insert(name, secret);
-    headers.insert("adit-version", VERSION);
-    headers.insert("adit-tunnel", value(&tunnel.id.to_string())?);
-    headers.insert("adit-instance", value(&shared.instance)?);
-    headers.insert("adit-share", HeaderValue::from_static(if shared.settings.shares { "true" } else { "false" }));
-    if let Some(deadline) = shared.settings.response_deadline {
-        headers.insert("adit-response-deadline", HeaderValue::from(deadline.as_secs()));
-    }
+    let zone = tunnel.zone.parse::<Authority>().map_err(http::Error::from)?;
+    let request = attach.to_request(&zone)?.map(|()| Empty::<Bytes>::new());
     let response = sender.send_request(request).await?;
-    let is_ours = response.headers().get(UPGRADE).is_some_and(|protocol| *protocol == PROTOCOL);
+    let is_ours = response.headers().get(UPGRADE).is_some_and(|protocol| protocol == Attach::PROTOCOL);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && is_ours {
         let upgraded = hyper::upgrade::on(response).await?;
         let parts = upgraded.downcast::<TokioIo<Tls>>().map_err(|_| Error::Cut)?;
@@ -266,8 +249,8 @@ fn serve(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    if request.uri().authority().is_some_and(|authority| authority == SYSTEM) {
-        return hear(shared, told, &request, respond);
+    if let Some(notice) = Notice::decode(request.uri()) {
+        return hear(shared, told, notice, respond);
     }
     let open = Open::of(streams);
     let shared = Arc::clone(shared);
@@ -281,24 +264,15 @@ fn serve(
 }
 
 /// The edge's own words.
-fn hear(shared: &Shared, told: &Told, request: &Request<RecvStream>, respond: SendResponse<Bytes>) {
-    let status = match request.uri().path() {
-        "/drain" => {
-            told.is_drained.store(true, Ordering::Relaxed);
-            StatusCode::NO_CONTENT
-        }
-        "/superseded" => {
-            told.is_superseded.store(true, Ordering::Relaxed);
-            StatusCode::NO_CONTENT
-        }
-        "/renamed" => {
-            shared.changed.notify_one();
-            StatusCode::NO_CONTENT
-        }
-        // The next attach tells what is gone.
-        "/revoked" => StatusCode::NO_CONTENT,
-        _ => StatusCode::NOT_FOUND,
-    };
+fn hear(shared: &Shared, told: &Told, notice: Option<Notice>, respond: SendResponse<Bytes>) {
+    let status = if notice.is_some() { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND };
+    match notice {
+        Some(Notice::Drain) => told.is_drained.store(true, Ordering::Relaxed),
+        Some(Notice::Superseded) => told.is_superseded.store(true, Ordering::Relaxed),
+        Some(Notice::Renamed) => shared.changed.notify_one(),
+        // The next attach tells what is gone. Other words are of later versions.
+        Some(Notice::Revoked) | None => {}
+    }
     answer(respond, status);
     told.heard.notify_one();
 }

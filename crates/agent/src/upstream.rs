@@ -1,7 +1,7 @@
 //! The application behind the agent: a URL, or a service in this process.
 //!
-//! Both are spoken to in HTTP/1.1, so that WebSockets and streamed bodies work
-//! the same way for both.
+//! It is spoken to in HTTP/1.1, so that WebSockets and streamed bodies work the same way
+//! for all, or in HTTP/2 where the URL says so. One that ends TLS itself gets octets.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -19,7 +19,9 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio_rustls::client::TlsStream;
 
 use crate::Error;
 use crate::dial::{Address, Proxies, bare};
@@ -43,8 +45,14 @@ struct Inner {
 }
 
 enum Dial {
-    /// HTTP/2 without TLS, known to be spoken (RFC 9113 section 3.3).
-    H2c {
+    /// HTTP/2, known to be spoken (RFC 9113 section 3.3): without TLS, or with it and by ALPN.
+    Http2 {
+        host: String,
+        port: u16,
+        trust: Option<Trust>,
+    },
+    /// Whoever ends the visitors' TLS.
+    Raw {
         host: String,
         port: u16,
     },
@@ -94,22 +102,28 @@ const HTTP2_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const PIPE: usize = 64 * 1024;
 
 impl Upstream {
-    /// An application at an `http` or `https` URL; `trust` is for the latter. One at
-    /// `h2c` speaks HTTP/2 without TLS, as gRPC servers do.
+    /// An application at an `http` or `https` URL; one at `h2c` or `h2` speaks HTTP/2, as
+    /// gRPC servers do, without TLS or with it. `trust` is for those with TLS. One at
+    /// `tls` ends the visitors' TLS itself, with a certificate of its own.
     ///
     /// # Errors
     ///
     /// When the URL is another one, or has a path.
     pub fn url(url: &Uri, trust: Option<&Trust>) -> Result<Self, Error> {
-        let usage =
-            Error::Upstream("forward to a URL such as http://127.0.0.1:3000 or h2c://127.0.0.1:50051, without a path");
+        let usage = Error::Upstream(
+            "forward to a URL such as http://127.0.0.1:3000 without a path; the schemes are http, https, h2c, h2 and tls",
+        );
         if !matches!(url.path(), "" | "/") || url.query().is_some() {
             return Err(usage);
         }
         let (Some(host), Some(authority)) = (url.host(), url.authority()) else { return Err(usage) };
         let bare = bare(host).to_owned();
         let dial = match (url.scheme_str(), trust) {
-            (Some("h2c"), _) => Dial::H2c { host: bare, port: url.port_u16().unwrap_or(80) },
+            (Some("h2c"), _) => Dial::Http2 { host: bare, port: url.port_u16().unwrap_or(80), trust: None },
+            (Some("h2"), Some(trust)) => {
+                Dial::Http2 { host: bare, port: url.port_u16().unwrap_or(443), trust: Some(trust.clone()) }
+            }
+            (Some("tls"), _) => Dial::Raw { host: bare, port: url.port_u16().unwrap_or(443) },
             (Some("http"), _) => Dial::Tcp { host: bare, port: url.port_u16().unwrap_or(80) },
             (Some("https"), Some(trust)) => {
                 Dial::Tls { host: bare, port: url.port_u16().unwrap_or(443), trust: trust.clone() }
@@ -152,6 +166,17 @@ impl Upstream {
         &self.0.host
     }
 
+    /// Does the application end the visitors' TLS itself?
+    pub(crate) fn is_raw(&self) -> bool {
+        matches!(self.0.dial, Dial::Raw { .. })
+    }
+
+    /// A connection to whoever ends the visitors' TLS; none if the agent does.
+    pub(crate) async fn connect_raw(&self) -> Option<Result<TcpStream, Error>> {
+        let Dial::Raw { host, port } = &self.0.dial else { return None };
+        Some(direct(host, *port).connect().await.map_err(Error::Connect))
+    }
+
     /// The body of an answer whose connection is used for nothing else.
     pub(crate) fn body_of_its_own(&self, body: Incoming) -> UpstreamBody {
         UpstreamBody { body, connection: None, returned: Returned::at_once(), upstream: self.clone() }
@@ -161,8 +186,8 @@ impl Upstream {
     /// `host`, it is the application's own.
     pub(crate) async fn send(&self, mut request: Request<AgentBody>) -> Result<Response<UpstreamBody>, Error> {
         request.headers_mut().entry(header::HOST).or_insert_with(|| self.0.host.clone());
-        if let Dial::H2c { host, port } = &self.0.dial {
-            return self.send_http2(request, host, *port).await;
+        if let Dial::Http2 { host, port, trust } = &self.0.dial {
+            return self.send_http2(request, direct(host, *port), trust.as_ref()).await;
         }
         let mut idle = self.take_idle();
         loop {
@@ -197,26 +222,30 @@ impl Upstream {
     async fn send_http2(
         &self,
         request: Request<AgentBody>,
-        host: &str,
-        port: u16,
+        address: Address<'_>,
+        trust: Option<&Trust>,
     ) -> Result<Response<UpstreamBody>, Error> {
         let (mut head, body) = request.into_parts();
         let authority = head.headers.remove(header::HOST).unwrap_or_else(|| self.0.host.clone());
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let uri = Uri::builder().scheme("http").authority(authority.as_bytes()).path_and_query(target).build();
+        let scheme = if trust.is_some() { "https" } else { "http" };
+        let uri = Uri::builder().scheme(scheme).authority(authority.as_bytes()).path_and_query(target).build();
         (head.uri, head.version) = (uri?, http::Version::HTTP_2);
         let mut sender = {
             let mut shared = self.0.http2.lock().await;
             match shared.as_ref().filter(|sender| !sender.is_closed()) {
                 Some(sender) => sender.clone(),
                 None => {
-                    let stream = direct(host, port).connect().await.map_err(Error::Connect)?;
+                    let io: Box<dyn Io> = match trust {
+                        Some(trust) => Box::new(http2_by_alpn(address, trust).await?),
+                        None => Box::new(address.connect().await.map_err(Error::Connect)?),
+                    };
                     let mut builder = http2::Builder::new(TokioExecutor::new());
                     builder
                         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
                         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
                         .max_header_list_size(MAX_HEADERS as u32 + MAX_FIELDS as u32 * 32);
-                    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+                    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
                     tokio::spawn(async move {
                         if let Err(error) = connection.await {
                             let error = &error as &dyn std::error::Error;
@@ -264,10 +293,14 @@ impl Upstream {
     async fn dial(&self) -> Result<Connection, Error> {
         let io: Box<dyn Io> = match &self.0.dial {
             // Upgrades are of HTTP/1.1.
-            Dial::H2c { host, port } | Dial::Tcp { host, port } => {
+            Dial::Http2 { host, port, trust: None } | Dial::Tcp { host, port } => {
                 Box::new(direct(host, *port).connect().await.map_err(Error::Connect)?)
             }
-            Dial::Tls { host, port, trust } => Box::new(trust.connect(host, direct(host, *port), b"http/1.1").await?),
+            // The edge asks for octets only.
+            Dial::Raw { .. } => return Err(Error::Upstream("the application speaks TLS with visitors alone")),
+            Dial::Http2 { host, port, trust: Some(trust) } | Dial::Tls { host, port, trust } => {
+                Box::new(trust.connect(host, direct(host, *port), b"http/1.1").await?)
+            }
             Dial::Service(serve) => {
                 let (near, far) = tokio::io::duplex(PIPE);
                 serve(far);
@@ -283,6 +316,15 @@ impl Upstream {
             }
         });
         Ok(Connection { sender, task: Some(task.abort_handle()) })
+    }
+}
+
+/// TLS with an application that is known to speak HTTP/2.
+async fn http2_by_alpn(address: Address<'_>, trust: &Trust) -> Result<TlsStream<TcpStream>, Error> {
+    let tls = trust.connect(address.host, address, b"h2").await?;
+    match tls.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Ok(tls),
+        _ => Err(Error::Upstream("the application does not speak HTTP/2 (ALPN): forward to https:// instead of h2://")),
     }
 }
 

@@ -15,7 +15,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::time::timeout;
 
-use crate::exchange::{Failure, onward, outward, send, send_all};
+use crate::exchange::{Failure, asked, onward, outward, send, send_all};
 use crate::session::Open;
 use crate::upstream::{UpstreamBody, full, upgraded};
 use crate::{InFlight, Shared};
@@ -75,9 +75,10 @@ async fn shake(
     shared: &Shared,
     mut head: http::request::Parts,
 ) -> Result<Shaken<impl AsyncRead + AsyncWrite>, Failure> {
-    let public = head.uri.authority().cloned();
+    let (public, visitor) = asked(&mut head);
     head.method = Method::GET;
-    let mut request = onward(shared, head, full(Bytes::new()))?;
+    let request = Request::from_parts(head, full(Bytes::new()));
+    let mut request = onward(shared, request, public.as_ref(), visitor);
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal"))?;
     let fields = request.headers_mut();

@@ -42,6 +42,11 @@ pub trait DataPlane: Send + Sync {
     /// Has the tunnel an agent now?
     fn is_connected(&self, tunnel: TunnelId) -> bool;
 
+    /// Has it one whose application brings key and certificate, so that the tunnel needs none?
+    fn has_own_certificate(&self, _tunnel: TunnelId) -> bool {
+        false
+    }
+
     /// Takes an agent that may serve its tunnel; its link is handed over later.
     ///
     /// # Errors
@@ -75,6 +80,7 @@ impl Observer for Renames {
             if let Event::TunnelRenamed(tunnel) = event
                 && tunnel.tls_mode == TlsMode::Passthrough
                 && data_plane.is_connected(tunnel.id)
+                && !data_plane.has_own_certificate(tunnel.id)
             {
                 tracing::warn!(
                     tunnel = %tunnel.id, name = %tunnel.name,
@@ -200,6 +206,11 @@ impl App {
     /// Has the tunnel an agent now?
     pub fn is_connected(&self, tunnel: TunnelId) -> bool {
         self.data_plane.is_connected(tunnel)
+    }
+
+    /// Has it one that needs no certificate of ours?
+    pub fn has_own_certificate(&self, tunnel: TunnelId) -> bool {
+        self.data_plane.has_own_certificate(tunnel)
     }
 
     /// The suffix of every public host.

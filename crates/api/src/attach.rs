@@ -3,14 +3,12 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use agent_proto::{Attach, Credential};
 use connections::{Peer, Upgraded};
-use tunnel_model::{InstanceId, KeyId, SecretHash, Status, Tunnel, TunnelId, TunnelName};
+use tunnel_model::{InstanceId, KeyId, SecretHash, Status, TlsMode, Tunnel, TunnelId, TunnelName};
 
 use crate::app::App;
 use crate::error::Error;
-
-/// The version of the native wire that is spoken.
-pub const WIRE_VERSION: &str = "1";
 
 /// An agent that may serve its tunnel.
 #[derive(Debug)]
@@ -25,6 +23,8 @@ pub struct Agent {
     pub instance: InstanceId,
     /// May other instances serve beside it?
     pub shares: bool,
+    /// Does its application bring key and certificate?
+    pub own_certificate: bool,
     /// How long its application may take to begin an answer, if it says so.
     pub response_deadline: Option<Duration>,
 }
@@ -45,33 +45,31 @@ pub type Serve = Box<dyn FnOnce(Upgraded) -> Pin<Box<dyn Future<Output = ()> + S
 #[error("{0}")]
 pub struct Busy(pub &'static str);
 
-/// What an agent shows.
-pub(crate) enum Credential<'a> {
-    ApiKey(&'a str),
-    Secret(&'a str),
-}
-
 impl App {
     /// The tunnel that an agent names, if its credential is one for it and it can be served.
-    pub(crate) async fn attachable(
-        &self,
-        named: &str,
-        credential: Credential<'_>,
-    ) -> Result<(Tunnel, Option<KeyId>), Error> {
-        let (tunnel, key) = match credential {
+    pub(crate) async fn attachable(&self, wanted: &Attach) -> Result<(Tunnel, Option<KeyId>), Error> {
+        let named = &wanted.tunnel;
+        let (tunnel, key) = match &wanted.credential {
             Credential::ApiKey(presented) => {
                 let (caller, key) = self.authenticate(presented).await?;
                 let tunnel = self.named(named).await?.filter(|tunnel| caller.sees_tunnel(tunnel));
                 (tunnel.ok_or(Error::TunnelForbidden)?, Some(key.id))
             }
-            Credential::Secret(secret) => {
+            Credential::TunnelSecret(secret) => {
                 let presented = SecretHash::of(secret);
                 let tunnel = self.named(named).await?;
                 let tunnel = tunnel.filter(|tunnel| tunnel.secret_hash.is_some_and(|hash| hash.matches(&presented)));
                 (tunnel.ok_or(Error::SecretRefused)?, None)
             }
         };
-        if tunnel.status == Status::Active { Ok((tunnel, key)) } else { Err(Error::TunnelNotActive) }
+        match (tunnel.tls_mode, tunnel.status) {
+            (TlsMode::Edge, _) if wanted.own_certificate => {
+                Err(Error::InvalidAttach("an application with its own certificate needs a passthrough tunnel"))
+            }
+            (_, Status::Active) => Ok((tunnel, key)),
+            (_, Status::AwaitingCert) if wanted.own_certificate => Ok((tunnel, key)),
+            _ => Err(Error::TunnelNotActive),
+        }
     }
 
     /// What has the form of an id is one.

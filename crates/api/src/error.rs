@@ -71,7 +71,7 @@ pub enum Error {
     #[error("the server cannot take this request now")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// An agent that speaks another version of the wire, or does not ask for it.
-    #[error("attach with Upgrade: adit-h2 and Adit-Version: {version}: {why}", version = crate::WIRE_VERSION)]
+    #[error("attach with Upgrade: adit-h2 and Adit-Version: {version}: {why}", version = agent_proto::WIRE_VERSION)]
     UnsupportedVersion {
         /// What is wrong.
         why: &'static str,

@@ -12,7 +12,7 @@ mod metrics;
 mod server;
 
 pub use app::{App, DataPlane, Listed, NewTunnel, Random, SignedCertificate, SystemRandom};
-pub use attach::{Agent, Attached, Busy, Serve, WIRE_VERSION};
+pub use attach::{Agent, Attached, Busy, Serve};
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};
 pub use metrics::{Metrics, TrafficStats};

@@ -303,6 +303,11 @@ impl Edge {
         self.shared.tunnels.is_connected(tunnel)
     }
 
+    /// Has it one whose application brings key and certificate, so that the tunnel needs none?
+    pub fn has_own_certificate(&self, tunnel: TunnelId) -> bool {
+        self.shared.tunnels.has_own_certificate(tunnel)
+    }
+
     /// Takes in an agent of the native wire, whose credential was checked.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
-use tunnel_model::{Status, TlsMode, TunnelName};
+use tunnel_model::{TlsMode, TunnelName};
 
 use crate::client_hello::{ClientHello, INTERNAL_ERROR, MAX_HELLO, Reader, UNRECOGNIZED_NAME, alert_record};
 use crate::proxy_protocol::{self, Parsed};
@@ -101,9 +101,9 @@ impl Role {
         let Some(label) = label.and_then(|label| label.parse::<TunnelName>().ok()) else { return Self::Unknown };
         if let Some(entry) = shared.tunnels.by_name(&label) {
             return match entry.mode() {
-                (TlsMode::Edge, _) => Self::Edge(label),
-                (TlsMode::Passthrough, Status::Active) => Self::Passthrough(entry),
-                (TlsMode::Passthrough, _) => Self::Unavailable,
+                TlsMode::Edge => Self::Edge(label),
+                TlsMode::Passthrough if entry.is_routable() => Self::Passthrough(entry),
+                TlsMode::Passthrough => Self::Unavailable,
             };
         }
         match shared.store.tunnel_by_name(&label).await {

@@ -66,6 +66,8 @@ pub(crate) struct State {
     pub(crate) parked: parked::Streams,
     /// The links of agents of the native wire.
     links: HashMap<SessionId, Arc<reversed::Session>>,
+    /// Whoever was let in last has a certificate for the tunnel that is none of ours.
+    own_certificate: bool,
     /// When the timer task wakes up, unless it is told to do so sooner.
     wakes_at: Option<Instant>,
     /// Out of the maps: whoever holds it must look again.
@@ -77,6 +79,8 @@ pub(crate) struct Member {
     pub(crate) ip: IpAddr,
     /// The API key that it came with, if it was one.
     pub(crate) key: Option<KeyId>,
+    /// Its application has key and certificate for the tunnel, whatever the tunnel has.
+    pub(crate) own_certificate: bool,
     pub(crate) signals: mpsc::Sender<Signal>,
 }
 
@@ -141,6 +145,15 @@ impl Tunnels {
     pub(crate) fn is_connected(&self, tunnel: TunnelId) -> bool {
         let entry = self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&tunnel).cloned();
         entry.is_some_and(|entry| entry.state().live.is_online())
+    }
+
+    /// Is an agent there whose application has its own certificate?
+    pub(crate) fn has_own_certificate(&self, tunnel: TunnelId) -> bool {
+        let entry = self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&tunnel).cloned();
+        entry.is_some_and(|entry| {
+            let state = entry.state();
+            state.own_certificate && state.live.is_online()
+        })
     }
 
     /// Exchanges that have not ended, over all tunnels.
@@ -360,6 +373,7 @@ impl Tunnels {
                 members: HashMap::new(),
                 parked: parked::Streams::default(),
                 links: HashMap::new(),
+                own_certificate: false,
                 wakes_at: None,
                 is_removed: false,
             }),
@@ -453,6 +467,7 @@ impl Tunnels {
                 }
                 LiveEvent::SessionAdmitted(session) => {
                     if let Some(member) = state.members.get(&session) {
+                        state.own_certificate = member.own_certificate;
                         self.observations.hello(entry.id, member.ip, self.clock.now());
                     }
                     entry.arrived.notify_waiters();
@@ -489,10 +504,15 @@ impl Observer for Tunnels {
 }
 
 impl Entry {
-    /// Who terminates its TLS, and is it routable?
-    pub(crate) fn mode(&self) -> (TlsMode, Status) {
+    /// Who terminates its TLS?
+    pub(crate) fn mode(&self) -> TlsMode {
+        self.state().tunnel.tls_mode
+    }
+
+    /// Is there a certificate for its name, ours or the application's own?
+    pub(crate) fn is_routable(&self) -> bool {
         let state = self.state();
-        (state.tunnel.tls_mode, state.tunnel.status)
+        state.tunnel.status == Status::Active || (state.tunnel.status == Status::AwaitingCert && state.own_certificate)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -474,9 +474,9 @@ async fn find(visit: &Visit) -> Result<Arc<Entry>, Problem> {
     let tunnels = &visit.shared.tunnels;
     if let Some(entry) = tunnels.by_name(&visit.name) {
         return match entry.mode() {
-            (TlsMode::Edge, Status::Active) => Ok(entry),
-            (TlsMode::Passthrough, _) => Err(Problem::Misdirected),
-            (TlsMode::Edge, _) => Err(Problem::NotFound),
+            TlsMode::Edge if entry.is_routable() => Ok(entry),
+            TlsMode::Edge => Err(Problem::NotFound),
+            TlsMode::Passthrough => Err(Problem::Misdirected),
         };
     }
     let tunnel = visit.shared.store.tunnel_by_name(&visit.name).await.map_err(|error| {

@@ -74,9 +74,13 @@ impl DataPlane for Joint {
         self.0.is_connected(tunnel)
     }
 
+    fn has_own_certificate(&self, tunnel: TunnelId) -> bool {
+        self.0.has_own_certificate(tunnel)
+    }
+
     fn attach(&self, agent: api::Agent) -> Result<api::Attached, api::Busy> {
-        let api::Agent { tunnel, key, peer, instance, shares, response_deadline } = agent;
-        let attach = edge::Attach { tunnel, key, peer, instance, shares, response_deadline };
+        let api::Agent { tunnel, key, peer, instance, shares, own_certificate, response_deadline } = agent;
+        let attach = edge::Attach { tunnel, key, peer, instance, shares, own_certificate, response_deadline };
         let attached = self.0.attach(attach).map_err(|busy| api::Busy(busy.in_short()))?;
         Ok(api::Attached { session: attached.session(), serve: Box::new(|link| Box::pin(attached.serve(link))) })
     }

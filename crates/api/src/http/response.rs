@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use agent_proto::{Attach, WIRE_VERSION};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -84,8 +85,8 @@ fn problem_response(problem: Problem) -> Response {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if status == StatusCode::UPGRADE_REQUIRED {
-        headers.insert(header::UPGRADE, HeaderValue::from_static(super::attach::PROTOCOL));
-        headers.insert(super::attach::VERSION, HeaderValue::from_static(crate::WIRE_VERSION));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(Attach::PROTOCOL));
+        headers.insert(Attach::VERSION, HeaderValue::from_static(WIRE_VERSION));
     }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("ApiKey"));

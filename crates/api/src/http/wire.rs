@@ -63,7 +63,8 @@ impl TunnelBody {
         let zone = app.zone();
         let currently_connected = app.is_connected(tunnel.id);
         // A rename drops the certificate, and most agents sign when they start only.
-        let is_stale = tunnel.status == Status::AwaitingCert && currently_connected;
+        let is_stale =
+            tunnel.status == Status::AwaitingCert && currently_connected && !app.has_own_certificate(tunnel.id);
         let (cert_pem, fingerprint, expires_at) = match tunnel.certificate {
             Some(certificate) => (
                 Some(certificate.pem),

@@ -293,7 +293,7 @@ impl Agent {
     /// a live connection goes on with the old secret.
     fn member(&self, tunnel: Uuid, credential: &Credential) -> Option<&Membership> {
         let member = self.membership.as_ref()?;
-        (member.tunnel == tunnel && member.credential.is_same(credential)).then_some(member)
+        (member.tunnel == tunnel && member.credential == *credential).then_some(member)
     }
 
     fn hello(&mut self, hello: Hello, mut respond: SendResponse<Bytes>) {
@@ -424,7 +424,7 @@ async fn admit(
     let mut octets = [0; 16];
     getrandom::fill(&mut octets).map_err(|_| Denied::Internal)?;
     let owner_token = OwnerToken::from_random(octets);
-    let member = Member { ip: connection.ip, key, signals };
+    let member = Member { ip: connection.ip, key, own_certificate: false, signals };
     let admitted = shared.tunnels.admit(&tunnel, session, member, Connected::Parking(Arc::clone(&connection)));
     let entry = admitted.map_err(|_| Denied::Superseded)?;
     // What was revoked or deleted between the check and the admission was not

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_proto::{CONNECTION_WINDOW, Windows};
+use agent_proto::{CONNECTION_WINDOW, Notice, Windows};
 use bytes::Bytes;
 use connections::{Kind, Peer, Upgraded};
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
-use http::{Method, Request, Uri};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tunnel_model::{EndReason, InstanceId, KeyId, SessionId, SessionKind, Status, Tunnel};
@@ -30,6 +29,8 @@ pub struct Attach {
     pub instance: InstanceId,
     /// May other instances serve beside it?
     pub shares: bool,
+    /// Does its application bring key and certificate, so that the tunnel needs none?
+    pub own_certificate: bool,
     /// How long its application may take to begin an answer, if it says so.
     pub response_deadline: Option<Duration>,
 }
@@ -96,8 +97,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Between two looks whether the window can be larger again.
 const LOOK: Duration = Duration::from_secs(1);
-/// The authority of what the server says itself: no tunnel's name has an underscore.
-const SYSTEM: &str = "_system";
 
 impl Attached {
     /// Takes an agent in.
@@ -136,7 +135,8 @@ impl Attached {
 
     async fn run(self, send: SendRequest<Bytes>, mut connection: Box<Connection<Upgraded, Bytes>>, pings: PingPong) {
         let Self { shared, attach, session: id } = self;
-        let Attach { tunnel, key, peer: Peer { ip, place }, instance, shares, response_deadline } = attach;
+        let Attach { tunnel, key, peer: Peer { ip, place }, instance, shares, own_certificate, response_deadline } =
+            attach;
         let session = Arc::new(Session {
             id,
             send,
@@ -145,17 +145,17 @@ impl Attached {
             crowded: Notify::new(),
         });
         let (signals, mut received) = mpsc::channel(SIGNALS);
-        let member = Member { ip, key, signals };
+        let member = Member { ip, key, own_certificate, signals };
         let connected = Connected::Link(Arc::clone(&session), SessionKind::Open { instance, shares });
         let Ok(entry) = shared.tunnels.admit(&tunnel, id, member, connected) else {
             tracing::debug!(%ip, "a later session of another instance was faster");
-            tell(&session, Some(&mut connection), "/superseded").await;
+            tell(&session, Some(&mut connection), Notice::Superseded).await;
             return;
         };
         tracing::info!(tunnel = %tunnel.id, %ip, "an agent is connected");
         // The connection must be driven while the store is asked.
         let checked = tokio::select! {
-            checked = still_may(&shared, &tunnel, key) => checked,
+            checked = still_may(&shared, &tunnel, key, own_certificate) => checked,
             _ = &mut *connection => Check::Gone,
         };
         match checked {
@@ -163,7 +163,7 @@ impl Attached {
                 shared.tunnels.update(&tunnel);
                 drive(&session, &mut connection, pings, &mut received).await;
             }
-            Check::Refused => tell(&session, Some(&mut connection), "/revoked").await,
+            Check::Refused => tell(&session, Some(&mut connection), Notice::Revoked).await,
             Check::Gone => {}
         }
         shared.tunnels.close_session(&entry, id);
@@ -180,7 +180,7 @@ enum Check {
     Gone,
 }
 
-async fn still_may(shared: &Shared, tunnel: &Tunnel, key: Option<KeyId>) -> Check {
+async fn still_may(shared: &Shared, tunnel: &Tunnel, key: Option<KeyId>, own_certificate: bool) -> Check {
     let failed = |error: store::StoreError| {
         tracing::error!(error = &error as &dyn std::error::Error, "cannot check an agent again");
         Check::Gone
@@ -194,6 +194,7 @@ async fn still_may(shared: &Shared, tunnel: &Tunnel, key: Option<KeyId>) -> Chec
     }
     match shared.store.tunnel(tunnel.id).await {
         Ok(Some(found)) if found.status == Status::Active => Check::Good(Box::new(found)),
+        Ok(Some(found)) if found.status == Status::AwaitingCert && own_certificate => Check::Good(Box::new(found)),
         Ok(_) => {
             shared.tunnels.revoke(tunnel.id);
             Check::Refused
@@ -245,11 +246,11 @@ async fn drive(
             biased;
             Some(signal) = signals.recv() => match signal {
                 Signal::GoElsewhere if std::mem::replace(&mut is_told, true) => {}
-                Signal::GoElsewhere => spawn_tell(session, "/drain"),
-                Signal::Superseded => spawn_tell(session, "/superseded"),
-                Signal::LookAgain => spawn_tell(session, "/renamed"),
+                Signal::GoElsewhere => spawn_tell(session, Notice::Drain),
+                Signal::Superseded => spawn_tell(session, Notice::Superseded),
+                Signal::LookAgain => spawn_tell(session, Notice::Renamed),
                 Signal::End(EndReason::Superseded) => return last_words(connection).await,
-                Signal::End(EndReason::Revoked) => return tell(session, Some(connection), "/revoked").await,
+                Signal::End(EndReason::Revoked) => return tell(session, Some(connection), Notice::Revoked).await,
                 Signal::End(EndReason::Drained) => return,
             },
             ended = &mut *connection => {
@@ -279,23 +280,18 @@ async fn last_words(connection: &mut Connection<Upgraded, Bytes>) {
     let _ = timeout(SETTLE, connection).await;
 }
 
-fn spawn_tell(session: &Arc<Session>, path: &'static str) {
+fn spawn_tell(session: &Arc<Session>, notice: Notice) {
     let session = Arc::clone(session);
-    tokio::spawn(async move { tell(&session, None, path).await });
+    tokio::spawn(async move { tell(&session, None, notice).await });
 }
 
 /// Tells the agent something of the server's own, and gives it the time to hear it.
 /// Drives the connection, if nobody else does.
-async fn tell(session: &Session, connection: Option<&mut Connection<Upgraded, Bytes>>, path: &'static str) {
+async fn tell(session: &Session, connection: Option<&mut Connection<Upgraded, Bytes>>, notice: Notice) {
     let mut send = session.send.clone();
     let told = async move {
         std::future::poll_fn(|cx| send.poll_ready(cx)).await?;
-        let mut request = Request::new(());
-        *request.method_mut() = Method::POST;
-        let uri = Uri::builder().scheme("https").authority(SYSTEM).path_and_query(path).build();
-        // Three constants that are one.
-        *request.uri_mut() = uri.unwrap_or_default();
-        let (answer, _) = send.send_request(request, true)?;
+        let (answer, _) = send.send_request(notice.to_request(), true)?;
         answer.await.map(drop)
     };
     let told = timeout(LAST_WORDS, told);
@@ -307,7 +303,7 @@ async fn tell(session: &Session, connection: Option<&mut Connection<Upgraded, By
         },
     };
     if !matches!(result, Ok(Ok(()))) {
-        tracing::debug!(path, "an agent was not told");
+        tracing::debug!(?notice, "an agent was not told");
     }
 }
 
