@@ -32,13 +32,21 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 impl Address<'_> {
     pub(crate) async fn connect(self) -> io::Result<TcpStream> {
+        let proxy = self.proxies.of(self.host);
         let stream = timeout(CONNECT, async {
-            match self.proxies.of(self.host) {
+            match proxy {
                 Some(proxy) => proxy.connect(self.host, self.port).await,
                 None => connect(self.host, self.port).await,
             }
         });
-        let stream = stream.await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nobody answers"))??;
+        let silent = |_| {
+            let words = match proxy {
+                Some(Proxy { host, port, .. }) => format!("the proxy {host}:{port} does not answer"),
+                None => format!("nobody answers at {}:{}", self.host, self.port),
+            };
+            io::Error::new(io::ErrorKind::TimedOut, words)
+        };
+        let stream = stream.await.map_err(silent)??;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -240,7 +248,8 @@ impl Proxy {
                 }
             }
             (_, [5, NONE]) => {}
-            _ => return Err(io::Error::other("it wants another way to log in")),
+            (None, _) => return Err(io::Error::other("it wants to know user and password")),
+            (Some(_), _) => return Err(io::Error::other("it takes no user and password")),
         }
         let mut request = vec![5, 1, 0];
         match host.parse::<IpAddr>() {
@@ -256,7 +265,7 @@ impl Proxy {
         let mut answer = [0; 4];
         stream.read_exact(&mut answer).await?;
         if answer[1] != 0 {
-            return Err(io::Error::other(format!("SOCKS error {}", answer[1])));
+            return Err(io::Error::other(socks_refusal(answer[1])));
         }
         let address = match answer[3] {
             1 => 4,
@@ -265,6 +274,21 @@ impl Proxy {
         };
         let mut bound = vec![0; address + 2];
         stream.read_exact(&mut bound).await.map(drop)
+    }
+}
+
+/// RFC 1928 section 6.
+fn socks_refusal(code: u8) -> &'static str {
+    match code {
+        1 => "it failed",
+        2 => "its rules do not allow it",
+        3 => "there is no way to the network",
+        4 => "there is no way to the host",
+        5 => "the host refuses the connection",
+        6 => "the host is too far away",
+        7 => "it knows no CONNECT",
+        8 => "it does not know this kind of address",
+        _ => "it says no, in no word that SOCKS has",
     }
 }
 
@@ -428,5 +452,41 @@ mod tests {
         let proxies = Proxies::always(&format!("http://127.0.0.1:{}", proxy(steps).await)).expect("a proxy");
         let error = Address { host: "a.example", port: 443, proxies: &proxies }.connect().await.expect_err("a refusal");
         assert!(error.to_string().contains("407 Who are you"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_a_proxy_refuses_is_told_in_words() {
+        let step = |told: &[u8], said: &[u8]| (told.to_vec(), said.to_vec());
+        let target = b"\x05\x01\x00\x03\x09a.example\x01\xbb";
+        for (user, steps, words) in [
+            ("", vec![step(b"\x05\x01\x00", b"\x05\xff")], "it wants to know user and password"),
+            ("u:p@", vec![step(b"\x05\x01\x02", b"\x05\xff")], "it takes no user and password"),
+            (
+                "u:p@",
+                vec![step(b"\x05\x01\x02", b"\x05\x02"), step(b"\x01\x01u\x01p", b"\x01\x01")],
+                "user or password are wrong",
+            ),
+            (
+                "",
+                vec![step(b"\x05\x01\x00", b"\x05\x00"), step(target, b"\x05\x05\x00\x01\0\0\0\0\0\0")],
+                "the host refuses the connection",
+            ),
+        ] {
+            let port = proxy(steps).await;
+            let proxies = Proxies::always(&format!("socks5://{user}127.0.0.1:{port}")).expect("a proxy");
+            let address = Address { host: "a.example", port: 443, proxies: &proxies };
+            let error = address.connect().await.expect_err(words).to_string();
+            assert!(error.contains(words) && error.contains(&format!("127.0.0.1:{port}")), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_is_named() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = silent.local_addr().expect("bound").port();
+        let proxies = Proxies::always(&format!("http://127.0.0.1:{port}")).expect("a proxy");
+        let address = Address { host: "a.example", port: 443, proxies: &proxies };
+        let error = address.connect().await.expect_err("silence").to_string();
+        assert_eq!(error, format!("the proxy 127.0.0.1:{port} does not answer"));
     }
 }

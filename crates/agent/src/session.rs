@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_proto::limits::{PING_INTERVAL, PING_TIMEOUT};
-use agent_proto::{Attach, CONNECTION_WINDOW, Notice, Windows};
+use agent_proto::{Attach, CONNECTION_WINDOW, Notice, WIRE_VERSION, Windows};
 use bytes::Bytes;
 use connections::Rewound;
 use h2::ext::Protocol;
@@ -153,14 +153,28 @@ async fn attach(shared: &Shared, tls: Tls) -> Result<Link, Error> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_REFUSAL).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     driver.abort();
-    Err(match refusal(head.status, &head.headers, &body) {
+    Err(refused(&head, &body))
+}
+
+/// Why the edge, or what stands before it, does not let the agent in.
+fn refused(head: &http::response::Parts, body: &[u8]) -> Error {
+    let knows_our_version = head.headers.get(Attach::VERSION).is_some_and(|version| version == WIRE_VERSION);
+    match refusal(head.status, &head.headers, body) {
         (Error::Refused { status, detail, is_ours: true, .. }, Some(kind)) => match (status, kind.as_str()) {
+            // It has not seen what was asked for.
+            (StatusCode::UPGRADE_REQUIRED, _) if knows_our_version => {
+                Error::Attach("a proxy before the server does not pass upgrades on".to_owned())
+            }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => Error::Denied { status, reason: kind },
             (StatusCode::NOT_FOUND, "unknown-path") => Error::TooOld,
             _ => Error::Attach(format!("{status}: {detail}")),
         },
+        (Error::Refused { status, detail, retry_after, .. }, _) => {
+            let detail = format!("{detail}. A proxy says so, which has to pass {} and upgrades on", Attach::PATH);
+            Error::Refused { status, detail, is_ours: false, retry_after }
+        }
         (error, _) => error,
-    })
+    }
 }
 
 /// Carries frames, and hands each stream to a task, until the link ends.
