@@ -6,7 +6,8 @@
 
 Needs nginx, HAProxy and h2load (Debian: nginx-light haproxy nghttp2-client), curl, and
 nobody else on the machine. Everything is on loopback; CPU is read from /proc.
-`--sdk-agent` has the wire of the published SDKs measured in the same run.
+`--sdk-agent` has the wire of the published SDKs measured in the same run. `--preload` gives the
+server another allocator (Debian: libmimalloc2.0, libjemalloc2); `--haproxy` takes a newer one.
 `--only NAME,..` runs a part: edge, passthrough, distance, memory, recovery, changes.
 """
 
@@ -139,7 +140,7 @@ backend bank
     server bank 127.0.0.1:{self.tls}
 """)
         self.spawn("nginx", "-c", self.directory / "nginx.conf", "-p", self.directory, stderr=subprocess.DEVNULL)
-        self.spawn("haproxy", "-f", self.directory / "haproxy.cfg", "-db", stderr=subprocess.DEVNULL)
+        self.spawn(self.options.haproxy, "-f", self.directory / "haproxy.cfg", "-db", stderr=subprocess.DEVNULL)
         time.sleep(0.7)
 
     def load(self, url, port, clients, seconds, *more):
@@ -370,6 +371,25 @@ def memory(place):
     say("memory of an idle TLS agent of the SDKs with 32 intakes (of 1000)", f"{grown:.1f} KiB", "<= 60 KiB")
     grown, _ = fresh(place, idle_visitors, 400)
     say("memory of an idle TLS visitor (of 400)", f"{grown:.1f} KiB", "<= 25 KiB")
+    left(place)
+
+
+def left(place, count=1000):
+    """What a server keeps when many agents, each with visitors of its own, have come and gone."""
+    with Server(place.options.server, grace_period="1s", edge_connections_per_address=20_000) as server:
+        context = ssl.create_default_context(cafile=str(server.root_certificate))
+        before = rss(server.pid)
+        with contextlib.ExitStack() as peers:
+            for peer in (*idle_agents(server, context, count), *idle_visitors(server, context, count)):
+                peers.callback(peer.close)
+            most = rss(server.pid)
+        # The last entries of tunnels go after a few seconds, and allocators tidy up when they are used.
+        for _ in range(30):
+            time.sleep(1.0)
+            server.ask("GET", "/api/v1/tunnels?limit=1")
+        after = rss(server.pid)
+        say(f"memory half a minute after {count} agents and visitors left", f"{after / before:.2f} x of before "
+            f"({before / 1024:.0f}, {most / 1024:.0f}, {after / 1024:.0f} MiB)", "<= 1.5 x")
 
 
 def fresh(place, come, count=1):
@@ -557,6 +577,14 @@ def changes(place):
             place.server = place_server
 
 
+def preloaded(server, library):
+    """A script that becomes the server, with another allocator."""
+    script = pathlib.Path(tempfile.mkdtemp(prefix="adit-bench-")) / "server"
+    script.write_text(f'#!/bin/sh\nLD_PRELOAD={library} exec {pathlib.Path(server).resolve()} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
 PARTS = {"edge": edge, "passthrough": passthrough, "distance": distance, "memory": memory, "recovery": recovery, "changes": changes}
 
 
@@ -565,11 +593,15 @@ def main():
     parser.add_argument("--server", required=True, metavar="PATH")
     parser.add_argument("--agent", required=True, metavar="PATH")
     parser.add_argument("--sdk-agent", type=pathlib.Path, metavar="PATH", help="measure the SDKs' wire beside the native one")
+    parser.add_argument("--preload", metavar="PATH", help="the server's allocator, a shared library")
+    parser.add_argument("--haproxy", default="haproxy", metavar="PATH", help="the HAProxy beside which we are measured")
     parser.add_argument("--seconds", type=int, default=5, help="of each load [5]")
     parser.add_argument("--only", default=",".join(PARTS), metavar="PART,..")
     options = parser.parse_args()
     options.agent = pathlib.Path(options.agent).resolve()
     options.sdk_agent = options.sdk_agent and options.sdk_agent.resolve()
+    if options.preload:
+        options.server = preloaded(options.server, options.preload)
     with Place(options) as place:
         for part in options.only.split(","):
             PARTS[part](place)

@@ -8,7 +8,7 @@ use http::Uri;
 use sdk_agent::{Agent, Credential, Rest, Trust, Upstream};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Put a local application behind a public name, over the wire of the published SDKs.
 #[derive(Parser)]

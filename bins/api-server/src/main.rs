@@ -19,6 +19,10 @@ use clap::{Parser, Subcommand};
 use reload::Reload;
 use settings::{Options, Settings};
 
+/// What agents and visitors leave goes back to the system (docs/decisions, 0022).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A self-hosted tunnel service with its own certificate authority.
 #[derive(Parser)]
 #[command(

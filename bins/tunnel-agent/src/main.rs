@@ -16,10 +16,9 @@ use serde_json::json;
 
 use crate::output::{Line, Output, Stream};
 
-/// Small pieces come and go with every request, which costs a tenth less CPU with this one.
-/// The server stays with the system's: an idle agent would take a quarter more memory there.
+/// Small pieces come and go with every request (docs/decisions, 0022).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Put a local application behind a public name.
 #[derive(Parser)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use connections::limit_unsent;
 use http::Uri;
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -48,6 +49,7 @@ impl Address<'_> {
         };
         let stream = stream.await.map_err(silent)??;
         stream.set_nodelay(true)?;
+        limit_unsent(&stream)?;
         Ok(stream)
     }
 }

@@ -262,7 +262,7 @@ fn may_upgrade(protocol: &HeaderValue) -> bool {
     let tokens = protocol.to_str().unwrap_or("h2c").to_ascii_lowercase();
     !tokens.split(',').any(|token| {
         let name = token.trim().split('/').next().unwrap_or_default();
-        matches!(name, "h2c" | "http" | "tls")
+        matches!(name, "h2c" | "http" | "tls") || name.starts_with("adit-")
     })
 }
 
@@ -423,7 +423,9 @@ mod tests {
 
     #[test]
     fn protocols_of_the_next_connection_are_not_asked_for() {
-        for (protocol, may) in [("websocket", true), ("h2c", false), ("foo, TLS/1.0", false), ("HTTP/2.0", false)] {
+        for (protocol, may) in
+            [("websocket", true), ("h2c", false), ("foo, TLS/1.0", false), ("HTTP/2.0", false), ("adit-h2", false)]
+        {
             assert_eq!(may_upgrade(&HeaderValue::from_static(protocol)), may, "{protocol}");
         }
     }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -40,6 +41,8 @@ struct Inner {
     /// What the application sees as `Host`.
     host: HeaderValue,
     idle: Mutex<Vec<Connection>>,
+    /// Connections for requests that are there, idle ones among them.
+    connections: Arc<AtomicUsize>,
     /// The connection of an application that speaks HTTP/2, if it is there.
     http2: tokio::sync::Mutex<Option<http2::SendRequest<Outbound>>>,
 }
@@ -72,6 +75,7 @@ enum Dial {
 struct Connection {
     sender: SendRequest<Outbound>,
     task: Option<AbortHandle>,
+    count: Arc<AtomicUsize>,
 }
 
 impl Drop for Connection {
@@ -79,6 +83,7 @@ impl Drop for Connection {
         if let Some(task) = &self.task {
             task.abort();
         }
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -93,8 +98,11 @@ const MAX_IDLE: usize = 256;
 /// take at least.
 pub(crate) const MAX_FIELDS: usize = 200;
 pub(crate) const MAX_HEADERS: usize = 64 * 1024;
-/// What is read of an answer, or kept of a request, before the other side takes it.
+/// What is read of an answer, or kept of a request, before the other side takes it: of one,
+/// and about of all. There is always room for a head.
 const MAX_BUFFER: usize = 256 * 1024;
+const BUFFERS: usize = 64 * 1024 * 1024;
+const LEAST_BUFFER: usize = MAX_HEADERS + 32 * 1024;
 /// What an application that speaks HTTP/2 may send ahead on one stream, and on all.
 const HTTP2_STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
@@ -157,8 +165,8 @@ impl Upstream {
     }
 
     fn new(dial: Dial, host: HeaderValue) -> Self {
-        let http2 = tokio::sync::Mutex::default();
-        Self(Arc::new(Inner { dial, host, idle: Mutex::default(), http2 }))
+        let (idle, http2) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { dial, host, idle, connections: Arc::default(), http2 }))
     }
 
     /// What the application calls itself.
@@ -307,16 +315,24 @@ impl Upstream {
                 Box::new(near)
             }
         };
+        let count = Arc::clone(&self.0.connections);
+        let buffer = buffer_of(count.load(Ordering::Relaxed) + 1);
         let mut builder = http1::Builder::new();
-        builder.max_headers(MAX_FIELDS).max_header_size(MAX_HEADERS).max_buf_size(MAX_BUFFER);
+        builder.max_headers(MAX_FIELDS).max_header_size(MAX_HEADERS).max_buf_size(buffer);
         let (sender, connection) = builder.handshake(TokioIo::new(AnswerFirst { io, is_deaf: false })).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a connection to the application ended");
             }
         });
-        Ok(Connection { sender, task: Some(task.abort_handle()) })
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Connection { sender, task: Some(task.abort_handle()), count })
     }
+}
+
+/// For one of so many connections: visitors who do not read cost little when they are many.
+fn buffer_of(connections: usize) -> usize {
+    (BUFFERS / connections.max(1)).clamp(LEAST_BUFFER, MAX_BUFFER)
 }
 
 /// TLS with an application that is known to speak HTTP/2.
@@ -457,7 +473,6 @@ pub(crate) async fn upgraded<T>(response: Response<T>) -> io::Result<TokioIo<hyp
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use http::Method;

@@ -93,6 +93,23 @@ pub async fn accept<F>(
     }
 }
 
+/// Octets that the kernel takes for a peer before it can send them.
+const UNSENT: u32 = 128 * 1024;
+
+/// Lets the kernel take 128 KiB for a peer before it can send them (`TCP_NOTSENT_LOWAT`); what
+/// is on its way, far as the peer may be, is not counted.
+///
+/// Without a limit it takes megabytes for each peer that does not read (`tcp_wmem`), and when
+/// all of its memory for TCP is gone, it drops what is for others. On a connection that many
+/// share, what is small waits behind it.
+///
+/// # Errors
+///
+/// When the kernel knows no such option.
+pub fn limit_unsent(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT)
+}
+
 /// A peer that is gone without a word is noticed within two minutes.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -101,5 +118,32 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     // Probes are not sent while something waits to be acknowledged; and with a shorter
     // time than theirs, the first one that is lost would be the last.
     socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))?;
+    limit_unsent(stream)?;
     socket.set_tcp_keepalive(&probes.with_retries(4))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpSocket;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_takes_little_for_a_peer_that_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer = TcpSocket::new_v4().expect("a socket");
+        // What it takes in before it must read is its own affair, and little here.
+        peer.set_recv_buffer_size(16 * 1024).expect("a size");
+        let peer = peer.connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let (mut stream, _) = listener.accept().await.expect("a peer");
+        prepare(&stream).expect("options");
+        let mut taken = 0;
+        while let Ok(octets) = timeout(Duration::from_millis(200), stream.write(&[0; 64 * 1024])).await {
+            taken += octets.expect("the peer is there");
+            assert!(taken < 1024 * 1024, "as if there were no limit");
+        }
+        drop(peer);
+    }
 }

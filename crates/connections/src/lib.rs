@@ -25,7 +25,7 @@ use std::net::IpAddr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use accept::{Socket, accept};
+pub use accept::{Socket, accept, limit_unsent};
 pub use budget::{Budget, Lease};
 pub use framing::{Guarded, Lift};
 pub use http1::{HttpLimits, serve_http1};

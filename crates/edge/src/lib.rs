@@ -41,7 +41,7 @@ use tunnel_model::{Caller, Carrier, Command, LiveRules, Refusal, Rules, TunnelId
 use crate::link::LinkError;
 use crate::parked::{Buffered, Names};
 use crate::passthrough::Bridges;
-use crate::reversed::Held;
+use crate::reversed::{Held, Limits};
 use crate::stats::Counters;
 use crate::tls::Certificates;
 use crate::tunnels::{Entry, Tunnels};
@@ -340,8 +340,10 @@ impl Edge {
         }
         let recorder = tokio::spawn(record(Arc::clone(&self.shared)));
         let shared = &self.shared;
-        let (budget, idle) = (shared.settings.agent.reply_buffers, shared.settings.exchange_idle);
-        let keeper = tokio::spawn(Arc::clone(&shared.held).keep(budget, idle, shared.stopping.clone()));
+        let (agent, idle) = (&shared.settings.agent, shared.settings.exchange_idle);
+        // Windows are the agent's share at any time; together they may be twice as much while they get smaller.
+        let limits = Limits { all: agent.reply_buffers, tunnel: 2 * agent.connection_window as usize };
+        let keeper = tokio::spawn(Arc::clone(&shared.held).keep(limits, idle, shared.stopping.clone()));
         let is_proxied = shared.settings.proxy_protocol;
         let serve = |socket| listener::serve(socket, Arc::clone(shared));
         connections::accept(&listener, &shared.places, Kind::Stranger, is_proxied, stop, serve).await;

@@ -13,6 +13,6 @@ mod upload;
 mod websocket;
 
 pub(crate) use exchange::Link;
-pub(crate) use held::Held;
+pub(crate) use held::{Held, Limits};
 pub(crate) use session::Session;
 pub use session::{Attach, Attached, Busy};

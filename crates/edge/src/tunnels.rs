@@ -45,7 +45,7 @@ struct Maps {
 
 /// One tunnel with traffic.
 pub(crate) struct Entry {
-    id: TunnelId,
+    pub(crate) id: TunnelId,
     state: Mutex<State>,
     /// Octets of request bodies that are held for it: an agent that takes none of them
     /// leaves room for the others.

@@ -169,7 +169,7 @@ impl<'a> Link<'a> {
             return None;
         }
         upload.commit();
-        let watched = self.shared.held.watch(patience.clone());
+        let watched = self.shared.held.watch(self.entry.id, patience.clone());
         let progress = watched.progress();
         tokio::spawn(async move {
             let sent = tokio::select! {
@@ -202,7 +202,7 @@ impl<'a> Link<'a> {
             *response.body_mut() = ReplyBody::Full(first.clone());
             return Ok(response);
         }
-        let watched = watched.unwrap_or_else(|| self.shared.held.watch(patience.clone()));
+        let watched = watched.unwrap_or_else(|| self.shared.held.watch(self.entry.id, patience.clone()));
         watched.holds(recv.flow_control().clone(), response.headers().contains_key(header::CONTENT_LENGTH));
         let coming = Coming::new(recv, first, response.headers(), watched, in_flight);
         *response.body_mut() = ReplyBody::Stream(Box::pin(coming));

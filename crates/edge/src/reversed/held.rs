@@ -2,7 +2,8 @@
 //!
 //! Each answer that is still coming is known here. Once a second all are looked at: who
 //! takes nothing for too long is cut off, and where nothing moves either way, the stream
-//! is. Beyond a budget for all, whoever has taken nothing for longest goes first.
+//! is. Beyond a budget for each tunnel and one for all, whoever has taken nothing for longest
+//! goes first: a window that was given while few streams were open cannot be taken back.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use h2::FlowControl;
 use tokio::sync::{Notify, watch};
+
+use tunnel_model::TunnelId;
 
 use crate::link::Patience;
 
@@ -29,8 +32,16 @@ struct Streams {
     coming: HashMap<u64, Arc<Pace>>,
 }
 
+/// How many octets may be held.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) all: usize,
+    pub(crate) tunnel: usize,
+}
+
 /// How one stream goes on.
 pub(super) struct Pace {
+    tunnel: TunnelId,
     /// Says how much is held, once there is an answer.
     flow: OnceLock<FlowControl>,
     /// Has the answer a known end?
@@ -61,9 +72,10 @@ const LEAST_STALL: u32 = 2;
 
 impl Held {
     /// Looks after a stream from here on.
-    pub(super) fn watch(self: &Arc<Self>, patience: Patience) -> Watched {
+    pub(super) fn watch(self: &Arc<Self>, tunnel: TunnelId, patience: Patience) -> Watched {
         let now = self.now.load(Ordering::Relaxed);
         let pace = Arc::new(Pace {
+            tunnel,
             flow: OnceLock::new(),
             has_end: AtomicBool::new(false),
             patience,
@@ -83,7 +95,7 @@ impl Held {
 
     /// Looks at all streams once a second, for ever. When the server is to stop, answers
     /// without an end have a little time.
-    pub(crate) async fn keep(self: Arc<Self>, budget: usize, idle: Duration, stopping: watch::Receiver<bool>) {
+    pub(crate) async fn keep(self: Arc<Self>, limits: Limits, idle: Duration, stopping: watch::Receiver<bool>) {
         let mut stopped = 0;
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -93,7 +105,7 @@ impl Held {
             if stopped > LAST_WORDS {
                 streams.iter().filter(|pace| !pace.has_end.load(Ordering::Relaxed)).for_each(|pace| pace.cut());
             }
-            look(streams, now, budget, idle);
+            look(streams, now, limits, idle);
         }
     }
 
@@ -103,9 +115,8 @@ impl Held {
 }
 
 /// Cuts whoever is due.
-fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) {
+fn look(streams: Vec<Arc<Pace>>, now: u32, limits: Limits, idle: Duration) {
     let mut stalled = Vec::new();
-    let mut held = 0;
     for pace in streams {
         let octets = pace.flow.get().map_or(0, FlowControl::used_capacity);
         let waits = now.wrapping_sub(pace.taken.load(Ordering::Relaxed));
@@ -116,24 +127,50 @@ fn look(streams: Vec<Arc<Pace>>, now: u32, budget: usize, idle: Duration) {
             tracing::debug!("nothing moves on an exchange for long");
             pace.cut();
         } else if octets > 0 {
-            held += octets;
-            stalled.push((waits, octets, pace));
+            stalled.push(Stalled { tunnel: pace.tunnel, waits, octets, who: pace });
         } else {
             // Nothing waits: the visitor's time begins with the next octet.
             pace.taken.store(now, Ordering::Relaxed);
         }
     }
-    if held > budget {
-        stalled.sort_unstable_by_key(|(waits, octets, _)| std::cmp::Reverse((*waits, *octets)));
-        for (waits, octets, pace) in stalled {
-            if held <= budget || waits < LEAST_STALL {
-                break;
-            }
-            tracing::warn!(octets, "too much waits for visitors: the one who has waited longest goes");
-            pace.leave();
-            held -= octets;
-        }
+    for Stalled { tunnel, octets, who, .. } in beyond(limits, stalled) {
+        tracing::warn!(%tunnel, octets, "too much waits for visitors: the one who has waited longest goes");
+        who.leave();
     }
+}
+
+/// A visitor for whom octets wait.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stalled<T> {
+    tunnel: TunnelId,
+    /// Since so many seconds.
+    waits: u32,
+    octets: usize,
+    who: T,
+}
+
+/// Who has to go, so that what is held is within the limits again.
+fn beyond<T>(limits: Limits, mut stalled: Vec<Stalled<T>>) -> Vec<Stalled<T>> {
+    let (mut all, mut tunnels) = (0, HashMap::<_, usize>::new());
+    for each in &stalled {
+        all += each.octets;
+        *tunnels.entry(each.tunnel).or_default() += each.octets;
+    }
+    if all <= limits.all && tunnels.values().all(|held| *held <= limits.tunnel) {
+        return Vec::new();
+    }
+    stalled.retain(|each| each.waits >= LEAST_STALL);
+    stalled.sort_unstable_by_key(|each| std::cmp::Reverse((each.waits, each.octets)));
+    stalled.retain(|each| {
+        let tunnel = tunnels.entry(each.tunnel).or_default();
+        let goes = all > limits.all || *tunnel > limits.tunnel;
+        if goes {
+            all -= each.octets;
+            *tunnel -= each.octets;
+        }
+        goes
+    });
+    stalled
 }
 
 fn whole_seconds(time: Duration) -> u64 {
@@ -221,5 +258,27 @@ impl Progress {
 
     pub(super) async fn ended(&self) {
         self.pace.ended().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_waited_longest_goes_until_each_limit_is_kept() {
+        let tunnel = |number| TunnelId::from_bytes([number; 16]);
+        let stalled = |who, number, waits, octets| Stalled { tunnel: tunnel(number), waits, octets, who };
+        let gone = |all, tunnel, stalled: &[Stalled<&'static str>]| -> Vec<&'static str> {
+            beyond(Limits { all, tunnel }, stalled.to_vec()).iter().map(|each| each.who).collect()
+        };
+        let some = [stalled("a", 1, 9, 40), stalled("b", 1, 5, 40), stalled("c", 2, 20, 40), stalled("d", 2, 1, 500)];
+        assert_eq!(gone(1000, 1000, &some), Vec::<&str>::new());
+        // One tunnel's are no matter of another one's, and who has just begun to wait stays.
+        assert_eq!(gone(1000, 79, &some[..2]), ["a"]);
+        assert_eq!(gone(1000, 100, &some), ["c"]);
+        assert_eq!(gone(580, 1000, &some), ["c"]);
+        assert_eq!(gone(579, 79, &some), ["c", "a"]);
+        assert_eq!(gone(0, 0, &some), ["c", "a", "b"]);
     }
 }
