@@ -1138,10 +1138,11 @@ def authority(app):
 class Scene:
     """A server, its visitors and its agents."""
 
-    def __init__(self, options, place, **settings):
+    def __init__(self, options, place, listener=None, **settings):
         self.place = pathlib.Path(tempfile.mkdtemp(dir=place))
+        self.zone = settings.get("zone", ZONE)
         # The socket outlives the servers that take it, so visitors wait while there is none.
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._socket = listener or socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self._socket.getsockname()[1]
         self.server = Server(options.server, edge_socket=self._socket, **settings)
         self.binary = pathlib.Path(options.agent).resolve()
@@ -1161,7 +1162,7 @@ class Scene:
         return self.server.ask(*request)
 
     def host(self, name):
-        return f"{name}.{ZONE}"
+        return f"{name}.{self.zone}"
 
     def url(self, name):
         return f"https://{self.host(name)}:{self.port}"
@@ -1188,12 +1189,13 @@ class Scene:
                 agent.signal(signal.SIGTERM)
                 agent.ends(0, "it is asked to")
 
-    def start(self, name, app, *flags, key=None, at=None):
+    def start(self, name, app, *flags, key=None, at=None, ca=None, variables=None):
         """An agent that may get anywhere."""
         at = at or ["--server", self.server.url, "--edge", f"127.0.0.1:{self.port}"]
-        words = ["connect", name, "--forward-to", app.url, *at, "--ca", self.root, "--json"]
+        words = ["connect", name, "--forward-to", app.url, *at, "--ca", ca or self.root, "--json"]
         words += ["--state-dir", self.state(name), *flags]
-        agent = Agent([self.binary, *words], self.environment(key or self.server.key), self.place, name)
+        environment = {**self.environment(key or self.server.key), **(variables or {})}
+        agent = Agent([self.binary, *words], environment, self.place, name)
         self.agents.append(agent)
         return agent
 
