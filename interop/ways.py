@@ -206,7 +206,7 @@ def nginx_does_not(scene, app, roots):
 def nginx_comes_back(options, place, app, roots):
     """Another nginx before another server; a stop of either loses nobody for good."""
     place = pathlib.Path(tempfile.mkdtemp(dir=place))
-    with Patient(options, place) as scene, Nginx(place, scene, roots, first=9471) as nginx:
+    with Patient(options, place, grace_period="8s") as scene, Nginx(place, scene, roots, first=9471) as nginx:
         at = by_nginx(roots, nginx.port)
         with both(scene, app, "back", **at) as agents:
             # Old workers stay as long as what they carry.
@@ -218,7 +218,13 @@ def nginx_comes_back(options, place, app, roots):
                 until("a link that nginx cut is missed", 5, lambda agent=agent: errors(agent))
             nginx.start()
             back(scene, app, agents, "back", 1)
-            expect.equal("the server stops as it is told to", scene.server.stop(), 0)
+            with scene.websocket("back-raw", "/websocket"):
+                began = time.monotonic()
+                expect.equal("the server stops as it is told to", scene.server.stop(), 0)
+                took = time.monotonic() - began
+            # To be mended.
+            what = "a stop with agents at the API's port is as quick as at the edge's"
+            unmended(what, lambda: expect.that(f"{what}: 2.5 s", took < 5, took))
             scene.server.start()
             # It has another port now.
             nginx.stop()
@@ -428,7 +434,7 @@ def dead_address(scene, app, roots, place):
             began = time.monotonic()
             with scene.agent("dead", app, *flags, create=False, **way) as agent:
                 took = time.monotonic() - began
-                expect.that(f"{what} has a dead address: it takes no longer than 2 s", 0.2 < took < 2, took)
+                expect.that(f"{what} has a dead address: it takes no longer than 3 s", 0.2 < took < 3, took)
                 serves(scene, app, "dead")
                 still_connected(agent)
 
