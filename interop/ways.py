@@ -102,12 +102,18 @@ def serves(scene, app, name, visitor=VISITOR_ADDRESS, streams=True):
     with scene.websocket(name, "/websocket") as websocket:
         websocket.send("hello")
         expect.equal(f"{name}: a WebSocket", websocket.receive(), "hello")
+        websocket.send("seen")
+        fields = json.loads(websocket.receive())["headers"]
+        said = [value for field, value in fields if field == "x-forwarded-for"]
+        expect.equal(f"{name}: its visitor", said, ["::1" if ":" in visitor else "127.0.0.1"])
     path = f"/events/{next(NUMBERS)}"
+    # Made before two threads ask for it.
+    seen_first = app.gates[path]
     with contextlib.ExitStack() as stack:
         if streams:
             events = stack.enter_context(scene.curl_process(name, path, "--no-buffer"))
             expect.equal(f"{name}: the first event, before the last", events.stdout.readline(), b"data: first\n")
-            app.gates[path].set()
+            seen_first.set()
             expect.equal(f"{name}: the others", events.stdout.read(), b"\ndata: second\n\n")
             expect.equal(f"{name}: and the end", events.wait(), 0)
 
