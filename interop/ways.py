@@ -20,12 +20,12 @@ import time
 import between
 import expect
 import netns
-from agent import REFUSED, SUPERSEDED, VISITOR_ADDRESS, Scene, seen, seen_headers, still_connected
+from agent import REFUSED, SUPERSEDED, VISITOR_ADDRESS, Scene, seen_headers, still_connected
 from application import MIB, Application, filler
 from between import GATE, SIX, UPGRADES, Microsocks, Nginx, Tinyproxy, has_six
 from expect import until
 from server import ZONE, arguments
-from visitor import Unanswered, curl, ends, fetch, trust
+from visitor import curl, ends, fetch, trust
 
 NOBODY, VISITOR_6 = "fd00::dead", "fd00::7"
 HOSTS = {
@@ -53,7 +53,7 @@ def main():
     with contextlib.ExitStack() as stack:
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adit-interop-")))
         roots = between.Roots(place)
-        scene = stack.enter_context(Patient(options, place))
+        scene = stack.enter_context(Scene(options, place))
         scene.file(MIB)
         app = stack.enter_context(Application())
         nginx = stack.enter_context(Nginx(place, scene, roots, options.stream_module))
@@ -156,16 +156,6 @@ def says(text, words):
     return all(word.lower() in text.lower() for word in words)
 
 
-def unmended(what, call):
-    """What does not hold yet: it is told whether it does, and is no failure."""
-    try:
-        call()
-    except (expect.Failed, Unanswered):
-        print(f"        to be mended: {what}")
-    else:
-        print(f"        holds now, take the mark away: {what}")
-
-
 # --- nginx ---------------------------------------------------------------------------
 
 
@@ -212,7 +202,7 @@ def nginx_does_not(scene, app, roots):
 def nginx_comes_back(options, place, app, roots):
     """Another nginx before another server; a stop of either loses nobody for good."""
     place = pathlib.Path(tempfile.mkdtemp(dir=place))
-    with Patient(options, place, grace_period="8s") as scene, Nginx(place, scene, roots, first=9471) as nginx:
+    with Scene(options, place, grace_period="8s") as scene, Nginx(place, scene, roots, first=9471) as nginx:
         at = by_nginx(roots, nginx.port)
         with both(scene, app, "back", **at) as agents:
             # Old workers stay as long as what they carry.
@@ -228,9 +218,7 @@ def nginx_comes_back(options, place, app, roots):
                 began = time.monotonic()
                 expect.equal("the server stops as it is told to", scene.server.stop(), 0)
                 took = time.monotonic() - began
-            # To be mended.
-            what = "a stop with agents at the API's port is as quick as at the edge's"
-            unmended(what, lambda: expect.that(f"{what}: 2.5 s", took < 5, took))
+            expect.that("a stop with agents at the API's port is as quick as at the edge's: 2.5 s", took < 5, took)
             scene.server.start()
             # It has another port now.
             nginx.stop()
@@ -309,8 +297,6 @@ def proxies_come(scene, app, place):
             expect.that(f"with {words}", says(errors(agent)[0], words), errors(agent))
             with proxy:
                 agent.reaches("connected", agent.events[-1]["delay_ms"] / 1000 + REST)
-                # To be mended.
-                until("the server knows the agent", 5, lambda word=word: scene.knows(word))
                 serves(scene, app, word)
 
 
@@ -348,23 +334,9 @@ def from_far(scene, app):
     with between.Far(scene.port, 0.3) as far:
         at = ["--server", scene.server.url, "--edge", f"127.0.0.1:{far.port}"]
         for name, mode in (("far-edge", "edge"), ("far-raw", "passthrough")):
-            with Scene.agent(scene, name, app, at=at, tls_mode=mode):
-                # To be mended.
-                unmended(f"{mode}: `connected` is true", lambda name=name: seen(scene.curl(name, "/seen")))
-
-
-class Patient(Scene):
-    """Waits for what the server says of its agents, until `connected` is true by itself. To be mended."""
-
-    @contextlib.contextmanager
-    def agent(self, name, app, *flags, **more):
-        with super().agent(name, app, *flags, **more) as agent:
-            until("the server knows the agent", 5, lambda: self.knows(name))
-            yield agent
-
-    def knows(self, name):
-        tunnels = self.ask("GET", "/api/v1/tunnels").json["tunnels"]
-        return any(each["currently_connected"] for each in tunnels if name in (each["id"], each["tunnel_name"]))
+            with scene.agent(name, app, at=at, tls_mode=mode):
+                page = scene.curl(name, "/seen")
+                expect.equal(f"{mode}: `connected` is true", page.status, 200)
 
 
 def roots_and_names(scene, app, roots):
@@ -414,7 +386,7 @@ def over_six(main, options, place, app, roots):
         expect.that("the proxy was asked for the address", f"CONNECT [::1]:{UPGRADES}" in tiny.log(), tiny.log())
 
 
-class Six(Patient):
+class Six(Scene):
     """Visitors come over IPv6."""
 
     def resolve(self, name):
@@ -463,8 +435,7 @@ def other_servers(scene, app, roots):
         for (what, _, words), (server, agent) in zip(between.OTHERS, running, strict=True):
             complains(agent, *words, what=f"{what}: ")
             if b"Retry-After: 2" in server.answer:
-                # To be mended.
-                unmended(f"{what}: Retry-After", lambda server=server: waits(server, 2.0))
+                waits(server, what, 2.0)
             expect.that(f"{what}: it is asked again, without haste", 2 <= len(server.attached) <= 7, server.attached)
             expect.that(f"{what}: nobody was served", "served" not in agent.names, agent.names)
         for (what, _, word), (server, agent) in zip(between.FINAL, ended, strict=True):
@@ -473,9 +444,9 @@ def other_servers(scene, app, roots):
             expect.equal(f"{what}: it has asked once", len(server.attached), 1)
 
 
-def waits(server, seconds):
+def waits(server, what, seconds):
     first, second = server.attached[:2]
-    expect.that(f"the next attempt comes after {seconds} s", second - first >= seconds, second - first)
+    expect.that(f"{what}: the next attempt comes after {seconds} s", second - first >= seconds, second - first)
 
 
 def tomorrow(scene, roots):

@@ -33,24 +33,38 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 impl Address<'_> {
     pub(crate) async fn connect(self) -> io::Result<TcpStream> {
-        let proxy = self.proxies.of(self.host);
+        let proxy = self.proxies.of(self.host, self.port);
         let stream = timeout(CONNECT, async {
             match proxy {
                 Some(proxy) => proxy.connect(self.host, self.port).await,
                 None => connect(self.host, self.port).await,
             }
         });
-        let silent = |_| {
-            let words = match proxy {
-                Some(Proxy { host, port, .. }) => format!("the proxy {host}:{port} does not answer"),
-                None => format!("nobody answers at {}:{}", self.host, self.port),
-            };
-            io::Error::new(io::ErrorKind::TimedOut, words)
+        let stream = match (stream.await, proxy) {
+            (Ok(Ok(stream)), _) => stream,
+            // It says who it is.
+            (Ok(Err(error)), Some(_)) => return Err(error),
+            (Ok(Err(error)), None) => return Err(self.named(&error)),
+            (Err(_), Some(Proxy { host, port, .. })) => {
+                let words = format!("the proxy {host}:{port} does not answer");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+            }
+            (Err(_), None) => return Err(self.silent()),
         };
-        let stream = stream.await.map_err(silent)??;
         stream.set_nodelay(true)?;
         limit_unsent(&stream)?;
         Ok(stream)
+    }
+}
+
+impl Address<'_> {
+    /// An error with the address that it is about.
+    pub(crate) fn named(&self, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}:{}: {error}", self.host, self.port))
+    }
+
+    pub(crate) fn silent(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, format!("nobody answers at {}:{}", self.host, self.port))
     }
 }
 
@@ -143,18 +157,27 @@ impl Proxies {
     }
 
     /// The proxy for a host, if there is to be one.
-    fn of(&self, host: &str) -> Option<&Proxy> {
-        let is_direct = self.direct.as_ref().is_some_and(|direct| is_loopback(host) || is_listed(host, direct));
+    fn of(&self, host: &str, port: u16) -> Option<&Proxy> {
+        let is_direct = self.direct.as_ref().is_some_and(|direct| is_loopback(host) || is_listed(host, port, direct));
         self.proxy.as_ref().filter(|_| !is_direct)
     }
 }
 
 /// `example.org` and `.example.org` stand for both the host and what is below it.
-fn is_listed(host: &str, direct: &[String]) -> bool {
+fn is_listed(host: &str, port: u16, direct: &[String]) -> bool {
     let host = host.to_ascii_lowercase();
     direct.iter().any(|entry| {
+        // An IPv6 address has colons of its own, and a port only behind brackets.
+        let (entry, is_port) = match entry.rsplit_once(':') {
+            Some((name, digits)) if !bare(name).contains(':') || name.ends_with(']') => {
+                (name, digits.parse() == Ok(port))
+            }
+            _ => (entry.as_str(), true),
+        };
         let entry = entry.strip_prefix("*.").or_else(|| entry.strip_prefix('.')).unwrap_or(entry);
-        entry == "*" || host == bare(entry) || host.strip_suffix(entry).is_some_and(|rest| rest.ends_with('.'))
+        let is_host =
+            entry == "*" || host == bare(entry) || host.strip_suffix(entry).is_some_and(|rest| rest.ends_with('.'));
+        is_port && is_host
     })
 }
 
@@ -360,7 +383,7 @@ mod tests {
             let variable =
                 |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
             let proxies = Proxies::from_variables(variable).expect("good URLs");
-            proxies.of(host).map(|proxy| format!("{} {}:{}", proxy.is_socks, proxy.host, proxy.port))
+            proxies.of(host, 443).map(|proxy| format!("{} {}:{}", proxy.is_socks, proxy.host, proxy.port))
         };
         let http = ("HTTPS_PROXY", "http://u:p@one:1");
         for (pairs, host, proxy) in [
@@ -378,10 +401,14 @@ mod tests {
             (&[http, ("no_proxy", "a.example")], "deep.a.example", None),
             (&[http, ("no_proxy", "a.example")], "aa.example", Some("false one:1")),
             (&[http, ("no_proxy", "*")], "a.example", None),
+            (&[http, ("no_proxy", "a.example:443")], "a.example", None),
+            (&[http, ("no_proxy", "2001:db8::1, [2001:db8::2]:443")], "2001:db8::1", None),
+            (&[http, ("no_proxy", "2001:db8::1, [2001:db8::2]:443")], "2001:db8::2", None),
+            (&[http, ("no_proxy", "a.example:8443")], "a.example", Some("false one:1")),
         ] {
             assert_eq!(of(pairs, host).as_deref(), proxy, "{pairs:?} {host}");
         }
-        assert!(Proxies::always("http://one:1").expect("a proxy").of("127.0.0.1").is_some(), "who insists has it");
+        assert!(Proxies::always("http://one:1").expect("a proxy").of("127.0.0.1", 443).is_some(), "who insists has it");
         for wrong in ["https://one:1", "ftp://one", "http://", "one two"] {
             assert!(Proxies::always(wrong).is_err(), "{wrong}");
         }

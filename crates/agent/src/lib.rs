@@ -660,6 +660,7 @@ async fn serve(shared: Arc<Shared>, is_first: bool) -> Result<(), Error> {
             begun = tokio::time::timeout(LAST_DELAY, begun) => begun.unwrap_or(Err(Error::Slow("the session"))),
             () = shared.stopped() => return Ok(()),
         };
+        let mut not_before = Duration::ZERO;
         let error = match begun {
             Ok(session) => {
                 // While nobody was connected the tunnel may have got another name.
@@ -697,9 +698,12 @@ async fn serve(shared: Arc<Shared>, is_first: bool) -> Result<(), Error> {
                 }
             }
             Err(error) if error.is_final() => return Err(error),
-            Err(error) => error.chain(),
+            Err(error) => {
+                not_before = error.retry_after().unwrap_or_default();
+                error.chain()
+            }
         };
-        let wait = jitter(delay);
+        let wait = jitter(delay).max(not_before);
         tell(Event::Reconnecting { delay: wait, error });
         tokio::select! {
             () = sleep(wait) => {}

@@ -70,6 +70,10 @@ impl Rest {
             Some("http") => return Err(Error::Server("plain HTTP would show the key to the network: use https")),
             _ => return Err(Error::Server("the server is an http or https URL such as https://tunnels.example")),
         }
+        let has_user = server.authority().is_some_and(|authority| authority.as_str().contains('@'));
+        if has_user || !matches!(server.path(), "" | "/") || server.query().is_some() {
+            return Err(Error::Server("the server's URL is a host and perhaps a port, without user, path or query"));
+        }
         Ok(Self { server, credential, trust, proxies: Proxies::none() })
     }
 

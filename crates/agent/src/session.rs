@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
 
-use crate::rest::refusal;
+use crate::rest::{refusal, retry_after};
 use crate::{Error, InFlight, Shared, exchange, passthrough, websocket};
 
 /// A link after its 101.
@@ -167,10 +167,12 @@ fn refused(head: &http::response::Parts, body: &[u8]) -> Error {
             }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => Error::Denied { status, reason: kind },
             (StatusCode::NOT_FOUND, "unknown-path") => Error::TooOld,
-            _ => Error::Attach(format!("{status}: {detail}")),
+            _ => Error::Refused { status, detail, is_ours: true, retry_after: retry_after(&head.headers) },
         },
         (Error::Refused { status, detail, retry_after, .. }, _) => {
-            let detail = format!("{detail}. A proxy says so, which has to pass {} and upgrades on", Attach::PATH);
+            let is_passing = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+            let advice = if is_passing { "" } else { ", which has to pass /_system/attach and upgrades on" };
+            let detail = format!("{detail}. A proxy says so{advice}");
             Error::Refused { status, detail, is_ours: false, retry_after }
         }
         (error, _) => error,

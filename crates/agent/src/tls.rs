@@ -80,10 +80,22 @@ impl Trust {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| Error::Trust(error.into()))?;
         let connect = async {
             let stream = address.connect().await?;
-            TlsConnector::from(Arc::new(config)).connect(name, stream).await
+            let tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+            tls.map_err(|error| if speaks_no_tls(&error) { no_tls(address) } else { address.named(&error) })
         };
-        timeout(CONNECT, connect).await.map_err(io::Error::from).flatten().map_err(Error::Connect)
+        timeout(CONNECT, connect).await.unwrap_or_else(|_| Err(address.silent())).map_err(Error::Connect)
     }
+}
+
+/// Was the first answer no record of TLS?
+fn speaks_no_tls(error: &io::Error) -> bool {
+    use rustls::{Error, InvalidMessage};
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+    matches!(error, Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)))
+}
+
+fn no_tls(address: Address<'_>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}:{} does not speak TLS", address.host, address.port))
 }
 
 #[cfg(test)]

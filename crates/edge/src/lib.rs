@@ -365,6 +365,8 @@ impl Edge {
         if shared.tunnels.exchanges() > 0 {
             tracing::warn!("exchanges were still in flight at the end of the grace period");
         }
+        // Links that came through the API would live as long as its own requests may.
+        shared.tunnels.end();
         // What the last agents left is written down, if the store still answers.
         wait_for(|| shared.tunnels.observations.are_recorded(), Instant::now() + LEAVE).await;
         recorder.abort();

@@ -202,6 +202,16 @@ impl Tunnels {
         }
     }
 
+    /// An agent was let in, and its link is about to begin: visitors who come before that wait
+    /// for it.
+    pub(crate) fn expect(self: &Arc<Self>, tunnel: &Tunnel, own_certificate: bool) {
+        let entry = self.entry(tunnel);
+        let mut state = entry.state();
+        state.own_certificate |= own_certificate && !state.live.is_online();
+        // Never refused.
+        let _ = self.handle(&entry, &mut state, LiveCommand::ExpectSession);
+    }
+
     /// Begins an exchange that is in its place.
     pub(crate) fn begin(
         self: &Arc<Self>,
@@ -314,6 +324,14 @@ impl Tunnels {
             let mut state = entry.state();
             // Never refused.
             let _ = self.handle(&entry, &mut state, LiveCommand::Drain);
+        }
+    }
+
+    /// Ends what is left, when the time of a stop is over.
+    pub(crate) fn end(&self) {
+        for entry in self.entries() {
+            let state = entry.state();
+            state.members.keys().for_each(|session| state.signal(*session, Signal::End(EndReason::Drained)));
         }
     }
 

@@ -134,6 +134,9 @@ pub enum LiveCommand {
         /// Which one.
         session: SessionId,
     },
+    /// An agent has been told that it may come, and its session is about to begin: visitors
+    /// wait for it as for one that comes back. Without effect while a session is admitted.
+    ExpectSession,
     /// The tunnel is not what its agents took it for: they are to look again.
     Announce,
     /// The server stops: sessions are to go elsewhere.
@@ -507,6 +510,7 @@ impl Live {
             LiveCommand::EndExchange { exchange } => self.end_exchange(exchange, &mut events)?,
             LiveCommand::CloseSession { session } => self.close_session(session, now, &mut events)?,
             LiveCommand::LeaveSession { session } => self.leave_session(session, now, &mut events)?,
+            LiveCommand::ExpectSession => self.expect_session(now),
             LiveCommand::Announce => self.announce(&mut events),
             LiveCommand::Drain => self.drain(now, &mut events),
             LiveCommand::RevokeSession { session } => self.revoke_session(session, &mut events)?,
@@ -838,6 +842,13 @@ impl Live {
         if let Some(last) = drained.last() {
             self.expected_until = Some(now + self.rules.reconnect_time);
             events.push(LiveEvent::TunnelWentOffline(*last));
+        }
+    }
+
+    fn expect_session(&mut self, now: Instant) {
+        if self.admitted.is_empty() {
+            let soon = now + self.rules.reconnect_time;
+            self.expected_until = Some(self.expected_until.map_or(soon, |until| until.max(soon)));
         }
     }
 

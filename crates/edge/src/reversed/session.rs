@@ -110,6 +110,7 @@ impl Attached {
         }
         attach.peer.place.change(Kind::Agent, attach.peer.ip).map_err(|_| Busy::Full)?;
         let session = shared.tunnels.next_session();
+        shared.tunnels.expect(&attach.tunnel, attach.own_certificate);
         Ok(Self { shared: Arc::clone(shared), attach, session })
     }
 

@@ -108,6 +108,7 @@ fn command(which: u8, first: u8, second: u8, numbers: &mut Numbers) -> LiveComma
         14 if first < 40 => LiveCommand::Drain,
         14 if first < 60 => LiveCommand::Revoke,
         14 if first < 130 => LiveCommand::Announce,
+        14 if first < 160 => LiveCommand::ExpectSession,
         _ => LiveCommand::RevokeSession { session },
     }
 }
@@ -391,6 +392,12 @@ impl Plain {
                     }
                     Stage::Draining(_, ends_at) => self.let_finish(at, ends_at, &mut events),
                     Stage::Released(_) | Stage::Superseded(_) | Stage::Over(_) => {}
+                }
+            }
+            LiveCommand::ExpectSession => {
+                let soon = now + self.rules.reconnect_time;
+                if self.carrier().is_none() && self.expected_until.is_none_or(|until| until < soon) {
+                    self.expected_until = Some(soon);
                 }
             }
             LiveCommand::Announce => {
