@@ -1,7 +1,6 @@
 """The HTTP application behind an agent that forwards to a URL, in the script's own process."""
 
 import collections
-import contextlib
 import gzip
 import hashlib
 import http.client

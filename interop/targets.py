@@ -193,7 +193,9 @@ def own_certificate(scene):
     with Secure(scene.place, scene.host(name)) as app:
         with scene.agent(name, app, tls_mode="passthrough") as agent:
             tunnel = scene.tunnel(name)
-            shown = {field: tunnel.get(field) for field in ("status", "status_reason", "cert_pem", "currently_connected")}
+            shown = {
+                field: tunnel.get(field) for field in ("status", "status_reason", "cert_pem", "currently_connected")
+            }
             wanted = {"status": "awaiting_cert", "status_reason": None, "cert_pem": None, "currently_connected": True}
             expect.equal("no certificate of ours is there, nor needed", shown, wanted)
             public = f"{scene.host(name)}:{scene.port}"

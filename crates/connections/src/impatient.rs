@@ -48,16 +48,21 @@ impl<IO> Impatient<IO> {
     }
 
     fn judge<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        // Whoever took something in time has woken this task in time: what is taken now goes
+        // into a buffer between, that of TLS.
+        if self.waiting.as_mut().is_some_and(|waiting| waiting.as_mut().poll(cx).is_ready()) {
+            self.waiting = None;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         if written.is_ready() {
             self.waiting = None;
-            return written;
+        } else if self.waiting.is_none() {
+            let mut waiting = Box::pin(sleep(self.patience));
+            // It has not begun without being asked.
+            let _ = waiting.as_mut().poll(cx);
+            self.waiting = Some(waiting);
         }
-        let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
-        match waiting.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
+        written
     }
 }
 
@@ -146,6 +151,21 @@ mod tests {
         assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, Duration::from_secs(30)));
         far.read_exact(&mut [0; 8]).await.expect("what was written");
         near.write_all(&[0; 8]).await.expect("it may be tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_buffer_takes_is_not_taken_by_the_peer() {
+        let (near, _far) = tokio::io::duplex(8);
+        // It stands for TLS, which has a buffer of its own.
+        let buffered = tokio::io::BufWriter::with_capacity(64, near);
+        let mut near = Impatient::new(buffered, Duration::from_secs(30));
+        near.write_all(&[0; 12]).await.expect("there is room in the buffer");
+        let flushed = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut near).poll_flush(cx))).await;
+        assert!(flushed.is_pending(), "the peer takes eight octets");
+        // Then the timer wakes whoever writes, and that is tried before the flush.
+        sleep(Duration::from_secs(30)).await;
+        let error = near.write_all(&[0; 12]).await.expect_err("the peer has taken nothing");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test(start_paused = true)]
