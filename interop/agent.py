@@ -1349,6 +1349,10 @@ class Agent:
         return next(event for event in self.events if event["event"] == name)
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def running(self):
         return self._process.poll() is None
 
