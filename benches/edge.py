@@ -43,7 +43,7 @@ class Place:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="adit-bench-"))
         os.chmod(self.directory, 0o755)
         self.processes = []
-        self.plain, self.tls, self.haproxy, self.listening = free_ports(4)
+        self.plain, self.tls, self.haproxy, self.tls_edge, self.listening = free_ports(5)
         self.server = Server(options.server, edge_port=self.listening, grace_period="5s")
 
     def __enter__(self):
@@ -101,7 +101,7 @@ class Place:
         raise RuntimeError(f"{name} did not connect: {(self.directory / f'{name}.log').read_text()}")
 
     def references(self):
-        """nginx as the application, in clear and with TLS, and HAProxy before the latter."""
+        """nginx as the application, in clear and with TLS, and HAProxy before both: by SNI, and as an edge that ends TLS."""
         files = self.directory / "files"
         files.mkdir()
         (files / "large").write_bytes(os.urandom(30 * MIB))
@@ -122,6 +122,8 @@ class Place:
                     location /files/ {{ alias {files}/; }}
                 }}
             }}""")
+        pem = (state / "cert.pem").read_text() + (state / "key.pem").read_text()
+        (self.directory / "bank.pem").write_text(pem)
         (self.directory / "haproxy.cfg").write_text(f"""
 global
     nbthread 1
@@ -138,6 +140,13 @@ frontend in
     use_backend bank if {{ req.ssl_sni -i bank.{ZONE} }}
 backend bank
     server bank 127.0.0.1:{self.tls}
+frontend edge
+    mode http
+    bind 127.0.0.1:{self.tls_edge} ssl crt {self.directory}/bank.pem alpn http/1.1 ssl-min-ver TLSv1.3
+    default_backend plain
+backend plain
+    mode http
+    server plain 127.0.0.1:{self.plain}
 """)
         self.spawn("nginx", "-c", self.directory / "nginx.conf", "-p", self.directory, stderr=subprocess.DEVNULL)
         self.spawn(self.options.haproxy, "-f", self.directory / "haproxy.cfg", "-db", stderr=subprocess.DEVNULL)
@@ -164,6 +173,13 @@ backend bank
         speed, status = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.split()
         assert status == "200", status
         return float(speed)
+
+    def time(self, name, port):
+        """Seconds of one request on a connection of its own."""
+        host = f"{name}.{ZONE}"
+        command = ["curl", "-sS", "-o", "/dev/null", "-w", "%{time_total}", "--cacert", self.server.root_certificate,
+                   "--resolve", f"{host}:{port}:127.0.0.1", f"https://{host}:{port}/"]
+        return float(subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout)
 
     def cpu(self, *processes):
         return [Cpu(pid) for pid in processes]
@@ -224,7 +240,13 @@ def edge(place):
     alone_direct = place.load(f"http://127.0.0.1:{place.plain}/", None, 1, duration)
     alone = place.load(url, place.server.edge_port, 1, duration)
     added = (alone.mean - alone_direct.mean) * 1e3
+    near = place.load(f"https://bank.{ZONE}:{place.tls_edge}/", place.tls_edge, 1, duration)
+    more = (alone.mean - near.mean) * 1e3
     say("edge tunnel, one client, added latency (mean)", f"{added:.3f} ms", "<= 0.20 ms")
+    say("  more than HAProxy's TLS edge, which has no tunnel", f"{more:.3f} ms", "<= 0.055 ms")
+    one = place.download("bank", "/files/huge", place.tls_edge)
+    other = place.download("shop", "/files/huge", place.server.edge_port)
+    say("edge tunnel, one download", f"{other / 1e6:,.0f} MB/s, {other / one:.2f} x HAProxy's TLS edge ({one / 1e6:,.0f})", ">= 0.65 x")
     failed = through.failed + alone.failed
     say("  failed", str(failed), "0")
 
@@ -278,6 +300,8 @@ def distance(place):
             grown = most.stop() - before
             goal = ">= 60 MB/s, <= 64 MiB an agent" if milliseconds == 80 else ""
             say(f"one download, agent {milliseconds} ms away", f"{speed / 1e6:,.0f} MB/s, server grew {grown / 1024:.0f} MiB", goal)
+            asked = sorted(place.time("bank", place.server.edge_port) for _ in range(9))[4]
+            say("  a new request, median of 9", f"{asked * 1e3:.0f} ms", "<= 170 ms" if milliseconds == 80 else "")
             agent.kill()
     place.agents["bank"] = place.agent("bank")
 

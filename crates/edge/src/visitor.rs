@@ -186,7 +186,7 @@ where
         tokio::select! {
             ended = connection.as_mut() => ended,
             () = visit.lost.notified() => {
-                tracing::info!(ip = %visit.ip, "a visitor resets its requests, or takes nothing of a reply; closing");
+                tracing::debug!(ip = %visit.ip, "a visitor resets its requests, or takes nothing of a reply; closing");
                 Ok(())
             }
             () = leave => {

@@ -117,11 +117,13 @@ impl Held {
 /// Cuts whoever is due.
 fn look(streams: Vec<Arc<Pace>>, now: u32, limits: Limits, idle: Duration) {
     let mut stalled = Vec::new();
+    // Strangers cause these lines: one a second, for all.
+    let (mut visitors, mut left) = (0_usize, 0);
     for pace in streams {
         let octets = pace.flow.get().map_or(0, FlowControl::used_capacity);
         let waits = now.wrapping_sub(pace.taken.load(Ordering::Relaxed));
         if octets > 0 && u64::from(waits) > whole_seconds(pace.patience.stall) {
-            tracing::info!(octets, "a visitor does not take an answer");
+            (visitors, left) = (visitors + 1, left + octets);
             pace.leave();
         } else if octets == 0 && u64::from(now.wrapping_sub(pace.moved.load(Ordering::Relaxed))) > whole_seconds(idle) {
             tracing::debug!("nothing moves on an exchange for long");
@@ -133,10 +135,16 @@ fn look(streams: Vec<Arc<Pace>>, now: u32, limits: Limits, idle: Duration) {
             pace.taken.store(now, Ordering::Relaxed);
         }
     }
-    for Stalled { tunnel, octets, who, .. } in beyond(limits, stalled) {
-        tracing::warn!(%tunnel, octets, "too much waits for visitors: the one who has waited longest goes");
-        who.leave();
+    if visitors > 0 {
+        tracing::info!(visitors, octets = left, "visitors do not take their answers; closing");
     }
+    let gone = beyond(limits, stalled);
+    if let Some(one) = gone.first() {
+        let octets: usize = gone.iter().map(|each| each.octets).sum();
+        let (tunnel, visitors) = (one.tunnel, gone.len());
+        tracing::warn!(visitors, octets, %tunnel, "too much waits for visitors: those who have waited longest go");
+    }
+    gone.iter().for_each(|each| each.who.leave());
 }
 
 /// A visitor for whom octets wait.
