@@ -31,7 +31,7 @@ from server import arguments
 
 MIB, GIB = 1024 * 1024, 1024 * 1024 * 1024
 # What one tunnel can make the server hold for visitors who take nothing (docs/operating.md).
-HELD = 128 * MIB
+HELD = 256 * MIB
 # And what a visitor costs beside it: idle, the head, and what is on its way to the socket.
 A_VISITOR = 195 * 1024
 # What is read ahead of a visitor in the agent, and what its sockets' buffers are copied to.

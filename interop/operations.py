@@ -41,6 +41,7 @@ def main():
     expect.each(
         [
             ("SIGHUP reads what may change again", lambda: hangup(options.server)),
+            ("certificates are read again when their files change", lambda: changed(options.server)),
             ("a certificate that cannot be used is told by its cause", lambda: causes(options.server)),
             ("a relative data directory is as good as any", lambda: relative(options.server)),
             ("a clock that cannot be right is refused", lambda: wrong_clock(options.server)),
@@ -72,6 +73,13 @@ class Pair:
         self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
         self.write_key(key, serialization.NoEncryption())
         return self
+
+    def files(self):
+        return self.certificate.read_bytes(), self.key.read_bytes()
+
+    def put(self, files):
+        self.certificate.write_bytes(files[0])
+        self.key.write_bytes(files[1])
 
     def write_key(self, key, encryption):
         pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -143,13 +151,15 @@ def hangup(binary):
                 (lambda pair: pair.certificate.unlink(), "No such file"),
                 (lambda pair: [pair.certificate.write_bytes(Pair(made(work / "other")).certificate.read_bytes())], "belong together"),
             ]:
+                kept = [pair.files() for _, pair in ports]
                 for _, pair in ports:
                     spoil(pair)
                 told = reload()
                 expect.equal(f"the cause is told twice: {words}", sum(words in line for line in told), 2)
                 expect.equal("the old ones are served", [served(port) for port, _ in ports], old)
-                for _, pair in ports:
-                    pair.renew()
+                # Files that have changed are read without a signal, too.
+                for (_, pair), files in zip(ports, kept, strict=True):
+                    pair.put(files)
 
             config.write_text('log = "debug"\n')
             for _, pair in ports:
@@ -166,6 +176,33 @@ def hangup(binary):
             for _ in range(50):
                 os.kill(server.pid, signal.SIGHUP)
             expect.equal("it stops as told", server.stop(), 0)
+
+
+def changed(binary):
+    """Certificates are read again when their files change, and no handshake fails meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="adit-operations-") as work:
+        pair = Pair(pathlib.Path(work))
+        with Server(binary, edge_tls_cert=pair.certificate, edge_tls_key=pair.key) as server:
+            first = pair.serial
+            expect.that("an end that is near is told of", "ends soon" in server.log.read_text(), server.output())
+            seen = {served(server.edge_port)}
+            expect.equal("the first is served", seen, {first})
+            other = Pair(made(pathlib.Path(work) / "other"))
+            certificate, key = other.files()
+            pair.certificate.write_bytes(certificate)
+            time.sleep(0.5)
+            pair.key.write_bytes(key)
+            deadline = time.monotonic() + 60
+            while other.serial not in seen and time.monotonic() < deadline:
+                seen.add(served(server.edge_port))
+            expect.equal("then the second, and nothing between", seen, {first, other.serial})
+            expect.equal("it was read once", server.log.read_text().count("its files have changed: read"), 1)
+            pair.certificate.write_text("rubbish")
+            until = time.monotonic() + 60
+            while "its files have changed: the edge's certificate stays" not in server.log.read_text():
+                expect.that("what cannot be used is told of", time.monotonic() < until)
+                time.sleep(0.1)
+            expect.equal("and is not used", served(server.edge_port), other.serial)
 
 
 def made(directory):

@@ -32,7 +32,8 @@ fuzz_target!(|bytes: &[u8]| {
     let request = attach.to_request(&"tunnels.example".parse().expect("an authority")).expect("what was read fits");
     assert_eq!(Attach::decode(request.headers()).as_ref(), Ok(&attach));
     // Said twice, it is nothing that two readers could understand differently.
-    for name in ["adit-tunnel", "adit-instance", "adit-share", "x-api-key", "x-tunnel-secret"] {
+    let once = ["adit-tunnel", "adit-instance", "adit-share", "adit-own-certificate", "adit-response-deadline"];
+    for name in once.into_iter().chain(["x-api-key", "x-tunnel-secret"]) {
         if let Some(value) = headers.get(name).cloned() {
             let mut twice = headers.clone();
             twice.append(name, value);

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import time
+from functools import partial
 
 import expect
 from native_peer import SETTINGS_OF_AN_AGENT, VisitorOne, VisitorTwo, attach, tunnel_of
@@ -18,6 +19,7 @@ def checks(long):
     return [
         ("the handshake", handshake),
         ("octets as they are", octets_pass),
+        ("a visitor who reads late", read_late),
         ("extensions", extensions),
         ("refusals", refusals),
         ("Close, ends and resets", ends),
@@ -103,6 +105,24 @@ def handshake(rig):
             answer = visitor.head(SOON)
             expect.equal("the server answers the key", answer.all("sec-websocket-accept"), [accept(key)])
             expect.equal("a length is of no use", answer.all("content-length"), [])
+
+
+def read_late(rig):
+    """The end of a message is there, though nothing follows it that would push it."""
+    tunnel = tunnel_of(rig.server, "ws-late")
+    with attach(tunnel) as peer:
+        for size in (100_000, 300_000, 1 << 20, 3 << 20):
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                opening = partial(WebSocket, rig.server, tunnel.host, receive_buffer=8192)
+                future = pool.submit(opening)
+                asked = peer.next(SOON)
+                asked.head(200)
+                websocket = future.result(SOON)
+            message = os.urandom(size)
+            with contextlib.closing(websocket):
+                asked.send(b"\x82\x7f" + size.to_bytes(8, "big") + message)
+                time.sleep(0.5)
+                expect.that(f"a message of {size} comes whole", websocket.receive(10) == (2, message))
 
 
 def octets_pass(rig):

@@ -1,6 +1,7 @@
 //! A certificate and its key, read from the files that an operator names.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use pki_core::{Certificate, Time};
@@ -40,6 +41,15 @@ impl Pair {
         ensure!(now.unix() <= until.unix(), "the certificate has expired: it ended at {until}");
         ensure!(now.unix() >= since.unix(), "the certificate is not yet valid: it begins at {since}");
         Ok(())
+    }
+}
+
+impl Pair {
+    /// When its life ends, if that is within so long a time and not over.
+    pub(crate) fn ends_within(&self, time: Duration, now: Time) -> Option<Time> {
+        let leaf = Certificate::from_der(self.chain.first()?).ok()?;
+        let until = leaf.not_after();
+        (now.unix() <= until.unix() && until.unix() <= now.plus(time).unix()).then_some(until)
     }
 }
 
@@ -175,6 +185,18 @@ mod tests {
         assert_told(files.read(utf16, key), &["tls_cert", "UTF-16"]);
         let missing = Pair::read(("tls_cert", Path::new("/nowhere/crt")), ("tls_key", Path::new("/nowhere/key")));
         assert_told(missing, &["tls_cert", "/nowhere/crt", "No such file"]);
+    }
+
+    #[test]
+    fn an_end_is_told_of_two_weeks_before_it() {
+        let files = Files::new();
+        let pair = files.read(&files.certificate, &files.key).expect("a pair");
+        let end = pair.ends_within(Duration::MAX, at(2026)).expect("it ends");
+        let fortnight = Duration::from_secs(14 * 86_400);
+        for (before, is_told) in [(15 * 86_400, false), (14 * 86_400, true), (1, true), (-1, false)] {
+            let now = Time::from_unix(end.unix() - before);
+            assert_eq!(pair.ends_within(fortnight, now).is_some(), is_told, "{before} s before its end");
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! SIGHUP: what can change while the server runs is read again.
+//! What can change while the server runs is read again: all of it at SIGHUP, and
+//! certificates when their files have changed, too.
 //!
 //! That is the log's filter and the certificates of the edge and of the panel. What
 //! cannot be used is logged, and what was used before goes on.
 
 use std::fmt;
-use std::path::Path;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use edge::Edge;
@@ -15,10 +19,21 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use store::{Clock as _, SystemClock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
 
 use crate::logging::SetFilter;
 use crate::pem::Pair;
 use crate::settings::{Options, Settings};
+
+/// Between two looks at the files of certificates.
+const LOOK: Duration = Duration::from_secs(10);
+/// Between two warnings of a certificate that is about to end.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// What is left of its life then.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// Why something is read again.
+const HANGUP: &str = "SIGHUP";
+const CHANGED: &str = "its files have changed";
 
 /// Waits for SIGHUP, from its making on: the signal ends nothing from then.
 pub(crate) struct Reload {
@@ -34,33 +49,134 @@ impl Reload {
         Ok(Self { hangups, options, set_filter })
     }
 
-    /// Reads all again at every signal, until it is dropped.
+    /// Reads all again at every signal, and certificates whose files have changed, until it
+    /// is dropped.
     pub(crate) async fn run(mut self, edge: Edge, panel: Option<PanelCertificate>) {
-        while self.hangups.recv().await.is_some() {
-            let settings = match Settings::resolve(&self.options) {
-                Ok(settings) => settings,
-                Err(error) => {
-                    tell("the configuration", Err(error));
-                    continue;
-                }
-            };
-            tell("the log's filter", (self.set_filter)(&settings));
-            if let Some(pair) = edge_pair(&settings) {
-                tell("the edge's certificate", pair.and_then(checked).and_then(|pair| use_at_edge(&edge, pair)));
+        let used = Used { edge, panel };
+        let Ok(mut settings) = Settings::resolve(&self.options) else { return };
+        let (mut at_edge, mut at_panel) = (Files::of_edge(&settings), Files::of_panel(&settings));
+        let mut warned = None;
+        loop {
+            if warned.is_none_or(|warned: Instant| warned.elapsed() >= DAY) {
+                warned = Some(Instant::now());
+                warn_of_ends(&settings);
             }
-            if let Some(panel) = &panel {
-                let pair = crate::panel::pair(&settings);
-                tell("the panel's certificate", pair.and_then(checked).and_then(|pair| panel.replace(pair)));
+            tokio::select! {
+                hangup = self.hangups.recv() => {
+                    if hangup.is_none() {
+                        return;
+                    }
+                    match Settings::resolve(&self.options) {
+                        Ok(read) => settings = read,
+                        Err(error) => {
+                            tell(HANGUP, "the configuration", Err(error));
+                            continue;
+                        }
+                    }
+                    tell(HANGUP, "the log's filter", (self.set_filter)(&settings));
+                    used.edge(&settings, HANGUP);
+                    used.panel(&settings, HANGUP);
+                    (at_edge, at_panel) = (Files::of_edge(&settings), Files::of_panel(&settings));
+                }
+                () = sleep(LOOK) => {
+                    if at_edge.have_changed() {
+                        used.edge(&settings, CHANGED);
+                    }
+                    if at_panel.have_changed() {
+                        used.panel(&settings, CHANGED);
+                    }
+                }
             }
         }
     }
 }
 
-fn tell(what: &str, read: anyhow::Result<()>) {
-    match read {
-        Ok(()) => tracing::info!("SIGHUP: read {what} again"),
-        Err(error) => tracing::error!(error = format!("{error:#}"), "SIGHUP: {what} stays as it was"),
+/// Who uses certificates that an operator names.
+struct Used {
+    edge: Edge,
+    panel: Option<PanelCertificate>,
+}
+
+impl Used {
+    fn edge(&self, settings: &Settings, why: &str) {
+        if let Some(pair) = edge_pair(settings) {
+            let read = pair.and_then(checked).and_then(|pair| use_at_edge(&self.edge, pair));
+            tell(why, "the edge's certificate", read);
+        }
     }
+
+    fn panel(&self, settings: &Settings, why: &str) {
+        if let Some(panel) = &self.panel {
+            let read = crate::panel::pair(settings).and_then(checked).and_then(|pair| panel.replace(pair));
+            tell(why, "the panel's certificate", read);
+        }
+    }
+}
+
+fn tell(why: &str, what: &str, read: anyhow::Result<()>) {
+    match read {
+        Ok(()) => tracing::info!("{why}: read {what} again"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "{why}: {what} stays as it was"),
+    }
+}
+
+/// Tells of certificates that end soon. Those that have ended were told of when they were read.
+fn warn_of_ends(settings: &Settings) {
+    let panel = settings.panel.tls_cert.as_ref().map(|_| crate::panel::pair(settings));
+    for (what, pair) in [("the edge's certificate", edge_pair(settings)), ("the panel's certificate", panel)] {
+        let Some(Ok(pair)) = pair else { continue };
+        if let Some(until) = pair.ends_within(SOON, now()) {
+            tracing::warn!(%until, "{what} ends soon: renew it");
+        }
+    }
+}
+
+/// The files of one certificate, to see when they have changed.
+struct Files {
+    paths: Vec<PathBuf>,
+    used: Vec<Option<Stamp>>,
+    seen: Vec<Option<Stamp>>,
+}
+
+/// What changes when a file is written, or another one takes its place.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Stamp([i64; 4]);
+
+impl Files {
+    fn of_edge(settings: &Settings) -> Self {
+        Self::new([&settings.edge.tls_cert, &settings.edge.tls_key])
+    }
+
+    fn of_panel(settings: &Settings) -> Self {
+        Self::new([&settings.panel.tls_cert, &settings.panel.tls_key])
+    }
+
+    fn new(paths: [&Option<PathBuf>; 2]) -> Self {
+        let paths: Vec<PathBuf> = paths.into_iter().flatten().cloned().collect();
+        let used = stamps(&paths);
+        Self { seen: used.clone(), paths, used }
+    }
+
+    /// Are they others than those that were used, and at rest since the look before? Whoever
+    /// writes a certificate and a key is between the two for a moment.
+    fn have_changed(&mut self) -> bool {
+        let now = stamps(&self.paths);
+        let is_at_rest = now == self.seen;
+        let have_changed = is_at_rest && now != self.used;
+        if have_changed {
+            self.used.clone_from(&now);
+        }
+        self.seen = now;
+        have_changed
+    }
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    let stamp = |file: Metadata| {
+        let device_and_file = file.dev().wrapping_mul(31).wrapping_add(file.ino());
+        Stamp([device_and_file.cast_signed(), file.size().cast_signed(), file.mtime(), file.mtime_nsec()])
+    };
+    paths.iter().map(|path| std::fs::metadata(path).ok().map(stamp)).collect()
 }
 
 /// The operator's own certificate for the edge, if there is one.
@@ -127,5 +243,34 @@ impl fmt::Debug for PanelCertificate {
 impl ResolvesServerCert for PanelCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_changed_when_they_are_others_and_at_rest() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let write = |name: &str, text: &str| std::fs::write(path(name), text).expect("written");
+        write("crt", "one");
+        write("key", "one");
+        let mut files = Files::new([&Some(path("crt")), &Some(path("key"))]);
+        assert!(!files.have_changed(), "as they were");
+        write("crt", "second");
+        assert!(!files.have_changed(), "the key may follow");
+        write("key", "second");
+        assert!(!files.have_changed(), "it has followed just now");
+        assert!(files.have_changed(), "at rest");
+        assert!(!files.have_changed(), "that has been told");
+        // Another file in its place, as long as the one before.
+        write("other", "second");
+        std::fs::rename(path("other"), path("crt")).expect("renamed");
+        assert!([files.have_changed(), files.have_changed(), files.have_changed()] == [false, true, false]);
+        std::fs::remove_file(path("key")).expect("removed");
+        assert!([files.have_changed(), files.have_changed(), files.have_changed()] == [false, true, false]);
+        assert!(!Files::new([&None, &None]).have_changed(), "nobody names any");
     }
 }

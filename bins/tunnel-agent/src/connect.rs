@@ -274,9 +274,7 @@ impl Teller {
                 json!({ "event": "reconnecting", "delay_ms": delay.as_millis() as u64, "error": error })
             }
             Event::RenewalFailed { error } => json!({ "event": "renewal-failed", "error": error }),
-            Event::Relayed { received, sent, micros } => {
-                json!({ "event": "relayed", "received": received, "sent": sent, "micros": micros })
-            }
+            Event::Relayed { micros } => json!({ "event": "relayed", "micros": micros }),
             Event::Served { method, path, status, micros } => {
                 let path = if self.queries { path.as_str() } else { path.split('?').next().unwrap_or_default() };
                 json!({

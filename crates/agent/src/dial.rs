@@ -52,7 +52,8 @@ impl Address<'_> {
             (Err(_), None) => return Err(self.silent()),
         };
         stream.set_nodelay(true)?;
-        limit_unsent(&stream)?;
+        // Without it the connection is as good for all but others on it.
+        let _ = limit_unsent(&stream);
         Ok(stream)
     }
 }

@@ -121,10 +121,6 @@ pub enum Event {
     },
     /// A visitor's connection to an application that ends TLS itself is over.
     Relayed {
-        /// Octets to the application.
-        received: u64,
-        /// Octets to the visitor.
-        sent: u64,
         /// How long it was there.
         micros: u64,
     },
@@ -610,11 +606,11 @@ impl Agent {
     async fn look_up(&self) -> Result<(Tunnel, Option<Certificate>), Error> {
         let tunnel = self.rest.tunnel(&self.name).await?;
         let certificate = match tunnel.tls_mode.as_str() {
-            "passthrough" if tunnel.status != "delete_pending" && self.upstream.is_raw() => None,
-            _ if self.upstream.is_raw() => return Err(Error::Upstream(NEEDS_PASSTHROUGH)),
             "passthrough" if tunnel.status == "delete_pending" => {
                 return Err(Error::Denied { status: StatusCode::FORBIDDEN, reason: NOT_ACTIVE.to_owned() });
             }
+            "passthrough" if self.upstream.is_raw() => None,
+            _ if self.upstream.is_raw() => return Err(Error::Upstream(NEEDS_PASSTHROUGH)),
             "passthrough" => {
                 let directory = self.state.clone().or_else(|| certificate::default_directory(&self.name));
                 let directory = directory.ok_or(Error::NoHome)?;
@@ -703,7 +699,8 @@ async fn serve(shared: Arc<Shared>, is_first: bool) -> Result<(), Error> {
                 error.chain()
             }
         };
-        let wait = jitter(delay).max(not_before);
+        // Those who were told the same time do not come at once either.
+        let wait = not_before + jitter(delay);
         tell(Event::Reconnecting { delay: wait, error });
         tokio::select! {
             () = sleep(wait) => {}

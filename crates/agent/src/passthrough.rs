@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use agent_proto::visitor::{ascii_target, onward_headers};
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
@@ -28,6 +28,7 @@ use crate::exchange::{Failure, onward, outward};
 use crate::server::{Patience, serve_http};
 use crate::session::Open;
 use crate::upstream::{AgentBody, MAX_FIELDS, full, upgraded};
+use crate::websocket::{to_application, to_edge};
 use crate::{InFlight, Shared};
 
 /// How long the visitor's handshake may take.
@@ -61,10 +62,18 @@ pub(crate) async fn serve(
         }
     };
     let Ok(send) = respond.send_response(Response::new(()), false) else { return };
-    let stream = StreamIo { bridge: Bridge::new(send, request.into_body(), (in_flight, open)), read: Bytes::new() };
     match application {
-        Ends::Here(acceptor) => serve_tls(shared, acceptor, stream, visitor).await,
-        Ends::Application(application) => relay(&shared, stream, application).await,
+        Ends::Here(acceptor) => {
+            let bridge = Bridge::new(send, request.into_body(), (in_flight, open));
+            serve_tls(shared, acceptor, StreamIo { bridge, read: Bytes::new() }, visitor).await;
+        }
+        Ends::Application(application) => {
+            let begun = std::time::Instant::now();
+            relay(send, request.into_body(), application).await;
+            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            shared.tell(crate::Event::Relayed { micros });
+            drop((in_flight, open));
+        }
     }
 }
 
@@ -75,19 +84,19 @@ enum Ends {
 }
 
 /// Carries octets both ways. An end is an end, and what breaks off breaks off.
-async fn relay(shared: &Shared, mut stream: StreamIo, mut application: TcpStream) {
-    let begun = std::time::Instant::now();
-    match copy_bidirectional(&mut stream, &mut application).await {
-        Ok((received, sent)) => {
-            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            shared.tell(crate::Event::Relayed { received, sent, micros });
+async fn relay(mut send: SendStream<Bytes>, mut recv: RecvStream, mut application: TcpStream) {
+    let has_ended = {
+        let (read, write) = application.split();
+        let (mut forward, mut backward) = (pin!(to_application(&mut recv, write)), pin!(to_edge(read, &mut send)));
+        tokio::select! {
+            has_ended = forward.as_mut() => has_ended && backward.await,
+            has_ended = backward.as_mut() => has_ended && forward.await,
         }
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "a relayed connection broke");
-            stream.bridge.send.send_reset(Reason::CONNECT_ERROR);
-            // What is not sent is forgotten, and the application reads a reset.
-            let _ = application.set_zero_linger();
-        }
+    };
+    if !has_ended {
+        send.send_reset(Reason::CONNECT_ERROR);
+        // What is not sent is forgotten, and the application reads a reset.
+        let _ = application.set_zero_linger();
     }
 }
 

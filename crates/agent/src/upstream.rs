@@ -125,6 +125,11 @@ impl Upstream {
             return Err(usage);
         }
         let (Some(host), Some(authority)) = (url.host(), url.authority()) else { return Err(usage) };
+        if authority.as_str().contains('@') {
+            return Err(Error::Upstream(
+                "the application's URL has a user: say it with --request-header Authorization",
+            ));
+        }
         let bare = bare(host).to_owned();
         let dial = match (url.scheme_str(), trust) {
             (Some("h2c"), _) => Dial::Http2 { host: bare, port: url.port_u16().unwrap_or(80), trust: None },

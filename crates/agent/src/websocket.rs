@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::time::timeout;
 
 use crate::exchange::{Failure, asked, onward, outward, send, send_all};
@@ -128,10 +128,11 @@ async fn join(local: impl AsyncRead + AsyncWrite, mut stream: SendStream<Bytes>,
 }
 
 /// What the visitor says; true if it came to its end.
-async fn to_application<IO: AsyncRead + AsyncWrite>(recv: &mut RecvStream, mut write: WriteHalf<IO>) -> bool {
+pub(crate) async fn to_application(recv: &mut RecvStream, mut write: impl AsyncWrite + Unpin) -> bool {
     while let Some(chunk) = recv.data().await {
         let Ok(chunk) = chunk else { return false };
-        if write.write_all(&chunk).await.is_err() {
+        // What the socket has no room for would wait in TLS.
+        if write.write_all(&chunk).await.is_err() || write.flush().await.is_err() {
             return false;
         }
         // Fails only when the stream is gone.
@@ -143,7 +144,7 @@ async fn to_application<IO: AsyncRead + AsyncWrite>(recv: &mut RecvStream, mut w
 }
 
 /// What the application says; true if it came to its end.
-async fn to_edge<IO: AsyncRead + AsyncWrite>(mut read: ReadHalf<IO>, stream: &mut SendStream<Bytes>) -> bool {
+pub(crate) async fn to_edge(mut read: impl AsyncRead + Unpin, stream: &mut SendStream<Bytes>) -> bool {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(READ);

@@ -15,6 +15,9 @@ use tokio::time::{Sleep, sleep, timeout};
 /// reset, which destroys what the peer has not read yet: the 413 of an upload, or
 /// the alert of a handshake. So its shutdown ends our half, then reads what the
 /// peer still sends, and forgets it, for at most [`LINGER`].
+///
+/// Whoever has begun to write or to flush goes on with it: given up while it waits, it
+/// would count as a peer that takes nothing.
 pub struct Impatient<IO> {
     io: IO,
     patience: Duration,

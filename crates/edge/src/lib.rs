@@ -341,8 +341,8 @@ impl Edge {
         let recorder = tokio::spawn(record(Arc::clone(&self.shared)));
         let shared = &self.shared;
         let (agent, idle) = (&shared.settings.agent, shared.settings.exchange_idle);
-        // Windows are the agent's share at any time; together they may be twice as much while they get smaller.
-        let limits = Limits { all: agent.reply_buffers, tunnel: 2 * agent.connection_window as usize };
+        // Several links, and windows that got smaller while it was on its way, are within a tunnel's half.
+        let limits = Limits { all: agent.reply_buffers, tunnel: agent.reply_buffers / 2 };
         let keeper = tokio::spawn(Arc::clone(&shared.held).keep(limits, idle, shared.stopping.clone()));
         let is_proxied = shared.settings.proxy_protocol;
         let serve = |socket| listener::serve(socket, Arc::clone(shared));

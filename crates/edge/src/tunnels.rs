@@ -43,6 +43,15 @@ struct Maps {
     by_name: HashMap<TunnelName, Arc<Entry>>,
 }
 
+impl Maps {
+    /// The tunnel's name leads elsewhere from here on. Another tunnel may have it by now.
+    fn forget_name(&mut self, name: &TunnelName, entry: &Arc<Entry>) {
+        if self.by_name.get(name).is_some_and(|found| Arc::ptr_eq(found, entry)) {
+            self.by_name.remove(name);
+        }
+    }
+}
+
 /// One tunnel with traffic.
 pub(crate) struct Entry {
     pub(crate) id: TunnelId,
@@ -207,6 +216,7 @@ impl Tunnels {
     pub(crate) fn expect(self: &Arc<Self>, tunnel: &Tunnel, own_certificate: bool) {
         let entry = self.entry(tunnel);
         let mut state = entry.state();
+        // One that is removed in this moment has no visitors: they ask the store.
         state.own_certificate |= own_certificate && !state.live.is_online();
         // Never refused.
         let _ = self.handle(&entry, &mut state, LiveCommand::ExpectSession);
@@ -299,7 +309,7 @@ impl Tunnels {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = maps.by_id.remove(&tunnel) else { return };
         let mut state = entry.state();
-        maps.by_name.remove(&state.tunnel.name);
+        maps.forget_name(&state.tunnel.name, &entry);
         drop(maps);
         state.is_removed = true;
         // Never refused.
@@ -353,7 +363,7 @@ impl Tunnels {
         let Some(entry) = maps.by_id.get(&tunnel.id).cloned() else { return };
         let mut state = entry.state();
         if state.tunnel.name != tunnel.name {
-            maps.by_name.remove(&state.tunnel.name);
+            maps.forget_name(&state.tunnel.name, &entry);
             maps.by_name.insert(tunnel.name.clone(), Arc::clone(&entry));
         }
         let is_renamed = state.tunnel.name != tunnel.name;
@@ -401,7 +411,8 @@ impl Tunnels {
             waiting: AtomicUsize::new(0),
         });
         maps.by_id.insert(tunnel.id, Arc::clone(&entry));
-        maps.by_name.insert(tunnel.name.clone(), Arc::clone(&entry));
+        // Who is there already hears of every new name; what an agent was let in with may be older.
+        maps.by_name.entry(tunnel.name.clone()).or_insert_with(|| Arc::clone(&entry));
         drop(maps);
         tokio::spawn(Arc::clone(self).keep_time(Arc::clone(&entry)));
         entry
@@ -439,7 +450,7 @@ impl Tunnels {
         }
         state.is_removed = true;
         maps.by_id.remove(&entry.id);
-        maps.by_name.remove(&state.tunnel.name);
+        maps.forget_name(&state.tunnel.name, entry);
     }
 
     pub(crate) fn handle(

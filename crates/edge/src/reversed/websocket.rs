@@ -125,6 +125,8 @@ where
         progress.made();
         frames.follow(&chunk);
         timeout(STALL, write.write_all(&chunk)).await??;
+        // What the socket has no room for waits in TLS, and nothing else may ever be said.
+        timeout(STALL, write.flush()).await??;
         // Fails only when the stream is gone.
         let _ = recv.flow_control().release_capacity(chunk.len());
     }
