@@ -127,7 +127,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         let panel = started.panel.as_ref().and_then(|served| served.certificate.clone());
         // It ends with the server.
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(reload.run(started.edge.clone(), panel));
+        tasks.spawn(reload.run(settings.clone(), started.edge.clone(), panel));
         listeners::serve(started, &settings).await
     })
 }

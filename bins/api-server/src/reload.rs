@@ -50,10 +50,9 @@ impl Reload {
     }
 
     /// Reads all again at every signal, and certificates whose files have changed, until it
-    /// is dropped.
-    pub(crate) async fn run(mut self, edge: Edge, panel: Option<PanelCertificate>) {
+    /// is dropped. `settings` are those of the start.
+    pub(crate) async fn run(mut self, mut settings: Settings, edge: Edge, panel: Option<PanelCertificate>) {
         let used = Used { edge, panel };
-        let Ok(mut settings) = Settings::resolve(&self.options) else { return };
         let (mut at_edge, mut at_panel) = (Files::of_edge(&settings), Files::of_panel(&settings));
         let mut warned = None;
         loop {
