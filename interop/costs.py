@@ -247,8 +247,9 @@ def shares(options):
         silent = [socket.create_connection(("127.0.0.1", server.edge_port)) for _ in range(3)]
         for connection in silent:
             proxied("203.0.113.7")(connection, b"")
-            connection.settimeout(3.0)
-        expect.equal("a third silent one is closed", closed(silent[2]), True)
+            connection.settimeout(1.0)
+        # Which one is read last is the server's affair.
+        expect.equal("a third silent one is closed", [closed(each) for each in silent].count(True), 1)
         expect.equal("places of strangers", places(server, "stranger"), 2)
 
 
