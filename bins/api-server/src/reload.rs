@@ -73,9 +73,10 @@ impl Reload {
                         }
                     }
                     tell(HANGUP, "the log's filter", (self.set_filter)(&settings));
+                    // Looked at before they are read: what is written meanwhile is read again.
+                    (at_edge, at_panel) = (Files::of_edge(&settings), Files::of_panel(&settings));
                     used.edge(&settings, HANGUP);
                     used.panel(&settings, HANGUP);
-                    (at_edge, at_panel) = (Files::of_edge(&settings), Files::of_panel(&settings));
                 }
                 () = sleep(LOOK) => {
                     if at_edge.have_changed() {
