@@ -204,8 +204,9 @@ async fn an_abandoned_command_leaves_the_store_working() {
     {
         let rules = Arc::new(Rules::new());
         let abandoned = store.execute(admin(), create_tunnel(1, "my-agent", TlsMode::Edge), &rules, NOW);
-        // Polled once, so that the writer has it, and dropped.
-        assert!(tokio::time::timeout(std::time::Duration::ZERO, abandoned).await.is_err());
+        // Polled once, so that the writer has it, and dropped. The writer may be quick enough to have answered.
+        let mut abandoned = std::pin::pin!(abandoned);
+        let _ = abandoned.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
     }
     store.check().await.expect("in order");
     drop(store);
