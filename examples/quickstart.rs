@@ -20,6 +20,7 @@ use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use issuance::{Issuance, Private};
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage, inspect_certificate};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -130,14 +131,12 @@ impl Server {
         let ca = CaDir::create(&directory.join("ca"), &zone, None, now)?;
         let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, 90))?;
         let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
-        let edge = Edge::new(
-            edge::Settings::new(ZONE.parse()?),
-            Arc::clone(&store),
-            authority.clone(),
-            Arc::new(SystemClock),
-        )?;
-        let (clock, random) = (Arc::new(SystemClock), Arc::new(SystemRandom));
-        let app = App::new(store, clock, random, authority, Rules::new(), ZONE.parse()?)
+        let (clock, random, rules) = (Arc::new(SystemClock), Arc::new(SystemRandom), Arc::new(Rules::new()));
+        let issuance: Arc<dyn Issuance> =
+            Arc::new(Private::new(authority, Arc::clone(&store), Arc::clone(&rules), clock.clone()));
+        let settings = edge::Settings::new(ZONE.parse()?);
+        let edge = Edge::new(settings, Arc::clone(&store), Arc::clone(&issuance), clock.clone())?;
+        let app = App::new(store, clock, random, issuance, rules, ZONE.parse()?)
             .with_data_plane(Arc::new(Joint(edge.clone())));
         let admin_key = app.bootstrap(&OrganizationId::new("org_quickstart"), None).await?;
         let admin_key = admin_key.context("an empty store has no key yet")?.expose().to_owned();

@@ -18,11 +18,13 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use issuance::Private;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, KeyPolicy, Profile, Time, Usage};
-use store::{SqliteStore, Store, SystemClock};
+use store::{Clock, SqliteStore, Store, SystemClock};
 use tunnel_model::{
-    Caller, Certificate, Command, KeyId, OrganizationId, Quota, Rules, Scope, SecretHash, Timestamp, TlsMode, TunnelId,
+    Caller, Certificate, Command, Issuer, KeyId, OrganizationId, Origin, Quota, Rules, Scope, SecretHash, Timestamp,
+    TlsMode, TunnelId,
 };
 
 const CLIENTS: usize = 32;
@@ -82,14 +84,20 @@ async fn parts(server: &Server) -> anyhow::Result<()> {
         writing.spawn(async move {
             for round in 0..200 {
                 let number = (client + round * CLIENTS) % tunnels.len();
+                let serial = ca_dir::random_serial()?;
+                let mut fingerprint = [0; 32];
+                fingerprint[..20].copy_from_slice(serial.as_bytes());
                 let certificate = Certificate {
                     pem: "x".repeat(900),
-                    fingerprint: [0; 32],
-                    serial: ca_dir::random_serial()?.as_bytes().to_vec(),
+                    fingerprint,
+                    serial: serial.as_bytes().to_vec(),
                     expires_at: Timestamp::from_micros(i64::MAX),
                 };
+                let not_before = Timestamp::from_micros(0);
+                let origin =
+                    Origin { issuer: Issuer::Private, requested_by: None, key: [0; 32], not_before, profile: None };
                 let name = format!("tunnel-{number}").parse()?;
-                let command = Command::RecordCertificate { id: tunnels[number].0, name, certificate };
+                let command = Command::RecordCertificate { id: tunnels[number].0, name, certificate, origin };
                 store.execute(Caller::System, command, &rules, Timestamp::from_micros(now()? * 1_000_000)).await?;
             }
             anyhow::Ok(200)
@@ -152,14 +160,15 @@ impl Server {
         let rules = Rules { signings: Quota { limit: 1000, window: day }, ..Rules::new() };
         let tunnels = create_tunnels(&*store, &organization).await?;
         let clock = Arc::new(SystemClock);
-        let app = App::new(
-            Arc::clone(&store),
-            clock,
-            Arc::new(SystemRandom),
+        let rules = Arc::new(rules);
+        let issuance = Private::new(
             authority.clone(),
-            rules,
-            "adit.localhost".parse()?,
+            Arc::clone(&store),
+            Arc::clone(&rules),
+            Arc::clone(&clock) as Arc<dyn Clock>,
         );
+        let (random, issuance) = (Arc::new(SystemRandom), Arc::new(issuance));
+        let app = App::new(Arc::clone(&store), clock, random, issuance, rules, "adit.localhost".parse()?);
         let admin_key = app.bootstrap(&organization, None).await?.context("a new store has no key")?;
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

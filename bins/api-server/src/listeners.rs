@@ -25,12 +25,11 @@ use crate::settings::{Settings, panel_limits};
 use crate::start::Started;
 
 /// Serves until SIGTERM or SIGINT, then finishes what is in flight.
-pub(crate) async fn serve(started: Started, settings: &Settings) -> anyhow::Result<()> {
+pub(crate) async fn serve(started: Started, settings: &Settings, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     // Each connection takes a descriptor; what the system allows is what we take.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot raise the limit of open files");
     }
-    let metrics = Arc::new(Metrics::new());
     metrics.set_issuer_expiry(started.issuer_not_after.unix());
     let limits = settings.api.limits(&settings.connections);
     let edge = match inherited()? {
@@ -170,6 +169,7 @@ impl Watched {
 fn side_routes(watched: Watched, edge: Edge, metrics: Arc<Metrics>) -> Router {
     const TEXT: [(header::HeaderName, &str); 1] =
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    let app = Arc::clone(&watched.app);
     let ready = move || async move {
         match watched.failures().await.as_slice() {
             [] => (StatusCode::OK, "ready\n".to_owned()),
@@ -187,6 +187,13 @@ fn side_routes(watched: Watched, edge: Edge, metrics: Arc<Metrics>) -> Router {
             answered: stats.answered,
             failed: stats.failed,
         });
+        match app.next_certificate_end().await {
+            Ok(end) => metrics.set_certificate_expiry("tunnel", end.map(|end| end.micros().div_euclid(1_000_000))),
+            // The rest can be told all the same.
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot tell which certificate ends first");
+            }
+        }
         (TEXT, metrics.encode())
     };
     Router::new()

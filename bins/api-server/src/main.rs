@@ -12,8 +12,10 @@ mod start;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
+use api::Metrics;
 use clap::{Parser, Subcommand};
 
 use reload::Reload;
@@ -127,8 +129,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         let panel = started.panel.as_ref().and_then(|served| served.certificate.clone());
         // It ends with the server.
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(reload.run(settings.clone(), started.edge.clone(), panel));
-        listeners::serve(started, &settings).await
+        let metrics = Arc::new(Metrics::new());
+        tasks.spawn(reload.run(settings.clone(), started.edge.clone(), panel, Arc::clone(&metrics)));
+        listeners::serve(started, &settings, metrics).await
     })
 }
 

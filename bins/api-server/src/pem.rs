@@ -45,10 +45,14 @@ impl Pair {
 }
 
 impl Pair {
+    /// When its life ends.
+    pub(crate) fn ends_at(&self) -> Option<Time> {
+        Some(Certificate::from_der(self.chain.first()?).ok()?.not_after())
+    }
+
     /// When its life ends, if that is within so long a time and not over.
     pub(crate) fn ends_within(&self, time: Duration, now: Time) -> Option<Time> {
-        let leaf = Certificate::from_der(self.chain.first()?).ok()?;
-        let until = leaf.not_after();
+        let until = self.ends_at()?;
         (now.unix() <= until.unix() && until.unix() <= now.plus(time).unix()).then_some(until)
     }
 }

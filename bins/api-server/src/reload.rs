@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use api::Metrics;
 use edge::Edge;
 use pki_core::Time;
 use rustls::ServerConfig;
@@ -51,8 +52,15 @@ impl Reload {
 
     /// Reads all again at every signal, and certificates whose files have changed, until it
     /// is dropped. `settings` are those of the start.
-    pub(crate) async fn run(mut self, mut settings: Settings, edge: Edge, panel: Option<PanelCertificate>) {
-        let used = Used { edge, panel };
+    pub(crate) async fn run(
+        mut self,
+        mut settings: Settings,
+        edge: Edge,
+        panel: Option<PanelCertificate>,
+        metrics: Arc<Metrics>,
+    ) {
+        let used = Used { edge, panel, metrics };
+        used.count(&settings);
         let (mut at_edge, mut at_panel) = (Files::of_edge(&settings), Files::of_panel(&settings));
         let mut warned = None;
         loop {
@@ -95,21 +103,54 @@ impl Reload {
 struct Used {
     edge: Edge,
     panel: Option<PanelCertificate>,
+    metrics: Arc<Metrics>,
 }
 
+/// As the metrics call them.
+const EDGE: &str = "edge";
+const PANEL: &str = "panel";
+
 impl Used {
+    /// Counts what is used from the start on.
+    fn count(&self, settings: &Settings) {
+        let ends = |kind, pair: Option<anyhow::Result<Pair>>| {
+            let end = pair.and_then(Result::ok).and_then(|pair| pair.ends_at());
+            self.metrics.set_certificate_expiry(kind, end.map(Time::unix));
+        };
+        ends(EDGE, edge_pair(settings));
+        ends(PANEL, self.panel.as_ref().map(|_| crate::panel::pair(settings)));
+    }
+
     fn edge(&self, settings: &Settings, why: &str) {
         if let Some(pair) = edge_pair(settings) {
-            let read = pair.and_then(checked).and_then(|pair| use_at_edge(&self.edge, pair));
-            tell(why, "the edge's certificate", read);
+            self.change(EDGE, pair, |pair| use_at_edge(&self.edge, pair), why, "the edge's certificate");
         }
     }
 
     fn panel(&self, settings: &Settings, why: &str) {
         if let Some(panel) = &self.panel {
-            let read = crate::panel::pair(settings).and_then(checked).and_then(|pair| panel.replace(pair));
-            tell(why, "the panel's certificate", read);
+            let pair = crate::panel::pair(settings);
+            self.change(PANEL, pair, |pair| panel.replace(pair), why, "the panel's certificate");
         }
+    }
+
+    /// Uses a pair that was read, unless something is wrong with it.
+    fn change(
+        &self,
+        kind: &'static str,
+        pair: anyhow::Result<Pair>,
+        use_it: impl FnOnce(Pair) -> anyhow::Result<()>,
+        why: &str,
+        what: &str,
+    ) {
+        let read = pair.and_then(checked).and_then(|pair| {
+            let end = pair.ends_at();
+            use_it(pair).map(|()| self.metrics.set_certificate_expiry(kind, end.map(Time::unix)))
+        });
+        if read.is_err() {
+            self.metrics.certificate_refused(kind);
+        }
+        tell(why, what, read);
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use api::{App, DataPlane, SystemRandom};
 use ca_dir::{CaDir, CaDirError, Passphrase, Validity, leaf_profile};
 use edge::Edge;
+use issuance::{Issuance, Private};
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, DnsName, KeyPolicy, Profile, Time, Usage};
 use store::{SqliteStore, Store, SystemClock};
@@ -61,10 +62,13 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let issuer_not_after = authority.not_after();
     warn_of_end(&validity, issuer_not_after, settings.tunnels.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
+    let rules = Arc::new(settings.tunnels.rules());
+    let issuance: Arc<dyn Issuance> =
+        Arc::new(Private::new(authority, Arc::clone(&store), Arc::clone(&rules), Arc::new(SystemClock)));
     let edge = Edge::new(
         settings.edge.settings(settings.general.zone.0.clone(), &settings.connections),
         Arc::clone(&store),
-        authority.clone(),
+        Arc::clone(&issuance),
         Arc::new(SystemClock),
     )?;
     if let (Some(path), Some(pair)) = (&settings.edge.tls_cert, reload::edge_pair(settings)) {
@@ -72,7 +76,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     }
     let panel = crate::panel::open(settings, &store).await?;
     let zone = settings.general.zone.0.clone();
-    let app = App::new(store, Arc::new(SystemClock), Arc::new(SystemRandom), authority, settings.tunnels.rules(), zone)
+    let app = App::new(store, Arc::new(SystemClock), Arc::new(SystemRandom), issuance, rules, zone)
         .with_data_plane(Arc::new(Joint(edge.clone())));
     let organization = OrganizationId::new(settings.tunnels.organization.as_str());
     if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {

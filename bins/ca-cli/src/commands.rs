@@ -289,7 +289,7 @@ pub(crate) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()
     files::print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
-fn now() -> Time {
+pub(crate) fn now() -> Time {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Time::from_unix(i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX))
 }

@@ -1,6 +1,7 @@
 //! Certificates from a shell: make an authority, request, sign, inspect,
-//! verify, ask a panel. Data goes to stdout, words to stderr.
+//! verify, ask a server or a panel. Data goes to stdout, words to stderr.
 
+mod certificates;
 mod commands;
 mod files;
 mod p12;
@@ -15,7 +16,7 @@ use ca_dir::KeyAlgorithm;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use pki_core::{DnsName, Time, Usage};
 
-/// Make, sign, inspect and verify certificates, offline; ask a panel.
+/// Make, sign, inspect and verify certificates, offline; ask a server or a panel.
 #[derive(Parser)]
 #[command(
     version,
@@ -26,7 +27,8 @@ use pki_core::{DnsName, Time, Usage};
                   ca-cli csr my-agent.adit.localhost          a key and a request in two files\n  \
                   ca-cli sign my-agent.adit.localhost.csr --ca ca --out my-agent.crt\n  \
                   ca-cli verify my-agent.crt --anchor ca/root.crt --host my-agent.adit.localhost\n  \
-                  ca-cli inspect my-agent.crt --json | jq .subject_alt_names\n\n\
+                  ca-cli inspect my-agent.crt --json | jq .subject_alt_names\n  \
+                  ca-cli certificates --expires-within 14     what a server's tunnels have to renew soon\n\n\
                   Exit status: 0 done and good, 1 refused or failed, 2 wrong arguments."
 )]
 struct Cli {
@@ -53,6 +55,8 @@ enum Command {
     Fingerprint(Fingerprint),
     /// Make a PKCS #12 file (.p12) for browsers and keychains, or look into one
     P12(p12::P12),
+    /// Ask a server which certificates of public hosts it has on record
+    Certificates(certificates::Certificates),
     /// Ask a panel: agents, tokens and bundles, the host's certificates, the admin's own
     Panel(panel::Panel),
     /// Print a completion script for a shell
@@ -170,6 +174,7 @@ fn main() -> ExitCode {
         Command::Verify(verify) => commands::verify(&verify, cli.json),
         Command::Fingerprint(fingerprint) => commands::fingerprint(&fingerprint, cli.json),
         Command::P12(p12) => p12::run(&p12, cli.json),
+        Command::Certificates(certificates) => certificates::run(&certificates, cli.json),
         Command::Panel(panel) => panel::run(&panel, cli.json),
         Command::Completions(Completions { shell }) => {
             let mut script = Vec::new();

@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::commands::print_json;
 use crate::panel_client::{Answer, Client, Identity, Trust};
-use crate::{files, p12};
+use crate::text::{Columns, cell};
+use crate::{files, p12, text};
 
 #[derive(Args)]
 pub(crate) struct Panel {
@@ -106,9 +107,6 @@ pub(crate) fn run(panel: &Panel, json: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Fields that a list shows, with their titles.
-type Columns = &'static [(&'static str, &'static str)];
-
 const AGENT: Columns = &[
     ("label", "LABEL"),
     ("status", "STATUS"),
@@ -124,29 +122,7 @@ fn list(client: &Client, path: &str, field: &str, columns: Columns, json: bool) 
     if json {
         return print_json(&answer);
     }
-    let empty = Vec::new();
-    let rows = answer[field].as_array().unwrap_or(&empty);
-    let cells = |row: &Value| columns.iter().map(|(field, _)| cell(&row[*field])).collect::<Vec<_>>();
-    let mut lines = vec![columns.iter().map(|(_, title)| (*title).to_owned()).collect::<Vec<_>>()];
-    lines.extend(rows.iter().map(cells));
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<_> = (0..columns.len()).map(width).collect();
-    let text = lines.iter().map(|line| {
-        let line: String = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
-        format!("{}\n", line.trim_end())
-    });
-    files::print(&text.collect::<String>())
-}
-
-fn cell(value: &Value) -> String {
-    let text = match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(" "),
-        other => other.to_string(),
-    };
-    // What another wrote must not steer the terminal.
-    text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
+    files::print(&text::table(columns, answer[field].as_array().map_or(&[], Vec::as_slice)))
 }
 
 impl Access {

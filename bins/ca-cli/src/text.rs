@@ -5,6 +5,8 @@ use pki_core::crypto::PrivateKeyError;
 use pki_core::pkcs12::Pkcs12Error;
 use pki_core::{CertificateSummary, ChainError, CrlSummary, CsrError, CsrSummary, PemError};
 
+use serde_json::Value;
+
 use crate::panel::{NoBundle, Refused};
 
 pub(crate) fn csr(csr: &CsrSummary, refusal: Option<&str>) -> String {
@@ -103,6 +105,35 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<&'static str> {
         }
         None
     })
+}
+
+/// Fields that a list shows, with their titles.
+pub(crate) type Columns = &'static [(&'static str, &'static str)];
+
+/// Records as a table, a line each.
+pub(crate) fn table(columns: Columns, rows: &[Value]) -> String {
+    let cells = |row: &Value| columns.iter().map(|(field, _)| cell(&row[*field])).collect::<Vec<_>>();
+    let mut lines = vec![columns.iter().map(|(_, title)| (*title).to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows.iter().map(cells));
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<_> = (0..columns.len()).map(width).collect();
+    let text = lines.iter().map(|line| {
+        let line: String = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+        format!("{}\n", line.trim_end())
+    });
+    text.collect()
+}
+
+/// A value of JSON in few words.
+pub(crate) fn cell(value: &Value) -> String {
+    let text = match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    };
+    // What another wrote must not steer the terminal.
+    text.chars().map(|character| if character.is_control() { '?' } else { character }).collect()
 }
 
 /// Names and values in two columns.

@@ -6,12 +6,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use pki_core::{Authority, DnsName, SerialNumber, Time};
-use store::{Clock, Observer, Page, Place, Placed, Store, StoreError};
+use issuance::{Issuance, Issued, TunnelRequest};
+use pki_core::DnsName;
+use store::{CertificateFilter, Clock, IssuedCertificate, Observer, Page, Place, Placed, Store, StoreError};
 use tunnel_model::{
-    ApiKey, ApiKeySecret, Caller, Certificate, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId,
-    Kind, Label, Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId,
-    TunnelName, Zone, check_signable, connect_secret,
+    ApiKey, ApiKeySecret, Caller, Command, Description, Event, Identity, IdentityId, IdentityKey, KeyId, Kind, Label,
+    Metadata, OrganizationId, Refusal, Rules, Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName,
+    Zone, check_signable, connect_secret,
 };
 
 use crate::attach::{Agent, Attached, Busy};
@@ -96,7 +97,7 @@ pub struct App {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
-    authority: Authority,
+    issuance: Arc<dyn Issuance>,
     rules: Arc<Rules>,
     zone: Zone,
     data_plane: Arc<dyn DataPlane>,
@@ -116,15 +117,6 @@ impl fmt::Debug for NewTunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewTunnel").field("tunnel", &self.tunnel).field("connect_secret", &"..").finish()
     }
-}
-
-/// A certificate that is stored and may be handed out.
-#[derive(Debug)]
-pub struct SignedCertificate {
-    /// The certificate as the tunnel remembers it.
-    pub certificate: Certificate,
-    /// The certificates between it and the root, as PEM.
-    pub chain_pem: String,
 }
 
 /// A part of a list.
@@ -166,6 +158,8 @@ fn one_more(page: Page) -> Page {
 
 /// How stale `last_used_at` of a key may be: a write a minute at most.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a certificate is on record after its end.
+const KEPT: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// Records that are looked through at once.
 const MANY: u32 = 256;
 
@@ -175,12 +169,12 @@ impl App {
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
-        authority: Authority,
-        rules: Rules,
+        issuance: Arc<dyn Issuance>,
+        rules: Arc<Rules>,
         zone: Zone,
     ) -> Self {
         let data_plane = Arc::new(NoDataPlane);
-        Self { store, clock, random, authority, rules: Arc::new(rules), zone, data_plane, touched: Mutex::default() }
+        Self { store, clock, random, issuance, rules, zone, data_plane, touched: Mutex::default() }
     }
 
     /// Asks `data_plane` who is connected.
@@ -349,24 +343,44 @@ impl App {
         Ok(secret)
     }
 
-    /// Checks a certificate signing request for the tunnel's public host,
-    /// signs it and stores the certificate.
-    pub async fn sign_csr(&self, caller: Caller, id: TunnelId, csr_pem: &str) -> Result<SignedCertificate, Error> {
+    /// Checks a certificate signing request for the tunnel's public host, and answers with a
+    /// certificate for it, which is on record.
+    pub async fn sign_csr(&self, caller: Caller, id: TunnelId, csr_pem: &str) -> Result<Issued, Error> {
         let tunnel = self.tunnel(&caller, id).await?;
         check_signable(&tunnel, self.clock.now())?;
         let host: DnsName = self.zone.host(&tunnel.name).as_str().parse().map_err(Error::internal)?;
-        let serial = SerialNumber::from_random(self.random()?);
-        let now = Time::from_unix(self.clock.now().micros().div_euclid(1_000_000));
-        let leaf = self.authority.issue(csr_pem.as_bytes(), &host, serial, now)?;
-        let certificate = Certificate {
-            pem: leaf.to_pem(),
-            fingerprint: *leaf.fingerprint().as_bytes(),
-            serial: leaf.serial().as_bytes().to_vec(),
-            expires_at: Timestamp::from_micros(leaf.not_after().unix().saturating_mul(1_000_000)),
+        let request = TunnelRequest { caller: &caller, tunnel: &tunnel, host: &host, csr_pem: csr_pem.as_bytes() };
+        Ok(self.issuance.for_tunnel(request).await?)
+    }
+
+    /// A page of the certificates on record that the caller sees and wants, oldest first: an
+    /// organization's, with the edge's own, or those of an identity's tunnel.
+    pub async fn certificates(
+        &self,
+        caller: &Caller,
+        wanted: CertificateFilter,
+        page: Page,
+    ) -> Result<Listed<IssuedCertificate>, Error> {
+        let filter = match caller {
+            Caller::Key { scope: Scope::Identity(id), .. } => {
+                let identity = self.store.identity(IdentityKey::Id(*id)).await?;
+                let Some((_, tunnel)) = identity else { return Ok(Listed::default()) };
+                if wanted.tunnel.is_some_and(|wanted| wanted != tunnel.id) {
+                    return Ok(Listed::default());
+                }
+                CertificateFilter { tunnel: Some(tunnel.id), ..wanted }
+            }
+            Caller::Key { organization, .. } => {
+                CertificateFilter { organization: Some(organization.clone()), ..wanted }
+            }
+            Caller::System => wanted,
         };
-        let command = Command::RecordCertificate { id, name: tunnel.name, certificate: certificate.clone() };
-        self.execute(caller, command).await?;
-        Ok(SignedCertificate { certificate, chain_pem: self.authority.chain_pem().to_owned() })
+        Ok(Listed::of(self.store.certificates(&filter, one_more(page)).await?, page))
+    }
+
+    /// When the first of the certificates ends that tunnels have now.
+    pub async fn next_certificate_end(&self) -> Result<Option<Timestamp>, Error> {
+        Ok(self.store.next_certificate_end().await?)
     }
 
     /// A page of the identities that the caller sees, oldest first.
@@ -474,7 +488,7 @@ impl App {
     }
 
     /// Deletes tunnels whose restore window is over, and forgets successes
-    /// that no quota counts any more. Restore windows that are too long, because the
+    /// that no quota counts any more, and certificates that ended more than a year ago. Restore windows that are too long, because the
     /// clock was ahead or the setting another, begin anew. Answers how many tunnels went.
     ///
     /// # Errors
@@ -501,6 +515,7 @@ impl App {
         }
         let longest = self.rules.creates.window.max(self.rules.signings.window);
         self.store.prune_uses(now.minus(longest)).await?;
+        self.store.forget_certificates(now.minus(KEPT)).await?;
         Ok(deleted)
     }
 

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use pki_core::{AuthorityError, CsrError, IssueError};
+use issuance::IssuanceError;
+use pki_core::CsrError;
 use serde::Serialize;
 use store::{ExecuteError, StoreError};
 use tunnel_model::{Kind, Refusal};
@@ -273,12 +274,13 @@ impl From<ExecuteError> for Error {
     }
 }
 
-impl From<AuthorityError> for Error {
-    fn from(error: AuthorityError) -> Self {
+impl From<IssuanceError> for Error {
+    fn from(error: IssuanceError) -> Self {
         match error {
-            AuthorityError::Csr(error) => Self::Csr(error),
-            // The operator must renew the issuer; until then nobody is served.
-            AuthorityError::Issue(IssueError::OutlivesIssuer { .. }) => Self::Unavailable(Box::new(error)),
+            IssuanceError::Csr(error) => Self::Csr(error),
+            IssuanceError::Refused(refusal) => Self::Refused(refusal),
+            IssuanceError::Store(error) => error.into(),
+            IssuanceError::Unavailable(_) => Self::Unavailable(Box::new(error)),
             error => Self::internal(error),
         }
     }

@@ -4,6 +4,7 @@
 mod api_keys;
 mod attach;
 mod body;
+mod certificates;
 mod extract;
 mod identities;
 mod json;
@@ -93,6 +94,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(tunnels::rotate_secret))
         .routes(routes!(identities::list, identities::create))
         .routes(routes!(identities::show, identities::update, identities::delete))
+        .routes(routes!(certificates::list))
         .routes(routes!(api_keys::list, api_keys::create))
         .routes(routes!(api_keys::revoke))
         .routes(routes!(whoami::whoami))

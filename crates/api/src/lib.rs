@@ -11,7 +11,7 @@ mod http;
 mod metrics;
 mod server;
 
-pub use app::{App, DataPlane, Listed, NewTunnel, Random, SignedCertificate, SystemRandom};
+pub use app::{App, DataPlane, Listed, NewTunnel, Random, SystemRandom};
 pub use attach::{Agent, Attached, Busy, Serve};
 pub use error::{Detail, Error, Problem};
 pub use http::{openapi, router};

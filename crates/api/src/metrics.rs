@@ -15,6 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 use store::Observer;
 use tunnel_model::Event;
 
+use crate::error::Error;
+
 /// Counters of requests, signings and connections.
 pub struct Metrics {
     registry: Registry,
@@ -22,7 +24,10 @@ pub struct Metrics {
     latency: Histogram,
     signed: Counter,
     connections: Gauge,
+    certificate_failures: Family<CauseLabels, Counter>,
+    certificate_refusals: Family<CertificateLabels, Counter>,
     issuer_expiry: Gauge<f64, AtomicU64>,
+    expiry: Family<CertificateLabels, Gauge<f64, AtomicU64>>,
     traffic: Traffic,
 }
 
@@ -62,6 +67,16 @@ struct KindLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CauseLabels {
+    cause: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CertificateLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct FailureLabels {
     reason: &'static str,
 }
@@ -84,13 +99,31 @@ impl Metrics {
             latency: Histogram::new(seconds),
             signed: Counter::default(),
             connections: Gauge::default(),
+            certificate_failures: Family::default(),
+            certificate_refusals: Family::default(),
             issuer_expiry: Gauge::default(),
+            expiry: Family::default(),
             traffic: Traffic::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("api_requests", "Requests answered", metrics.requests.clone());
         registry.register_with_unit("api_latency", "Time to the answer", Unit::Seconds, metrics.latency.clone());
         registry.register("certificates_signed", "Certificates signed and stored", metrics.signed.clone());
+        registry.register(
+            "certificate_failures",
+            "Certificates of tunnels that were asked for and not issued",
+            metrics.certificate_failures.clone(),
+        );
+        registry.register(
+            "certificate_refusals",
+            "Certificates in files that had changed and could not be used",
+            metrics.certificate_refusals.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the first certificate of this kind ends, seconds since the Unix epoch",
+            metrics.expiry.clone(),
+        );
         registry.register("connections", "Open HTTP connections", metrics.connections.clone());
         registry.register(
             "issuer_expiry_timestamp_seconds",
@@ -137,8 +170,28 @@ impl Metrics {
 
     /// When the issuing certificate ends, in seconds since the Unix epoch.
     pub fn set_issuer_expiry(&self, seconds: i64) {
-        #[expect(clippy::cast_precision_loss, reason = "seconds of the next millennia fit 52 bits")]
-        self.issuer_expiry.set(seconds as f64);
+        self.issuer_expiry.set(in_floating_point(seconds));
+    }
+
+    /// When the first certificate of a kind ends, in seconds since the Unix epoch, if there is one.
+    pub fn set_certificate_expiry(&self, kind: &'static str, seconds: Option<i64>) {
+        let labels = CertificateLabels { kind };
+        match seconds {
+            Some(seconds) => drop(self.expiry.get_or_create(&labels).set(in_floating_point(seconds))),
+            None => drop(self.expiry.remove(&labels)),
+        }
+    }
+
+    /// A tunnel's certificate was asked for in vain, for what the problem document says.
+    pub(crate) fn certificate_failed(&self, error: &Error) {
+        let cause = error.problem().kind;
+        let cause = cause.rsplit(':').next().unwrap_or_default().to_owned();
+        self.certificate_failures.get_or_create(&CauseLabels { cause }).inc();
+    }
+
+    /// A certificate of this kind was to take another's place, and cannot be used.
+    pub fn certificate_refused(&self, kind: &'static str) {
+        self.certificate_refusals.get_or_create(&CertificateLabels { kind }).inc();
     }
 
     pub(crate) fn observe(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
@@ -164,9 +217,14 @@ impl Metrics {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "seconds of the next millennia fit 52 bits")]
+fn in_floating_point(seconds: i64) -> f64 {
+    seconds as f64
+}
+
 impl Observer for Metrics {
     fn committed(&self, events: &[Event]) {
-        let signed = events.iter().filter(|event| matches!(event, Event::CertificateIssued(_))).count();
+        let signed = events.iter().filter(|event| matches!(event, Event::CertificateIssued(..))).count();
         self.signed.inc_by(signed as u64);
     }
 }

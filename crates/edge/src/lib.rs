@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use agent_proto::limits::{MAX_BODY, RESPONSE_DEADLINE};
 use connections::{Arrival, Budget, Full, Places, Throttle};
-use pki_core::Authority;
+use issuance::Issuance;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use store::{Clock, ExecuteError, Observer, Store};
@@ -240,7 +240,7 @@ impl Shared {
 }
 
 impl Edge {
-    /// A data plane over `store`, whose own certificates `authority` signs for as long as `clock` says.
+    /// A data plane over `store`, which gets its own certificates by `issuance`, and goes by `clock`.
     ///
     /// From now on it observes the store: what is deleted or revoked there has no
     /// traffic any more when the command is answered.
@@ -251,10 +251,10 @@ impl Edge {
     pub fn new(
         settings: Settings,
         store: Arc<dyn Store>,
-        authority: Authority,
+        issuance: Arc<dyn Issuance>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
-        let certificates = Arc::new(Certificates::new(authority, Arc::clone(&store), Arc::clone(&clock))?);
+        let certificates = Arc::new(Certificates::new(issuance, Arc::clone(&clock))?);
         let mut prefix = [0; 8];
         getrandom::fill(&mut prefix).map_err(Error::certificate)?;
         let (stop, stopping) = watch::channel(false);

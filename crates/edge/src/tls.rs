@@ -3,15 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
-use pki_core::{Authority, DnsName, SerialNumber, Time};
+use issuance::Issuance;
+use pki_core::DnsName;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{Ticketer, sign};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use store::{Clock, EdgeCertificate, Store};
+use store::Clock;
 use tunnel_model::Timestamp;
 
 use crate::Error;
@@ -19,8 +19,7 @@ use crate::Error;
 /// Certificates of edge hosts and of the zone: the operator's where it covers
 /// the name, else our own, made when the name is first asked for.
 pub(crate) struct Certificates {
-    authority: Authority,
-    store: Arc<dyn Store>,
+    issuance: Arc<dyn Issuance>,
     clock: Arc<dyn Clock>,
     /// One key for all names that end here: whoever reads this memory has them all anyway.
     key_pair: rcgen::KeyPair,
@@ -37,8 +36,8 @@ struct Cache {
 
 struct Issued {
     certified: Arc<CertifiedKey>,
-    renew_at: Time,
-    not_after: Time,
+    renew_at: Timestamp,
+    expires_at: Timestamp,
 }
 
 /// Names whose certificate is kept; with one more, the one that came first is
@@ -51,13 +50,9 @@ impl Certificates {
     /// # Errors
     ///
     /// When no key can be generated.
-    pub(crate) fn new(authority: Authority, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+    pub(crate) fn new(issuance: Arc<dyn Issuance>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let key_pair = rcgen::KeyPair::generate().map_err(Error::certificate)?;
-        Ok(Self { authority, store, clock, key_pair, configured: RwLock::default(), issued: RwLock::default() })
-    }
-
-    fn now(&self) -> Time {
-        Time::from_unix(self.clock.now().micros().div_euclid(1_000_000))
+        Ok(Self { issuance, clock, key_pair, configured: RwLock::default(), issued: RwLock::default() })
     }
 
     /// Uses this chain, leaf first, for every name that its leaf covers.
@@ -79,19 +74,16 @@ impl Certificates {
     /// Has a certificate ready for a name that is about to be shown one: it is on
     /// record before anybody sees it. A failure is logged.
     pub(crate) async fn prepare(&self, name: &str) {
-        let now = self.now();
-        if self.for_name(name, |issued| now.unix() < issued.renew_at.unix()).is_some() {
+        let now = self.clock.now();
+        if self.for_name(name, |issued| now < issued.renew_at).is_some() {
             return;
         }
-        let prepared = async {
-            let (issued, record) = self.issue(name, now)?;
-            self.store.record_edge_certificate(record).await.map_err(Error::certificate)?;
-            self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(name, issued);
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = prepared.await {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, name, "no certificate for a name that ends here");
+        match self.issue(name, now).await {
+            Ok(issued) => self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(name, issued),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, name, "no certificate for a name that ends here");
+            }
         }
     }
 
@@ -107,7 +99,7 @@ impl Certificates {
         issued.map(|issued| Arc::clone(&issued.certified))
     }
 
-    fn issue(&self, name: &str, now: Time) -> Result<(Issued, EdgeCertificate), Error> {
+    async fn issue(&self, name: &str, now: Timestamp) -> Result<Issued, Error> {
         let host: DnsName = name.parse().map_err(Error::certificate)?;
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).map_err(Error::certificate)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -116,28 +108,17 @@ impl Certificates {
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
         }
         let request = params.serialize_request(&self.key_pair).and_then(|request| request.pem());
-        let mut octets = [0; 20];
-        getrandom::fill(&mut octets).map_err(Error::certificate)?;
-        let serial = SerialNumber::from_random(octets);
-        let leaf = self.authority.issue(request.map_err(Error::certificate)?.as_bytes(), &host, serial, now);
-        let leaf = leaf.map_err(Error::certificate)?;
-        tracing::info!(name, serial = %base16ct::lower::encode_string(leaf.serial().as_bytes()), "issued a certificate for a name that ends here");
-        let chain =
-            pki_core::certificates_from_pem(self.authority.chain_pem().as_bytes()).map_err(Error::certificate)?;
-        let chain = std::iter::once(leaf.der().to_vec()).chain(chain).map(CertificateDer::from).collect();
+        let request = request.map_err(Error::certificate)?;
+        let issued = self.issuance.for_edge(&host, request.as_bytes()).await.map_err(Error::certificate)?;
+        tracing::info!(name, serial = %base16ct::lower::encode_string(&issued.certificate.serial), "issued a certificate for a name that ends here");
+        let chain = pki_core::certificates_from_pem(issued.chain_pem.as_bytes()).map_err(Error::certificate)?;
+        let chain = std::iter::once(issued.der).chain(chain).map(CertificateDer::from).collect();
         let key = PrivateKeyDer::try_from(self.key_pair.serialize_der()).map_err(Error::certificate)?;
         let key = sign::any_supported_type(&key).map_err(Error::certificate)?;
+        let expires_at = issued.certificate.expires_at;
         // A third of its life is left when a new one is made.
-        let lifetime = leaf.not_after().unix() - now.unix();
-        let renew_at = now.plus(Duration::from_secs(u64::try_from(lifetime).unwrap_or_default() / 3 * 2));
-        let record = EdgeCertificate {
-            name: name.to_owned(),
-            serial: leaf.serial().as_bytes().to_vec(),
-            fingerprint: *leaf.fingerprint().as_bytes(),
-            not_after: Timestamp::from_micros(leaf.not_after().unix().saturating_mul(1_000_000)),
-        };
-        let certified = Arc::new(CertifiedKey::new(chain, key));
-        Ok((Issued { certified, renew_at, not_after: leaf.not_after() }, record))
+        let renew_at = now.plus(expires_at.since(now) / 3 * 2);
+        Ok(Issued { certified: Arc::new(CertifiedKey::new(chain, key)), renew_at, expires_at })
     }
 }
 
@@ -165,8 +146,8 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
         // One that could not be renewed is as good as before, as long as it lives.
-        let now = self.now();
-        self.for_name(name.trim_end_matches('.'), |issued| now.unix() < issued.not_after.unix())
+        let now = self.clock.now();
+        self.for_name(name.trim_end_matches('.'), |issued| now < issued.expires_at)
     }
 }
 

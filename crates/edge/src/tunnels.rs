@@ -523,7 +523,7 @@ impl Observer for Tunnels {
                 Event::TunnelDeleted(tunnel) | Event::TunnelFinalized(tunnel) => self.revoke(tunnel.id),
                 Event::TunnelRenamed(tunnel)
                 | Event::TunnelRestored(tunnel)
-                | Event::CertificateIssued(tunnel)
+                | Event::CertificateIssued(tunnel, _)
                 | Event::TunnelUpdated(tunnel) => self.update(tunnel),
                 Event::KeyRevoked(key) => self.revoke_key(key.id),
                 _ => {}

@@ -5,7 +5,7 @@ use tunnel_model::{
     TunnelId, TunnelName, Usage, Wants, decide,
 };
 
-use crate::{ExecuteError, StoreError};
+use crate::{ExecuteError, IssuedCertificate, StoreError};
 
 /// What a backend offers inside one transaction.
 pub(crate) trait Transaction {
@@ -34,7 +34,7 @@ pub(crate) trait Transaction {
     fn update_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError>;
     fn record_use(&mut self, usage: &Usage, now: Timestamp) -> Result<(), StoreError>;
     /// Every certificate that was ever signed, for revocation and audit.
-    fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError>;
+    fn record_certificate(&mut self, certificate: &IssuedCertificate) -> Result<(), StoreError>;
 }
 
 /// Carries a command out in a transaction. What a refused command leaves
@@ -81,9 +81,11 @@ fn load(transaction: &mut impl Transaction, wants: &Wants<'_>, now: Timestamp) -
 
 fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> Result<(), StoreError> {
     match event {
-        Event::CertificateIssued(tunnel) => {
+        Event::CertificateIssued(tunnel, origin) => {
             transaction.update_certificate(tunnel)?;
-            transaction.record_issuance(tunnel, now)?;
+            if let Some(certificate) = IssuedCertificate::of_tunnel(tunnel, origin, now) {
+                transaction.record_certificate(&certificate)?;
+            }
             transaction.record_use(&Usage::Sign(tunnel.id), now)
         }
         Event::IdentityCreated(identity) => transaction.insert_identity(identity),

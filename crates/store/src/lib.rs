@@ -21,7 +21,7 @@ use tunnel_model::{
     ApiKey, Caller, Command, Event, Identity, IdentityKey, KeyId, OrganizationId, Rules, Tunnel, TunnelId, TunnelName,
 };
 
-pub use certificates::{ClientCertificate, EdgeCertificate};
+pub use certificates::{CertificateFilter, ClientCertificate, Holder, Host, IssuedCertificate};
 pub use clock::{Clock, SystemClock};
 pub use error::{ExecuteError, StoreError};
 pub use memory::MemoryStore;
@@ -36,7 +36,7 @@ pub use tunnel_model::Timestamp;
 /// the caller's, see [`Caller::sees_tunnel`]. Whoever needs one subject takes its trait:
 /// `Arc<dyn Store>` becomes `Arc<dyn ClientCertificates>` by itself.
 #[async_trait]
-pub trait Store: Commands + Tunnels + Identities + ApiKeys + ClientCertificates + EdgeCertificates {
+pub trait Store: Commands + Tunnels + Identities + ApiKeys + ClientCertificates + IssuedCertificates {
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
 }
@@ -128,12 +128,19 @@ pub trait ClientCertificates: Send + Sync + 'static {
     async fn forget_client_certificates(&self, now: Timestamp) -> Result<(), StoreError>;
 }
 
-/// What the edge has issued for names that it answers for itself.
+/// Every certificate of a public host that somebody may hold.
 #[async_trait]
-pub trait EdgeCertificates: Send + Sync + 'static {
-    /// Puts a certificate that the edge has issued for a name of its own on record.
-    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError>;
+pub trait IssuedCertificates: Send + Sync + 'static {
+    /// Puts a certificate that no tunnel has asked for on record, before anybody sees it. Those of
+    /// tunnels come with their event.
+    async fn record_certificate(&self, certificate: IssuedCertificate) -> Result<(), StoreError>;
 
-    /// Those on record for a name, the one that ends first at the beginning.
-    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError>;
+    /// A page of those that are wanted, in the order in which they were issued.
+    async fn certificates(&self, filter: &CertificateFilter, page: Page) -> Result<Vec<IssuedCertificate>, StoreError>;
+
+    /// Forgets those whose life ended before `before`.
+    async fn forget_certificates(&self, before: Timestamp) -> Result<(), StoreError>;
+
+    /// When the first of the certificates ends that tunnels have now.
+    async fn next_certificate_end(&self) -> Result<Option<Timestamp>, StoreError>;
 }

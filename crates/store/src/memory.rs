@@ -13,8 +13,8 @@ use tunnel_model::{
 use crate::decide::{Transaction, run};
 use crate::observer::{Observer, Observers};
 use crate::{
-    ApiKeys, ClientCertificate, ClientCertificates, Commands, EdgeCertificate, EdgeCertificates, ExecuteError,
-    Identities, Page, Placed, Store, StoreError, Tunnels,
+    ApiKeys, CertificateFilter, ClientCertificate, ClientCertificates, Commands, ExecuteError, Identities,
+    IssuedCertificate, IssuedCertificates, Page, Placed, Store, StoreError, Tunnels,
 };
 
 /// A store without a disk.
@@ -32,7 +32,7 @@ struct State {
     api_keys: BTreeMap<KeyId, ApiKey>,
     uses: BTreeMap<Usage, Vec<Timestamp>>,
     client_certificates: BTreeMap<String, ClientCertificate>,
-    edge_certificates: BTreeMap<Vec<u8>, EdgeCertificate>,
+    certificates: BTreeMap<[u8; 32], IssuedCertificate>,
 }
 
 impl MemoryStore {
@@ -165,18 +165,26 @@ impl ClientCertificates for MemoryStore {
 }
 
 #[async_trait]
-impl EdgeCertificates for MemoryStore {
-    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
-        self.state().edge_certificates.insert(certificate.serial.clone(), certificate);
+impl IssuedCertificates for MemoryStore {
+    async fn record_certificate(&self, certificate: IssuedCertificate) -> Result<(), StoreError> {
+        Transaction::record_certificate(&mut *self.state(), &certificate)
+    }
+
+    async fn certificates(&self, filter: &CertificateFilter, page: Page) -> Result<Vec<IssuedCertificate>, StoreError> {
+        let state = self.state();
+        let wanted = state.certificates.values().filter(|certificate| filter.matches(certificate));
+        Ok(page_of(page, wanted.cloned()))
+    }
+
+    async fn forget_certificates(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.state().certificates.retain(|_, certificate| certificate.not_after >= before);
         Ok(())
     }
 
-    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError> {
+    async fn next_certificate_end(&self) -> Result<Option<Timestamp>, StoreError> {
         let state = self.state();
-        let mut certificates: Vec<_> =
-            state.edge_certificates.values().filter(|certificate| certificate.name == name).cloned().collect();
-        certificates.sort_by_key(|certificate| certificate.not_after);
-        Ok(certificates)
+        let certificates = state.tunnels.values().filter_map(|tunnel| tunnel.certificate.as_ref());
+        Ok(certificates.map(|certificate| certificate.expires_at).min())
     }
 }
 
@@ -294,7 +302,8 @@ impl Transaction for State {
         Ok(())
     }
 
-    fn record_issuance(&mut self, _tunnel: &Tunnel, _now: Timestamp) -> Result<(), StoreError> {
+    fn record_certificate(&mut self, certificate: &IssuedCertificate) -> Result<(), StoreError> {
+        self.certificates.insert(certificate.fingerprint, certificate.clone());
         Ok(())
     }
 }

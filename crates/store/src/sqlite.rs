@@ -27,17 +27,22 @@ use tunnel_model::{
 use crate::decide::{Transaction, run};
 use crate::observer::{Observer, Observers};
 use crate::{
-    ApiKeys, ClientCertificate, ClientCertificates, Commands, EdgeCertificate, EdgeCertificates, ExecuteError,
-    Identities, Page, Store, StoreError, Tunnels,
+    ApiKeys, CertificateFilter, ClientCertificate, ClientCertificates, Commands, ExecuteError, Identities,
+    IssuedCertificate, IssuedCertificates, Page, Store, StoreError, Tunnels,
 };
 pub use copy::{check as check_copy, copy, lock as lock_directory};
 use health::{Health, Look};
 
 /// The version of the tables that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 3;
+pub const SCHEMA_VERSION: i64 = 4;
 
 /// What each version of the tables has that the one before had not, the first one all.
-const MIGRATIONS: [&str; 3] = [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
 
 const DATABASE: &str = "adit.db";
 const LOCK: &str = "lock";
@@ -293,14 +298,22 @@ impl ClientCertificates for SqliteStore {
 }
 
 #[async_trait]
-impl EdgeCertificates for SqliteStore {
-    async fn record_edge_certificate(&self, certificate: EdgeCertificate) -> Result<(), StoreError> {
-        self.write_only(Work::RecordEdgeCertificate(certificate)).await
+impl IssuedCertificates for SqliteStore {
+    async fn record_certificate(&self, certificate: IssuedCertificate) -> Result<(), StoreError> {
+        self.write_only(Work::RecordCertificate(Box::new(certificate))).await
     }
 
-    async fn edge_certificates(&self, name: &str) -> Result<Vec<EdgeCertificate>, StoreError> {
-        let name = name.to_owned();
-        self.read_many(move |connection| rows::edge_certificates(connection, &name)).await
+    async fn certificates(&self, filter: &CertificateFilter, page: Page) -> Result<Vec<IssuedCertificate>, StoreError> {
+        let filter = filter.clone();
+        self.read_many(move |connection| rows::certificates(connection, &filter, page)).await
+    }
+
+    async fn forget_certificates(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::ForgetCertificates { before }).await
+    }
+
+    async fn next_certificate_end(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.read(rows::next_certificate_end)
     }
 }
 
@@ -374,7 +387,10 @@ enum Work {
         before: Timestamp,
     },
     RecordClientCertificate(ClientCertificate),
-    RecordEdgeCertificate(EdgeCertificate),
+    RecordCertificate(Box<IssuedCertificate>),
+    ForgetCertificates {
+        before: Timestamp,
+    },
     ForgetClientCertificates {
         now: Timestamp,
     },
@@ -461,9 +477,12 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
             let recorded = rows::insert_client_certificate(rows.0, &certificate);
             Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
         }
-        Work::RecordEdgeCertificate(certificate) => {
-            let recorded = rows::insert_edge_certificate(rows.0, &certificate);
+        Work::RecordCertificate(certificate) => {
+            let recorded = rows::insert_certificate(rows.0, &certificate);
             Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
+        }
+        Work::ForgetCertificates { before } => {
+            Ok(rows::forget_certificates(rows.0, before).map(|()| Vec::new()).map_err(store_error)?)
         }
         Work::ForgetClientCertificates { now } => {
             Ok(rows::forget_client_certificates(rows.0, now).map(|()| Vec::new()).map_err(store_error)?)
@@ -558,8 +577,8 @@ impl Transaction for Rows<'_> {
         rows::record_use(self.0, usage, now).map_err(store_error)
     }
 
-    fn record_issuance(&mut self, tunnel: &Tunnel, now: Timestamp) -> Result<(), StoreError> {
-        rows::record_issuance(self.0, tunnel, now).map_err(store_error)
+    fn record_certificate(&mut self, certificate: &IssuedCertificate) -> Result<(), StoreError> {
+        rows::insert_certificate(self.0, certificate).map_err(store_error)
     }
 }
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use crate::id::{IdentityId, KeyId, OrganizationId, SecretHash, TunnelId};
 use crate::name::{NamePolicy, TunnelName, Unavailable};
 use crate::quota::{Quota, Usage};
-use crate::record::{ApiKey, Certificate, Description, Identity, Label, Metadata, Scope, Status, TlsMode, Tunnel};
+use crate::record::{
+    ApiKey, Certificate, Description, Identity, Label, Metadata, Origin, Scope, Status, TlsMode, Tunnel,
+};
 use crate::time::Timestamp;
 
 /// Who commands.
@@ -63,6 +65,8 @@ pub enum Command {
         name: TunnelName,
         /// The certificate.
         certificate: Certificate,
+        /// Where it comes from.
+        origin: Origin,
     },
     /// Deletion with a restore window, which is never longer than the rules say.
     DeleteTunnel {
@@ -203,7 +207,7 @@ pub enum IdentityKey<'a> {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A certificate was signed for a tunnel.
-    CertificateIssued(Box<Tunnel>),
+    CertificateIssued(Box<Tunnel>, Origin),
     /// An identity exists.
     IdentityCreated(Identity),
     /// An identity is gone.
@@ -388,6 +392,14 @@ impl Caller {
         }
     }
 
+    /// The key that the caller holds; the server has none.
+    pub fn key(&self) -> Option<KeyId> {
+        match self {
+            Self::Key { id, .. } => Some(*id),
+            Self::System => None,
+        }
+    }
+
     /// May the caller know of this tunnel?
     pub fn sees_tunnel(&self, tunnel: &Tunnel) -> bool {
         match self {
@@ -433,7 +445,9 @@ pub fn decide(
             decision.create_tunnel(tunnel)
         }
         Command::UpdateTunnel { description, metadata, .. } => decision.update_tunnel(description, metadata),
-        Command::RecordCertificate { name, certificate, .. } => decision.record_certificate(&name, certificate),
+        Command::RecordCertificate { name, certificate, origin, .. } => {
+            decision.record_certificate(&name, certificate, origin)
+        }
         Command::DeleteTunnel { .. } => decision.delete_tunnel(),
         Command::RestoreTunnel { .. } => decision.restore_tunnel(),
         Command::ForceDeleteTunnel { .. } => decision.force_delete_tunnel(),
@@ -568,7 +582,12 @@ impl Decision<'_> {
         Ok(vec![Event::TunnelUpdated(Box::new(tunnel))])
     }
 
-    fn record_certificate(mut self, name: &TunnelName, certificate: Certificate) -> Result<Vec<Event>, Refusal> {
+    fn record_certificate(
+        mut self,
+        name: &TunnelName,
+        certificate: Certificate,
+        origin: Origin,
+    ) -> Result<Vec<Event>, Refusal> {
         let mut tunnel = self.tunnel()?;
         check_signable(&tunnel, self.now)?;
         if tunnel.name != *name {
@@ -581,7 +600,7 @@ impl Decision<'_> {
         tunnel.certificate = Some(certificate);
         tunnel.status = Status::Active;
         tunnel.updated_at = self.now;
-        Ok(vec![Event::CertificateIssued(Box::new(tunnel))])
+        Ok(vec![Event::CertificateIssued(Box::new(tunnel), origin)])
     }
 
     fn delete_tunnel(mut self) -> Result<Vec<Event>, Refusal> {

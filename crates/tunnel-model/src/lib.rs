@@ -24,8 +24,8 @@ pub use live::{
 pub use name::{NameError, NamePolicy, PublicHost, TunnelName, Unavailable, Zone, ZoneError};
 pub use quota::{Quota, Usage};
 pub use record::{
-    ApiKey, Certificate, Description, DescriptionError, Identity, Label, LabelError, Metadata, MetadataError, Scope,
-    Status, TlsMode, Tunnel,
+    ApiKey, Certificate, Description, DescriptionError, Identity, Issuer, Label, LabelError, Metadata, MetadataError,
+    Origin, Scope, Status, TlsMode, Tunnel,
 };
 pub use secret::{ApiKeySecret, SecretError, connect_secret, key_id_text, parse_key_id};
 pub use time::Timestamp;

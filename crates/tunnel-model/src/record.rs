@@ -101,6 +101,28 @@ pub struct Certificate {
     pub expires_at: Timestamp,
 }
 
+/// What is on record of a certificate, beside what its tunnel remembers.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// Who signed it.
+    pub issuer: Issuer,
+    /// The key of whoever asked; the server itself has none.
+    pub requested_by: Option<KeyId>,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub key: [u8; 32],
+    /// The beginning of its validity.
+    pub not_before: Timestamp,
+    /// The issuer's word for its kind, where it has several.
+    pub profile: Option<String>,
+}
+
+/// Who signs certificates.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Issuer {
+    /// The deployment's own authority.
+    Private,
+}
+
 /// One identity: a handle with the tunnel of the same name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {

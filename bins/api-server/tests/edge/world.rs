@@ -18,6 +18,7 @@ use bytes::Bytes;
 use ca_dir::{CaDir, leaf_profile};
 use edge::{Edge, Settings};
 use http::StatusCode;
+use issuance::{Issuance, Private};
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Authority, KeyPolicy, Profile, Time, Usage};
 use rustls::pki_types::CertificateDer;
@@ -102,15 +103,11 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let mut settings = Settings::new(ZONE.parse().expect("a zone"));
         change(&mut settings);
-        let edge = Edge::new(settings, Arc::clone(&store), authority.clone(), Arc::new(SystemClock)).expect("an edge");
-        let app = App::new(
-            store,
-            Arc::new(SystemClock),
-            Arc::new(SystemRandom),
-            authority,
-            Rules::new(),
-            ZONE.parse().expect("a zone"),
-        );
+        let (clock, rules) = (Arc::new(SystemClock), Arc::new(Rules::new()));
+        let issuance: Arc<dyn Issuance> =
+            Arc::new(Private::new(authority, Arc::clone(&store), Arc::clone(&rules), clock.clone()));
+        let edge = Edge::new(settings, Arc::clone(&store), Arc::clone(&issuance), clock.clone()).expect("an edge");
+        let app = App::new(store, clock, Arc::new(SystemRandom), issuance, rules, ZONE.parse().expect("a zone"));
         let app = app.with_data_plane(Arc::new(Joint(edge.clone())));
         let key = app.bootstrap(&OrganizationId::new("org_test"), None).await.expect("a key").expect("the first key");
 

@@ -9,9 +9,10 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use base16ct::{lower, mixed};
+use pki_core::DnsName;
 use serde::de::DeserializeOwned;
-use store::{Page, Place};
-use tunnel_model::{ApiKey, KeyId, Kind, Refusal, Timestamp, TunnelId, TunnelName, parse_key_id};
+use store::{CertificateFilter, Host, Page, Place};
+use tunnel_model::{ApiKey, Issuer, KeyId, Kind, Refusal, Timestamp, TunnelId, TunnelName, parse_key_id};
 
 use super::{Shared, json};
 use crate::error::Error;
@@ -108,6 +109,55 @@ impl<S: Send + Sync> FromRequestParts<S> for NameQuery {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let name = parameter(parts, "tunnel_name")?.map(|text| text.parse());
         name.transpose().map(Self).map_err(|error| Error::invalid("tunnel_name", &error))
+    }
+}
+
+/// Which certificates are wanted.
+pub(super) struct CertificateQuery(pub(super) CertificateFilter);
+
+impl FromRequestParts<Shared> for CertificateQuery {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Error> {
+        let host = parameter(parts, "host")?.map(|text| {
+            let host: DnsName = text.parse().map_err(|error| Error::invalid("host", &error))?;
+            let host = host.as_str().to_owned();
+            let label = host.strip_suffix(shared.app.zone().as_str()).and_then(|rest| rest.strip_suffix('.'));
+            Ok::<_, Error>(Host { name: label.and_then(|label| label.parse().ok()), host })
+        });
+        let octets = |name: &'static str| {
+            let text = parameter(parts, name)?;
+            let octets =
+                text.map(|text| mixed::decode_vec(text.replace(':', "")).ok().filter(|octets| !octets.is_empty()));
+            octets.map(|octets| octets.ok_or(Error::invalid(name, &"use hexadecimal digits, two an octet"))).transpose()
+        };
+        let fingerprint = octets("fingerprint")?.map(|octets| {
+            octets.try_into().map_err(|_| Error::invalid("fingerprint", &"use the 64 hexadecimal digits of a SHA-256"))
+        });
+        let tunnel = parameter(parts, "tunnel_id")?
+            .map(|text| text.parse().map_err(|_| Error::invalid("tunnel_id", &"use the UUID of a tunnel")));
+        let issuer = parameter(parts, "issuer")?.map(|text| match text.as_str() {
+            "private" => Ok(Issuer::Private),
+            _ => Err(Error::invalid("issuer", &"use private")),
+        });
+        let time = |name: &'static str| {
+            let time = parameter(parts, name)?.map(|text| {
+                let time: Result<jiff::Timestamp, _> = text.parse();
+                time.map(|time| Timestamp::from_micros(time.as_microsecond()))
+                    .map_err(|_| Error::invalid(name, &"use a time such as 2030-01-31T12:00:00Z"))
+            });
+            time.transpose()
+        };
+        Ok(Self(CertificateFilter {
+            organization: None,
+            tunnel: tunnel.transpose()?,
+            host: host.transpose()?,
+            serial: octets("serial")?,
+            fingerprint: fingerprint.transpose()?,
+            issuer: issuer.transpose()?,
+            ends_before: time("expires_before")?,
+            ends_from: time("expires_after")?,
+        }))
     }
 }
 

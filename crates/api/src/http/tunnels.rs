@@ -196,7 +196,8 @@ pub(super) async fn sign_csr(
     TunnelPath(id): TunnelPath,
     Json(body): Json<SignCsr>,
 ) -> Result<JsonResponse<SignedCsr>, Error> {
-    let signed = shared.app.sign_csr(caller, id, &body.csr_pem).await?;
+    let signed = shared.app.sign_csr(caller, id, &body.csr_pem).await;
+    let signed = signed.inspect_err(|error| shared.metrics.certificate_failed(error))?;
     Ok(JsonResponse(SignedCsr {
         cert_fingerprint_sha256: base16ct::lower::encode_string(&signed.certificate.fingerprint),
         cert_expires_at: rfc3339(signed.certificate.expires_at),

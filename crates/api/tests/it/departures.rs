@@ -53,7 +53,7 @@ impl Observer for Heard {
         let mut records = self.0.lock().expect("no panic");
         for event in events {
             match event {
-                Event::CertificateIssued(tunnel)
+                Event::CertificateIssued(tunnel, _)
                 | Event::SecretRotated(tunnel)
                 | Event::TunnelConnected(tunnel)
                 | Event::TunnelCreated(tunnel)

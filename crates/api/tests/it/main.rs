@@ -1,6 +1,7 @@
 //! The REST interface, judged from outside.
 
 mod bodies;
+mod certificates;
 mod clock;
 mod departures;
 mod lists;

@@ -23,6 +23,7 @@ fn it_is_openapi_3_1_and_lists_every_endpoint() {
         ("/api/v1/identities/{agent_handle}", "get patch delete"),
         ("/api/v1/api-keys", "get post"),
         ("/api/v1/api-keys/{key_id}", "delete"),
+        ("/api/v1/certificates", "get"),
         ("/api/whoami", "get"),
     ] {
         let item = document["paths"][path].as_object().unwrap_or_else(|| panic!("{path} is missing"));
@@ -41,7 +42,7 @@ fn it_is_openapi_3_1_and_lists_every_endpoint() {
             }
         }
     }
-    assert_eq!(document["paths"].as_object().expect("paths").len(), 11, "a path that the list above lacks");
+    assert_eq!(document["paths"].as_object().expect("paths").len(), 12, "a path that the list above lacks");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
+use issuance::Private;
 use pki_core::crypto::Signer as _;
 use pki_core::crypto::aws_lc::{AwsLc, PrivateKey};
 use pki_core::{Authority, DnsName, Issuer, KeyPolicy, Profile, ProfileConfig, SerialNumber, Subject, Time, Usage};
@@ -159,7 +160,10 @@ impl World {
 
 /// A control plane without a data plane.
 pub(crate) fn app(store: Arc<dyn Store>, clock: Arc<dyn Clock>, rules: Rules) -> App {
-    App::new(store, clock, Arc::new(SystemRandom), authority(), rules, ZONE.parse().expect("a zone"))
+    let rules = Arc::new(rules);
+    let issuance = Private::new(authority(), Arc::clone(&store), Arc::clone(&rules), Arc::clone(&clock));
+    let (random, issuance) = (Arc::new(SystemRandom), Arc::new(issuance));
+    App::new(store, clock, random, issuance, rules, ZONE.parse().expect("a zone"))
 }
 
 impl Answer {

@@ -29,7 +29,9 @@ pub(super) fn read_all(connection: &Connection) -> Result<()> {
     let mut identities = connection.prepare("SELECT * FROM identities")?;
     identities.query_map([], |row| read_identity(row).map(drop))?.collect::<Result<()>>()?;
     let mut keys = connection.prepare("SELECT * FROM api_keys")?;
-    keys.query_map([], |row| read_api_key(row).map(drop))?.collect()
+    keys.query_map([], |row| read_api_key(row).map(drop))?.collect::<Result<()>>()?;
+    let mut certificates = connection.prepare("SELECT * FROM certificates")?;
+    certificates.query_map([], |row| read_certificate(row).map(drop))?.collect()
 }
 
 /// Before every record that has a time.

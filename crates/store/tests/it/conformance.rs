@@ -4,9 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use store::{ClientCertificate, EdgeCertificate, MemoryStore, Observer, Page, Place, Placed, SqliteStore, Store};
+use store::{
+    CertificateFilter, ClientCertificate, Holder, Host, IssuedCertificate, MemoryStore, Observer, Page, Place, Placed,
+    SqliteStore, Store,
+};
 use tunnel_model::{
-    Caller, Command, Event, IdentityKey, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
+    Caller, Command, Event, IdentityKey, Issuer, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
 };
 
 use crate::world::*;
@@ -51,7 +54,7 @@ on_every_backend! {
     uses_of_a_clock_that_was_ahead_count_from_now,
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
-    certificates_of_the_edge_are_found_by_name,
+    certificates_are_found_by_what_is_on_record,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
     what_is_not_there_is_not_found,
@@ -114,7 +117,7 @@ async fn a_tunnel_round_trips_with_every_field(store: &dyn Store) {
     let metadata = Metadata::try_from(metadata).expect("small");
     done(store, Command::UpdateTunnel { id: tunnel_id(1), description: None, metadata: Some(metadata) }).await;
     let events = execute(store, admin(), record(1, "my-agent", 1), NOW.plus(SECOND)).await.expect("signed");
-    let [Event::CertificateIssued(expected)] = &events[..] else { panic!("{events:?}") };
+    let [Event::CertificateIssued(expected, _)] = &events[..] else { panic!("{events:?}") };
     assert!(expected.certificate.is_some() && expected.description.is_some() && expected.secret_hash.is_some());
     assert_eq!(expected.certificate, Some(certificate(1)));
 
@@ -494,19 +497,87 @@ async fn client_certificates_are_kept_by_serial_number(store: &dyn Store) {
     assert_eq!(store.client_certificates().await.expect("an answer"), []);
 }
 
-async fn certificates_of_the_edge_are_found_by_name(store: &dyn Store) {
-    let certificate = |name: &str, serial: u8, not_after| EdgeCertificate {
-        name: name.to_owned(),
-        serial: vec![serial],
-        fingerprint: [serial; 32],
+async fn certificates_are_found_by_what_is_on_record(store: &dyn Store) {
+    let of_edge = |host: &str, octet: u8, not_after| IssuedCertificate {
+        holder: Holder::Edge(host.to_owned()),
+        serial: vec![octet],
+        fingerprint: [octet; 32],
+        issuer: Issuer::Private,
+        profile: None,
+        key: Some([octet; 32]),
+        requested_by: None,
+        not_before: Some(NOW),
         not_after,
+        issued_at: Some(NOW.plus(DAY)),
     };
-    let (early, late) = (certificate("a.example.test", 2, NOW), certificate("a.example.test", 1, NOW.plus(DAY)));
-    for certificate in [&late, &early, &certificate("b.example.test", 3, NOW)] {
-        store.record_edge_certificate(certificate.clone()).await.expect("recorded");
+    done(store, create_tunnel(1, "my-agent", TlsMode::Passthrough)).await;
+    execute(store, admin(), record(1, "my-agent", 1), NOW).await.expect("signed");
+    execute(store, admin(), record(1, "my-agent", 2), NOW.plus(SECOND)).await.expect("signed");
+    let (one, other) =
+        (of_edge("a.example.test", 3, NOW.plus(SECOND)), of_edge("b.example.test", 4, NOW.plus(2 * DAY)));
+    for certificate in [&other, &one] {
+        store.record_certificate(certificate.clone()).await.expect("recorded");
     }
-    assert_eq!(store.edge_certificates("a.example.test").await.expect("an answer"), [early, late]);
-    assert_eq!(store.edge_certificates("c.example.test").await.expect("an answer"), []);
+    let holder =
+        Holder::Tunnel { id: tunnel_id(1), name: name("my-agent"), organization: Some(organization("org_own")) };
+    let of_tunnel = |serial: u8, issued_at| {
+        let (certificate, origin) = (certificate(serial), origin(serial));
+        IssuedCertificate {
+            holder: holder.clone(),
+            serial: certificate.serial,
+            fingerprint: certificate.fingerprint,
+            issuer: origin.issuer,
+            profile: origin.profile,
+            key: Some(origin.key),
+            requested_by: origin.requested_by,
+            not_before: Some(origin.not_before),
+            not_after: certificate.expires_at,
+            issued_at: Some(issued_at),
+        }
+    };
+    let (first, second) = (of_tunnel(1, NOW), of_tunnel(2, NOW.plus(SECOND)));
+    let all = [&first, &second, &one, &other];
+    let host = |host: &str, label: Option<&str>| Some(Host { host: host.to_owned(), name: label.map(name) });
+    let none = CertificateFilter::default;
+    let cases = [
+        (none(), &all[..]),
+        (CertificateFilter { organization: Some(organization("org_own")), ..none() }, &all[..]),
+        (CertificateFilter { organization: Some(organization("org_other")), ..none() }, &[&one, &other]),
+        (CertificateFilter { tunnel: Some(tunnel_id(1)), ..none() }, &[&first, &second]),
+        (CertificateFilter { tunnel: Some(tunnel_id(2)), ..none() }, &[]),
+        (CertificateFilter { host: host("my-agent.example.test", Some("my-agent")), ..none() }, &[&first, &second]),
+        (CertificateFilter { host: host("a.example.test", None), ..none() }, &[&one]),
+        (CertificateFilter { host: host("c.example.test", None), ..none() }, &[]),
+        (CertificateFilter { serial: Some(vec![4]), ..none() }, &[&other]),
+        (CertificateFilter { fingerprint: Some([2; 32]), ..none() }, &[&second]),
+        (CertificateFilter { issuer: Some(Issuer::Private), ..none() }, &all[..]),
+        (CertificateFilter { ends_before: Some(NOW.plus(2 * DAY)), ..none() }, &[&one]),
+        (CertificateFilter { ends_from: Some(NOW.plus(2 * DAY)), ..none() }, &[&first, &second, &other]),
+        (
+            CertificateFilter {
+                tunnel: Some(tunnel_id(1)),
+                ends_before: Some(NOW),
+                fingerprint: Some([1; 32]),
+                ..none()
+            },
+            &[],
+        ),
+    ];
+    for (filter, expected) in cases {
+        let found = store.certificates(&filter, Page::ALL).await.expect("an answer");
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter:?}");
+        let mut page = Page { after: None, limit: Some(1) };
+        for expected in expected {
+            let found = store.certificates(&filter, page).await.expect("an answer");
+            assert_eq!(found.iter().collect::<Vec<_>>(), [*expected], "{filter:?} {page:?}");
+            page.after = Some(expected.place());
+        }
+        assert_eq!(store.certificates(&filter, page).await.expect("an answer"), [], "{filter:?}");
+    }
+    assert_eq!(store.next_certificate_end().await.expect("an answer"), Some(second.not_after));
+    store.forget_certificates(NOW.plus(2 * DAY)).await.expect("forgotten");
+    let found = store.certificates(&none(), Page::ALL).await.expect("an answer");
+    assert_eq!(found, [first, second, other]);
 }
 
 async fn everything(store: &dyn Store) -> String {

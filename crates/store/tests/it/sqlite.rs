@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 use store::{
-    ApiKeys as _, ClientCertificates as _, Commands as _, EdgeCertificates as _, Identities as _, OpenError, Page,
-    SCHEMA_VERSION, SqliteStore, Store as _, StoreError, Tunnels as _,
+    ApiKeys as _, CertificateFilter, ClientCertificates as _, Commands as _, Holder, Identities as _,
+    IssuedCertificate, IssuedCertificates as _, OpenError, Page, SCHEMA_VERSION, SqliteStore, Store as _, StoreError,
+    Tunnels as _,
 };
-use tunnel_model::{Command, IdentityKey, Rules, TlsMode};
+use tunnel_model::{Command, IdentityKey, Issuer, Rules, Timestamp, TlsMode};
 
 use crate::world::*;
 
@@ -68,7 +69,10 @@ async fn a_database_of_version_1_is_brought_up_to_date() {
         contents(&store).await
     };
     connect(directory.path())
-        .execute_batch("DROP TABLE client_certificates; DROP TABLE edge_certificates; PRAGMA user_version = 1")
+        .execute_batch(&format!(
+            "DROP TABLE client_certificates; DROP TABLE certificates; DROP INDEX tunnels_by_certificate_end;
+             {CERTIFICATES_OF_VERSION_1} PRAGMA user_version = 1"
+        ))
         .expect("as version 1 left it");
     let store = open(directory.path());
     assert_eq!(contents(&store).await, before);
@@ -93,9 +97,79 @@ async fn a_database_of_version_2_is_brought_up_to_date() {
     let store = open(directory.path());
     let kept = store.client_certificates().await.expect("an answer");
     assert_eq!(kept.iter().map(|certificate| certificate.serial.as_str()).collect::<Vec<_>>(), ["0A"]);
-    assert_eq!(store.edge_certificates("a.example.test").await.expect("an answer"), []);
+    assert_eq!(store.certificates(&CertificateFilter::default(), Page::ALL).await.expect("an answer"), []);
     store.check().await.expect("in order");
     done(&store, create_identity(1, "my-agent")).await;
+}
+
+/// The table as it was up to version 3.
+const CERTIFICATES_OF_VERSION_1: &str =
+    "CREATE TABLE certificates (serial BLOB PRIMARY KEY, tunnel BLOB NOT NULL, name TEXT NOT NULL,
+     fingerprint BLOB NOT NULL, expires_at INTEGER NOT NULL, issued_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;";
+
+#[tokio::test]
+async fn what_version_3_knew_of_certificates_is_kept() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (tunnel, ones, twos) = (tunnel_id(1), "01".repeat(32), "02".repeat(32));
+    let id: String = tunnel.as_bytes().iter().map(|octet| format!("{octet:02x}")).collect();
+    connect(directory.path())
+        .execute_batch(&format!(
+            "{} {} {} PRAGMA application_id = 0x41444954; PRAGMA user_version = 3;
+             INSERT INTO api_keys VALUES (x'{id}', 'org_own', NULL, 'a', NULL, x'{ones}', 'abcd', NULL, 1, 1, NULL, NULL);
+             INSERT INTO certificates VALUES (x'0a', x'{id}', 'my-agent', x'{ones}', 9, 5);
+             INSERT INTO edge_certificates VALUES (x'0b', 'a.example.test', x'{twos}', 8);",
+            include_str!("../../src/schema.sql"),
+            include_str!("../../src/schema-2.sql"),
+            include_str!("../../src/schema-3.sql"),
+        ))
+        .expect("as version 3 left it");
+    let store = open(directory.path());
+    let of = |holder, serial: u8, octet: u8, not_after, issued_at: Option<i64>| IssuedCertificate {
+        holder,
+        serial: vec![serial],
+        fingerprint: [octet; 32],
+        issuer: Issuer::Private,
+        profile: None,
+        key: None,
+        requested_by: None,
+        not_before: None,
+        not_after: Timestamp::from_micros(not_after),
+        issued_at: issued_at.map(Timestamp::from_micros),
+    };
+    let organization = Some(organization("org_own"));
+    let of_tunnel = of(Holder::Tunnel { id: tunnel, name: name("my-agent"), organization }, 0x0a, 1, 9, Some(5));
+    let of_edge = of(Holder::Edge("a.example.test".to_owned()), 0x0b, 2, 8, None);
+    let found = store.certificates(&CertificateFilter::default(), Page::ALL).await.expect("an answer");
+    assert_eq!(found, [of_edge, of_tunnel]);
+}
+
+/// Each condition that narrows a list has its index.
+#[test]
+fn lists_of_certificates_use_their_indexes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    drop(open(directory.path()));
+    let connection = connect(directory.path());
+    let source = include_str!("../../src/sqlite/rows/certificates.rs");
+    for (condition, index) in [
+        ("tunnel = ?", "certificates_by_tunnel"),
+        ("(name = ? OR host = ?)", "certificates_by_host"),
+        ("(name = ? OR host = ?)", "certificates_by_name"),
+        ("serial = ?", "certificates_by_serial"),
+        ("fingerprint = ?", "PRIMARY KEY"),
+        ("(tunnel IS NULL OR organization = ?)", "certificates_in_order"),
+    ] {
+        assert!(source.contains(condition), "the source has no condition {condition}: change it here as well");
+        let statement = format!(
+            "EXPLAIN QUERY PLAN SELECT * FROM certificates WHERE (issued_at, fingerprint) > (?, ?) AND {condition}
+             ORDER BY issued_at, fingerprint LIMIT ?"
+        );
+        let mut explain = connection.prepare(&statement).expect("a statement");
+        let parameters = rusqlite::params_from_iter(std::iter::repeat_n(1, explain.parameter_count()));
+        let plan: Vec<String> =
+            explain.query_map(parameters, |row| row.get(3)).expect("a plan").collect::<Result<_, _>>().expect("a plan");
+        let plan = plan.join("; ");
+        assert!(plan.contains(index) && !plan.contains("SCAN"), "{condition}: {plan}");
+    }
 }
 
 #[test]
@@ -246,7 +320,7 @@ async fn issued_certificates_outlive_their_tunnel() {
     drop(store);
     let connection = connect(directory.path());
     let mut statement = connection
-        .prepare("SELECT serial, tunnel, name, fingerprint, expires_at, issued_at FROM certificates ORDER BY serial")
+        .prepare("SELECT serial, tunnel, name, fingerprint, not_after, issued_at FROM certificates ORDER BY serial")
         .expect("a statement");
     type Issued = (Vec<u8>, [u8; 16], String, [u8; 32], i64, i64);
     let issued: Vec<Issued> = statement
@@ -382,7 +456,14 @@ fn look_ups_use_an_index() {
             "SELECT id FROM tunnels WHERE restore_deadline > ?1 ORDER BY restore_deadline LIMIT ?2",
             "tunnels_by_deadline",
         ),
-        ("SELECT serial FROM edge_certificates WHERE name = ?1 ORDER BY not_after", "edge_certificates_by_name"),
+        (
+            "SELECT fingerprint FROM certificates WHERE not_after < ?1 ORDER BY not_after LIMIT 10000",
+            "certificates_by_end",
+        ),
+        (
+            "SELECT min(cert_expires_at) AS end FROM tunnels WHERE cert_expires_at IS NOT NULL",
+            "tunnels_by_certificate_end",
+        ),
     ] {
         let tail =
             words(statement.split_once(" FROM ").or(statement.split_once(" SET ")).expect("a table or a value").1);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use store::{ExecuteError, Store};
 use tunnel_model::{
-    ApiKey, Caller, Certificate, Command, Event, IdentityId, KeyId, OrganizationId, Refusal, Rules, Scope, SecretHash,
-    Timestamp, TlsMode, Tunnel, TunnelId, TunnelName,
+    ApiKey, Caller, Certificate, Command, Event, IdentityId, Issuer, KeyId, OrganizationId, Origin, Refusal, Rules,
+    Scope, SecretHash, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName,
 };
 
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_750_000_000_123_456);
@@ -76,7 +76,23 @@ pub(crate) fn create_key(number: u8, identity: Option<IdentityId>) -> Command {
 }
 
 pub(crate) fn record(number: u8, of: &str, serial: u8) -> Command {
-    Command::RecordCertificate { id: tunnel_id(number), name: name(of), certificate: certificate(serial) }
+    Command::RecordCertificate {
+        id: tunnel_id(number),
+        name: name(of),
+        certificate: certificate(serial),
+        origin: origin(serial),
+    }
+}
+
+pub(crate) fn origin(serial: u8) -> Origin {
+    let requested_by = Some(key_id(7));
+    Origin {
+        issuer: Issuer::Private,
+        requested_by,
+        key: [serial ^ 0xff; 32],
+        not_before: NOW,
+        profile: Some("short".to_owned()),
+    }
 }
 
 pub(crate) fn certificate(serial: u8) -> Certificate {

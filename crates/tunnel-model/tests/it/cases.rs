@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tunnel_model::{
-    Caller, Certificate, Command, Event, Facts, Identity, IdentityId, KeyId, Metadata, OrganizationId, Quota, Refusal,
-    Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage, check_signable, decide,
+    Caller, Certificate, Command, Event, Facts, Identity, IdentityId, Issuer, KeyId, Metadata, OrganizationId, Origin,
+    Quota, Refusal, Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
+    check_signable, decide,
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_750_000_000_000_000);
@@ -238,7 +239,7 @@ fn create_identity(of: &str) -> Command {
 }
 
 fn record(of: &str) -> Command {
-    Command::RecordCertificate { id: tunnel_id(), name: name(of), certificate: certificate() }
+    Command::RecordCertificate { id: tunnel_id(), name: name(of), certificate: certificate(), origin: origin() }
 }
 
 fn rename(to: &str) -> Command {
@@ -284,6 +285,11 @@ fn identity() -> Identity {
 
 fn certificate() -> Certificate {
     Certificate { pem: "PEM\n".to_owned(), fingerprint: [1; 32], serial: vec![1], expires_at: NOW.plus(90 * DAY) }
+}
+
+fn origin() -> Origin {
+    let requested_by = Some(KeyId::from_bytes([7; 16]));
+    Origin { issuer: Issuer::Private, requested_by, key: [2; 32], not_before: NOW, profile: None }
 }
 
 fn tunnel(tls_mode: TlsMode, status: Status) -> Tunnel {

@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tunnel_model::{
-    ApiKey, Caller, Certificate, Command, Event, Facts, Identity, IdentityId, IdentityKey, KeyId, Kind, Metadata,
-    NamePolicy, OrganizationId, Quota, Refusal, Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId,
-    TunnelName, Unavailable, Usage, Wants, decide,
+    ApiKey, Caller, Certificate, Command, Event, Facts, Identity, IdentityId, IdentityKey, Issuer, KeyId, Kind,
+    Metadata, NamePolicy, OrganizationId, Origin, Quota, Refusal, Rules, Scope, SecretHash, Status, Timestamp, TlsMode,
+    Tunnel, TunnelId, TunnelName, Unavailable, Usage, Wants, decide,
 };
 
 /// Decodes commands from `bytes`, gives them to both models, and panics when
@@ -77,7 +77,7 @@ fn name(text: &str) -> TunnelName {
 
 fn kind(event: &Event) -> &'static str {
     match event {
-        Event::CertificateIssued(_) => "CertificateIssued",
+        Event::CertificateIssued(..) => "CertificateIssued",
         Event::IdentityCreated(_) => "IdentityCreated",
         Event::IdentityDeleted(_) => "IdentityDeleted",
         Event::IdentityUpdated(_) => "IdentityUpdated",
@@ -186,7 +186,14 @@ impl Input<'_> {
                     serial,
                     expires_at: Timestamp::from_micros(now + lifetime),
                 };
-                Command::RecordCertificate { id, name, certificate }
+                let origin = Origin {
+                    issuer: Issuer::Private,
+                    requested_by: None,
+                    key: [self.byte()?; 32],
+                    not_before: Timestamp::from_micros(now),
+                    profile: None,
+                };
+                Command::RecordCertificate { id, name, certificate, origin }
             }
             11..13 => Command::DeleteTunnel { id: self.id(tunnels, no_tunnel)? },
             13 => Command::RestoreTunnel { id: self.id(tunnels, no_tunnel)? },
@@ -300,7 +307,7 @@ impl World {
     fn apply(&mut self, event: Event, now: i64) {
         let time = Timestamp::from_micros(now);
         match event {
-            Event::CertificateIssued(tunnel) => {
+            Event::CertificateIssued(tunnel, _) => {
                 self.uses.entry(Usage::Sign(tunnel.id)).or_default().push(time);
                 self.replace(&tunnel);
             }
@@ -623,7 +630,7 @@ impl Plain {
                 tunnel.updated = now;
                 Ok(vec!["TunnelUpdated"])
             }
-            Command::RecordCertificate { id, name, certificate } => {
+            Command::RecordCertificate { id, name, certificate, .. } => {
                 let at = self.living_tunnel(&who, *id, now)?;
                 if !self.tunnels[at].passthrough {
                     return Err(Refusal::NotPassthrough);

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use tunnel_model::{
-    ApiKey, Caller, Certificate, Command, Event, Facts, Identity, IdentityId, KeyId, Metadata, OrganizationId, Refusal,
-    Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, decide,
+    ApiKey, Caller, Certificate, Command, Event, Facts, Identity, IdentityId, Issuer, KeyId, Metadata, OrganizationId,
+    Origin, Refusal, Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, decide,
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_750_000_000_000_000);
@@ -120,7 +120,12 @@ fn commands() -> Vec<(&'static str, Command)> {
         hash: secret_hash,
         last4: "wxyz".to_owned(),
     };
-    let record = |of: &str| Command::RecordCertificate { id, name: name(of), certificate: certificate(NOW.plus(HOUR)) };
+    let record = |of: &str| Command::RecordCertificate {
+        id,
+        name: name(of),
+        certificate: certificate(NOW.plus(HOUR)),
+        origin: Origin { issuer: Issuer::Private, requested_by: None, key: [5; 32], not_before: NOW, profile: None },
+    };
     vec![
         (
             "CreateTunnel",
@@ -241,7 +246,7 @@ fn outcome(caller: &Caller, command: &Command, tunnel: Option<&Tunnel>) -> Strin
 
 fn event(event: &Event) -> String {
     match event {
-        Event::CertificateIssued(tunnel) => format!("CertificateIssued {}", status(tunnel)),
+        Event::CertificateIssued(tunnel, _) => format!("CertificateIssued {}", status(tunnel)),
         Event::IdentityCreated(_) => "IdentityCreated".to_owned(),
         Event::IdentityDeleted(_) => "IdentityDeleted".to_owned(),
         Event::IdentityUpdated(_) => "IdentityUpdated".to_owned(),

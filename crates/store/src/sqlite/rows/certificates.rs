@@ -1,28 +1,150 @@
-//! What was issued: to tunnels (`certificates`), to agents and admins (`client_certificates`), and
-//! for the edge's own names (`edge_certificates`).
+//! What was issued: for public hosts (`certificates`), and to agents and admins (`client_certificates`).
 
-use rusqlite::{Connection, named_params, params};
-use tunnel_model::{Timestamp, Tunnel};
+use rusqlite::types::Value;
+use rusqlite::{Connection, Row, named_params, params, params_from_iter};
+use tunnel_model::{Issuer, KeyId, OrganizationId, Timestamp, TunnelId};
 
-use super::{Result, timestamp};
-use crate::{ClientCertificate, EdgeCertificate};
+use super::{BEGINNING, Result, optional, optional_timestamp, parse, timestamp};
+use crate::certificates::UNKNOWN;
+use crate::{CertificateFilter, ClientCertificate, Holder, IssuedCertificate, Page, Place};
 
-pub(in crate::sqlite) fn record_issuance(connection: &Connection, tunnel: &Tunnel, now: Timestamp) -> Result<()> {
-    let Some(certificate) = &tunnel.certificate else { return Ok(()) };
+/// One that is there already fails: no certificate silently takes another's place.
+pub(in crate::sqlite) fn insert_certificate(connection: &Connection, certificate: &IssuedCertificate) -> Result<()> {
+    let (tunnel, name, organization, host) = match &certificate.holder {
+        Holder::Tunnel { id, name, organization } => {
+            (Some(id.as_bytes()), Some(name.as_str()), organization.as_ref().map(OrganizationId::as_str), None)
+        }
+        Holder::Edge(host) => (None, None, None, Some(host)),
+    };
     connection
         .prepare_cached(
-            "INSERT INTO certificates (serial, tunnel, name, fingerprint, expires_at, issued_at)
-             VALUES (:serial, :tunnel, :name, :fingerprint, :expires_at, :issued_at)",
+            "INSERT INTO certificates (fingerprint, serial, tunnel, name, organization, host, issuer, profile, key,
+             requested_by, not_before, not_after, issued_at)
+             VALUES (:fingerprint, :serial, :tunnel, :name, :organization, :host, :issuer, :profile, :key,
+             :requested_by, :not_before, :not_after, :issued_at)",
         )?
         .execute(named_params! {
-            ":serial": certificate.serial,
-            ":tunnel": tunnel.id.as_bytes(),
-            ":name": tunnel.name.as_str(),
             ":fingerprint": certificate.fingerprint,
-            ":expires_at": certificate.expires_at.micros(),
-            ":issued_at": now.micros(),
+            ":serial": certificate.serial,
+            ":tunnel": tunnel,
+            ":name": name,
+            ":organization": organization,
+            ":host": host,
+            ":issuer": issuer_word(certificate.issuer),
+            ":profile": certificate.profile,
+            ":key": certificate.key,
+            ":requested_by": certificate.requested_by.as_ref().map(KeyId::as_bytes),
+            ":not_before": certificate.not_before.map(Timestamp::micros),
+            ":not_after": certificate.not_after.micros(),
+            ":issued_at": certificate.issued_at.unwrap_or(UNKNOWN).micros(),
         })
         .map(drop)
+}
+
+/// The conditions are those that are given, so that each can use its index.
+pub(in crate::sqlite) fn certificates(
+    connection: &Connection,
+    filter: &CertificateFilter,
+    page: Page,
+) -> Result<Vec<IssuedCertificate>> {
+    let (statement, parameters) = select(filter, page);
+    connection.prepare_cached(&statement)?.query_map(params_from_iter(parameters), read_certificate)?.collect()
+}
+
+fn select(filter: &CertificateFilter, page: Page) -> (String, Vec<Value>) {
+    let CertificateFilter { organization, tunnel, host, serial, fingerprint, issuer, ends_before, ends_from } = filter;
+    let Place { created_at, id } = page.after.unwrap_or(BEGINNING);
+    // A place has the first half of the fingerprint; with the other half at its greatest, what comes
+    // after is another certificate.
+    let after = [id, [0xff; 16]].concat();
+    let mut conditions = vec!["(issued_at, fingerprint) > (?, ?)"];
+    let mut parameters = vec![Value::from(created_at.micros()), Value::from(after)];
+    let mut add = |condition, values: Vec<Value>| {
+        conditions.push(condition);
+        parameters.extend(values);
+    };
+    if let Some(organization) = organization {
+        add("(tunnel IS NULL OR organization = ?)", vec![organization.as_str().to_owned().into()]);
+    }
+    if let Some(tunnel) = tunnel {
+        add("tunnel = ?", vec![tunnel.as_bytes().to_vec().into()]);
+    }
+    if let Some(host) = host {
+        let name = host.name.as_ref().map(|name| name.as_str().to_owned());
+        add("(name = ? OR host = ?)", vec![name.into(), host.host.clone().into()]);
+    }
+    if let Some(serial) = serial {
+        add("serial = ?", vec![serial.clone().into()]);
+    }
+    if let Some(fingerprint) = fingerprint {
+        add("fingerprint = ?", vec![fingerprint.to_vec().into()]);
+    }
+    if let Some(issuer) = issuer {
+        add("issuer = ?", vec![issuer_word(*issuer).to_owned().into()]);
+    }
+    if let Some(end) = ends_before {
+        add("not_after < ?", vec![end.micros().into()]);
+    }
+    if let Some(end) = ends_from {
+        add("not_after >= ?", vec![end.micros().into()]);
+    }
+    parameters.push(page.limit.map_or(-1, i64::from).into());
+    let conditions = conditions.join(" AND ");
+    (format!("SELECT * FROM certificates WHERE {conditions} ORDER BY issued_at, fingerprint LIMIT ?"), parameters)
+}
+
+pub(in crate::sqlite) fn forget_certificates(connection: &Connection, before: Timestamp) -> Result<()> {
+    // A sweep that leaves some is followed by another.
+    connection
+        .prepare_cached(
+            "DELETE FROM certificates WHERE fingerprint IN
+             (SELECT fingerprint FROM certificates WHERE not_after < ?1 ORDER BY not_after LIMIT 10000)",
+        )?
+        .execute([before.micros()])
+        .map(drop)
+}
+
+pub(in crate::sqlite) fn next_certificate_end(connection: &Connection) -> Result<Option<Timestamp>> {
+    connection
+        .prepare_cached("SELECT min(cert_expires_at) AS end FROM tunnels WHERE cert_expires_at IS NOT NULL")?
+        .query_row([], |row| optional_timestamp(row, "end"))
+}
+
+pub(super) fn read_certificate(row: &Row<'_>) -> Result<IssuedCertificate> {
+    let holder = match optional(row, "tunnel", TunnelId::from_bytes)? {
+        Some(id) => Holder::Tunnel {
+            id,
+            name: parse(row, "name")?,
+            organization: optional(row, "organization", |text: String| OrganizationId::new(text))?,
+        },
+        None => Holder::Edge(row.get("host")?),
+    };
+    let issuer = match row.get_ref("issuer")?.as_str()? {
+        "private" => Issuer::Private,
+        _ => return Err(super::unreadable(row, "issuer", UnknownIssuer)),
+    };
+    Ok(IssuedCertificate {
+        holder,
+        serial: row.get("serial")?,
+        fingerprint: row.get("fingerprint")?,
+        issuer,
+        profile: row.get("profile")?,
+        key: row.get("key")?,
+        requested_by: optional(row, "requested_by", KeyId::from_bytes)?,
+        not_before: optional_timestamp(row, "not_before")?,
+        not_after: timestamp(row, "not_after")?,
+        issued_at: Some(timestamp(row, "issued_at")?).filter(|at| *at != UNKNOWN),
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("not an issuer")]
+struct UnknownIssuer;
+
+fn issuer_word(issuer: Issuer) -> &'static str {
+    match issuer {
+        Issuer::Private => "private",
+    }
 }
 
 pub(in crate::sqlite) fn insert_client_certificate(
@@ -50,28 +172,4 @@ pub(in crate::sqlite) fn client_certificates(connection: &Connection) -> Result<
 
 pub(in crate::sqlite) fn forget_client_certificates(connection: &Connection, now: Timestamp) -> Result<()> {
     connection.prepare_cached("DELETE FROM client_certificates WHERE not_after < ?1")?.execute([now.micros()]).map(drop)
-}
-
-pub(in crate::sqlite) fn insert_edge_certificate(connection: &Connection, certificate: &EdgeCertificate) -> Result<()> {
-    let EdgeCertificate { name, serial, fingerprint, not_after } = certificate;
-    connection
-        .prepare_cached(
-            "INSERT OR REPLACE INTO edge_certificates (serial, name, fingerprint, not_after) VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![serial, name, fingerprint, not_after.micros()])
-        .map(drop)
-}
-
-pub(in crate::sqlite) fn edge_certificates(connection: &Connection, name: &str) -> Result<Vec<EdgeCertificate>> {
-    connection
-        .prepare_cached("SELECT * FROM edge_certificates WHERE name = ?1 ORDER BY not_after")?
-        .query_map([name], |row| {
-            Ok(EdgeCertificate {
-                name: row.get("name")?,
-                serial: row.get("serial")?,
-                fingerprint: row.get("fingerprint")?,
-                not_after: timestamp(row, "not_after")?,
-            })
-        })?
-        .collect()
 }
