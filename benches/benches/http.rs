@@ -92,6 +92,7 @@ async fn parts(server: &Server) -> anyhow::Result<()> {
                     fingerprint,
                     serial: serial.as_bytes().to_vec(),
                     expires_at: Timestamp::from_micros(i64::MAX),
+                    renew_at: None,
                 };
                 let not_before = Timestamp::from_micros(0);
                 let origin =

@@ -43,9 +43,12 @@ pub(crate) struct Certificates {
     /// Only those of the tunnel with this UUID, which may be gone
     #[arg(long, value_name = "UUID")]
     tunnel: Option<String>,
-    /// Only those of this issuer: private
+    /// Only those of this issuer: private or acme
     #[arg(long, value_name = "ISSUER")]
     issuer: Option<String>,
+    /// Only those that were revoked (true), or were not (false)
+    #[arg(long, value_name = "BOOL")]
+    revoked: Option<bool>,
     /// Only those that end before this time, such as 2030-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", conflicts_with = "expires_within")]
     expires_before: Option<String>,
@@ -110,6 +113,9 @@ impl Certificates {
         .into_iter()
         .filter_map(|(name, value)| Some((name, value.clone()?)))
         .collect();
+        if let Some(revoked) = self.revoked {
+            query.push(("revoked", revoked.to_string()));
+        }
         if let Some(days) = self.expires_within {
             let now = now();
             let end = now.plus(Duration::from_secs(u64::from(days) * 24 * 60 * 60));

@@ -378,9 +378,9 @@ impl App {
         Ok(Listed::of(self.store.certificates(&filter, one_more(page)).await?, page))
     }
 
-    /// When the first of the certificates ends that tunnels have now.
+    /// When the first of the certificates ends that tunnels have, of those that have not ended.
     pub async fn next_certificate_end(&self) -> Result<Option<Timestamp>, Error> {
-        Ok(self.store.next_certificate_end().await?)
+        Ok(self.store.next_certificate_end(self.clock.now()).await?)
     }
 
     /// A page of the identities that the caller sees, oldest first.

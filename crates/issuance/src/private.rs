@@ -51,6 +51,7 @@ impl Signed {
                 fingerprint: *leaf.fingerprint().as_bytes(),
                 serial: leaf.serial().as_bytes().to_vec(),
                 expires_at: timestamp(leaf.not_after()),
+                renew_at: Some(renewal(timestamp(leaf.not_before()), timestamp(leaf.not_after()))),
             },
             not_before: timestamp(leaf.not_before()),
             chain_pem: chain_pem.to_owned(),
@@ -59,7 +60,12 @@ impl Signed {
     }
 }
 
-fn timestamp(time: Time) -> Timestamp {
+/// A third of its life is left when the next one is asked for.
+pub(crate) fn renewal(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    not_before.plus(not_after.since(not_before) / 3 * 2)
+}
+
+pub(crate) fn timestamp(time: Time) -> Timestamp {
     Timestamp::from_micros(time.unix().saturating_mul(1_000_000))
 }
 
@@ -98,6 +104,7 @@ impl Issuance for Private {
             not_before: Some(issued.not_before),
             not_after: issued.certificate.expires_at,
             issued_at: Some(now),
+            revoked_at: None,
         };
         self.store.record_certificate(record).await?;
         Ok(issued)

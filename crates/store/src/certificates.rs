@@ -41,6 +41,8 @@ pub struct IssuedCertificate {
     pub not_after: Timestamp,
     /// When it was put on record.
     pub issued_at: Option<Timestamp>,
+    /// When its issuer revoked it, if it has.
+    pub revoked_at: Option<Timestamp>,
 }
 
 /// Whose a certificate is.
@@ -79,6 +81,7 @@ impl IssuedCertificate {
             not_before: Some(origin.not_before),
             not_after: certificate.expires_at,
             issued_at: Some(now),
+            revoked_at: None,
         })
     }
 }
@@ -109,6 +112,8 @@ pub struct CertificateFilter {
     pub fingerprint: Option<[u8; 32]>,
     /// Those that this one signed.
     pub issuer: Option<Issuer>,
+    /// Those that were revoked, or those that were not.
+    pub revoked: Option<bool>,
     /// Those that end before.
     pub ends_before: Option<Timestamp>,
     /// Those that end then or later.
@@ -127,7 +132,7 @@ pub struct Host {
 impl CertificateFilter {
     /// Is this one wanted? The same that a database is asked.
     pub(crate) fn matches(&self, certificate: &IssuedCertificate) -> bool {
-        let Self { organization, tunnel, host, serial, fingerprint, issuer, ends_before, ends_from } = self;
+        let Self { organization, tunnel, host, serial, fingerprint, issuer, revoked, ends_before, ends_from } = self;
         let (of_tunnel, of_organization, of_host) = match &certificate.holder {
             Holder::Tunnel { id, name, organization: owner } => (
                 tunnel.is_none_or(|tunnel| tunnel == *id),
@@ -142,6 +147,7 @@ impl CertificateFilter {
             && serial.as_ref().is_none_or(|serial| *serial == certificate.serial)
             && fingerprint.is_none_or(|fingerprint| fingerprint == certificate.fingerprint)
             && issuer.is_none_or(|issuer| issuer == certificate.issuer)
+            && revoked.is_none_or(|revoked| revoked == certificate.revoked_at.is_some())
             && ends_before.is_none_or(|end| certificate.not_after < end)
             && ends_from.is_none_or(|end| certificate.not_after >= end)
     }

@@ -86,8 +86,9 @@ fn apply(transaction: &mut impl Transaction, event: &Event, now: Timestamp) -> R
             if let Some(certificate) = IssuedCertificate::of_tunnel(tunnel, origin, now) {
                 transaction.record_certificate(&certificate)?;
             }
-            transaction.record_use(&Usage::Sign(tunnel.id), now)
+            Ok(())
         }
+        Event::SigningCounted(tunnel) => transaction.record_use(&Usage::Sign(*tunnel), now),
         Event::IdentityCreated(identity) => transaction.insert_identity(identity),
         Event::IdentityDeleted(identity) => transaction.delete_identity(identity),
         Event::IdentityUpdated(identity) => transaction.update_identity(identity),

@@ -11,6 +11,7 @@ mod decide;
 mod error;
 mod memory;
 mod observer;
+mod orders;
 mod page;
 mod sqlite;
 
@@ -26,6 +27,7 @@ pub use clock::{Clock, SystemClock};
 pub use error::{ExecuteError, StoreError};
 pub use memory::MemoryStore;
 pub use observer::Observer;
+pub use orders::{Ask, Order, OrderState, Ordered};
 pub use page::{Page, Place, Placed};
 pub use sqlite::{OpenError, SCHEMA_VERSION, SqliteStore, check_copy, copy, lock_directory};
 pub use tunnel_model::Timestamp;
@@ -36,7 +38,7 @@ pub use tunnel_model::Timestamp;
 /// the caller's, see [`Caller::sees_tunnel`]. Whoever needs one subject takes its trait:
 /// `Arc<dyn Store>` becomes `Arc<dyn ClientCertificates>` by itself.
 #[async_trait]
-pub trait Store: Commands + Tunnels + Identities + ApiKeys + ClientCertificates + IssuedCertificates {
+pub trait Store: Commands + Tunnels + Identities + ApiKeys + ClientCertificates + IssuedCertificates + Orders {
     /// Can it be read and written?
     async fn check(&self) -> Result<(), StoreError>;
 }
@@ -141,6 +143,31 @@ pub trait IssuedCertificates: Send + Sync + 'static {
     /// Forgets those whose life ended before `before`.
     async fn forget_certificates(&self, before: Timestamp) -> Result<(), StoreError>;
 
-    /// When the first of the certificates ends that tunnels have now.
-    async fn next_certificate_end(&self) -> Result<Option<Timestamp>, StoreError>;
+    /// Notes that a certificate was revoked. The first time counts.
+    async fn note_revocation(&self, fingerprint: [u8; 32], now: Timestamp) -> Result<(), StoreError>;
+
+    /// When the first of the certificates ends that tunnels have, of those that have not ended at `now`.
+    async fn next_certificate_end(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError>;
+}
+
+/// What was ordered of a public authority.
+#[async_trait]
+pub trait Orders: Send + Sync + 'static {
+    /// Puts an order on record, or what is new of it.
+    async fn record_order(&self, order: Order) -> Result<(), StoreError>;
+
+    /// The latest order for a tunnel, whatever its name was, or for a host of the edge.
+    async fn latest_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError>;
+
+    /// Those that go on.
+    async fn pending_orders(&self) -> Result<Vec<Order>, StoreError>;
+
+    /// Those whose certificate is good at `now`: on record, not ended, not revoked.
+    async fn issued_orders(&self, now: Timestamp) -> Result<Vec<Order>, StoreError>;
+
+    /// Those that were decided at `since` or later, in no order, as limits count them.
+    async fn ordered_since(&self, since: Timestamp) -> Result<Vec<Ordered>, StoreError>;
+
+    /// Forgets those that were decided before `before` and have ended.
+    async fn forget_orders(&self, before: Timestamp) -> Result<(), StoreError>;
 }

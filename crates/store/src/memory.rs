@@ -13,8 +13,9 @@ use tunnel_model::{
 use crate::decide::{Transaction, run};
 use crate::observer::{Observer, Observers};
 use crate::{
-    ApiKeys, CertificateFilter, ClientCertificate, ClientCertificates, Commands, ExecuteError, Identities,
-    IssuedCertificate, IssuedCertificates, Page, Placed, Store, StoreError, Tunnels,
+    ApiKeys, CertificateFilter, ClientCertificate, ClientCertificates, Commands, ExecuteError, Holder, Identities,
+    IssuedCertificate, IssuedCertificates, Order, OrderState, Ordered, Orders, Page, Placed, Store, StoreError,
+    Tunnels,
 };
 
 /// A store without a disk.
@@ -33,6 +34,7 @@ struct State {
     uses: BTreeMap<Usage, Vec<Timestamp>>,
     client_certificates: BTreeMap<String, ClientCertificate>,
     certificates: BTreeMap<[u8; 32], IssuedCertificate>,
+    orders: BTreeMap<[u8; 16], Order>,
 }
 
 impl MemoryStore {
@@ -181,10 +183,61 @@ impl IssuedCertificates for MemoryStore {
         Ok(())
     }
 
-    async fn next_certificate_end(&self) -> Result<Option<Timestamp>, StoreError> {
+    async fn note_revocation(&self, fingerprint: [u8; 32], now: Timestamp) -> Result<(), StoreError> {
+        if let Some(certificate) = self.state().certificates.get_mut(&fingerprint) {
+            certificate.revoked_at.get_or_insert(now);
+        }
+        Ok(())
+    }
+
+    async fn next_certificate_end(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
         let state = self.state();
         let certificates = state.tunnels.values().filter_map(|tunnel| tunnel.certificate.as_ref());
-        Ok(certificates.map(|certificate| certificate.expires_at).min())
+        Ok(certificates.map(|certificate| certificate.expires_at).filter(|end| *end >= now).min())
+    }
+}
+
+#[async_trait]
+impl Orders for MemoryStore {
+    async fn record_order(&self, order: Order) -> Result<(), StoreError> {
+        self.state().orders.insert(order.id, order);
+        Ok(())
+    }
+
+    async fn latest_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
+        let is_same = |order: &&Order| match (&order.holder, holder) {
+            (Holder::Tunnel { id, .. }, Holder::Tunnel { id: wanted, .. }) => id == wanted,
+            (Holder::Edge(host), Holder::Edge(wanted)) => host == wanted,
+            _ => false,
+        };
+        Ok(self.state().orders.values().filter(is_same).max_by_key(|order| order.begun_at).cloned())
+    }
+
+    async fn pending_orders(&self) -> Result<Vec<Order>, StoreError> {
+        let state = self.state();
+        Ok(state.orders.values().filter(|order| order.state == OrderState::Pending).cloned().collect())
+    }
+
+    async fn issued_orders(&self, now: Timestamp) -> Result<Vec<Order>, StoreError> {
+        let state = self.state();
+        let is_good = |order: &&Order| match &order.state {
+            OrderState::Issued { fingerprint, .. } => {
+                let certificate = state.certificates.get(fingerprint);
+                certificate.is_some_and(|found| found.not_after >= now && found.revoked_at.is_none())
+            }
+            OrderState::Pending | OrderState::Failed { .. } => false,
+        };
+        Ok(state.orders.values().filter(is_good).cloned().collect())
+    }
+
+    async fn ordered_since(&self, since: Timestamp) -> Result<Vec<Ordered>, StoreError> {
+        let state = self.state();
+        Ok(state.orders.values().filter(|order| order.begun_at >= since).map(Order::counted).collect())
+    }
+
+    async fn forget_orders(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.state().orders.retain(|_, order| order.begun_at >= before || order.state == OrderState::Pending);
+        Ok(())
     }
 }
 
@@ -303,7 +356,7 @@ impl Transaction for State {
     }
 
     fn record_certificate(&mut self, certificate: &IssuedCertificate) -> Result<(), StoreError> {
-        self.certificates.insert(certificate.fingerprint, certificate.clone());
+        self.certificates.entry(certificate.fingerprint).or_insert_with(|| certificate.clone());
         Ok(())
     }
 }

@@ -27,8 +27,8 @@ use tunnel_model::{
 use crate::decide::{Transaction, run};
 use crate::observer::{Observer, Observers};
 use crate::{
-    ApiKeys, CertificateFilter, ClientCertificate, ClientCertificates, Commands, ExecuteError, Identities,
-    IssuedCertificate, IssuedCertificates, Page, Store, StoreError, Tunnels,
+    ApiKeys, CertificateFilter, ClientCertificate, ClientCertificates, Commands, ExecuteError, Holder, Identities,
+    IssuedCertificate, IssuedCertificates, Order, Ordered, Orders, Page, Store, StoreError, Tunnels,
 };
 pub use copy::{check as check_copy, copy, lock as lock_directory};
 use health::{Health, Look};
@@ -312,8 +312,39 @@ impl IssuedCertificates for SqliteStore {
         self.write_only(Work::ForgetCertificates { before }).await
     }
 
-    async fn next_certificate_end(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.read(rows::next_certificate_end)
+    async fn note_revocation(&self, fingerprint: [u8; 32], now: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::NoteRevocation { fingerprint, now }).await
+    }
+
+    async fn next_certificate_end(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        self.read_many(move |connection| rows::next_certificate_end(connection, now)).await
+    }
+}
+
+#[async_trait]
+impl Orders for SqliteStore {
+    async fn record_order(&self, order: Order) -> Result<(), StoreError> {
+        self.write_only(Work::RecordOrder(Box::new(order))).await
+    }
+
+    async fn latest_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
+        self.read(|connection| rows::latest_order(connection, holder))
+    }
+
+    async fn pending_orders(&self) -> Result<Vec<Order>, StoreError> {
+        self.read_many(rows::pending_orders).await
+    }
+
+    async fn issued_orders(&self, now: Timestamp) -> Result<Vec<Order>, StoreError> {
+        self.read_many(move |connection| rows::issued_orders(connection, now)).await
+    }
+
+    async fn ordered_since(&self, since: Timestamp) -> Result<Vec<Ordered>, StoreError> {
+        self.read_many(move |connection| rows::ordered_since(connection, since)).await
+    }
+
+    async fn forget_orders(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.write_only(Work::ForgetOrders { before }).await
     }
 }
 
@@ -390,6 +421,14 @@ enum Work {
     RecordCertificate(Box<IssuedCertificate>),
     ForgetCertificates {
         before: Timestamp,
+    },
+    RecordOrder(Box<Order>),
+    ForgetOrders {
+        before: Timestamp,
+    },
+    NoteRevocation {
+        fingerprint: [u8; 32],
+        now: Timestamp,
     },
     ForgetClientCertificates {
         now: Timestamp,
@@ -480,6 +519,13 @@ fn run_work(rows: &mut Rows<'_>, work: Work) -> Result<Vec<Event>, ExecuteError>
         Work::RecordCertificate(certificate) => {
             let recorded = rows::insert_certificate(rows.0, &certificate);
             Ok(recorded.map(|()| Vec::new()).map_err(store_error)?)
+        }
+        Work::RecordOrder(order) => Ok(rows::record_order(rows.0, &order).map(|()| Vec::new()).map_err(store_error)?),
+        Work::ForgetOrders { before } => {
+            Ok(rows::forget_orders(rows.0, before).map(|()| Vec::new()).map_err(store_error)?)
+        }
+        Work::NoteRevocation { fingerprint, now } => {
+            Ok(rows::note_revocation(rows.0, fingerprint, now).map(|()| Vec::new()).map_err(store_error)?)
         }
         Work::ForgetCertificates { before } => {
             Ok(rows::forget_certificates(rows.0, before).map(|()| Vec::new()).map_err(store_error)?)

@@ -68,6 +68,34 @@ pub enum Command {
         /// Where it comes from.
         origin: Origin,
     },
+    /// A certificate for `name` is about to be asked for where it becomes public at once: decided, and
+    /// counted, before.
+    BeginOrder {
+        /// Which tunnel.
+        id: TunnelId,
+        /// The name that the certificate is to be for.
+        name: TunnelName,
+    },
+    /// What came of [`Command::BeginOrder`], which has been counted.
+    FinishOrder {
+        /// Which tunnel.
+        id: TunnelId,
+        /// The name that the certificate is for.
+        name: TunnelName,
+        /// The certificate.
+        certificate: Certificate,
+        /// Where it comes from.
+        origin: Origin,
+    },
+    /// The issuer wants a tunnel's certificate to be renewed at another time; only the server says so.
+    SetRenewal {
+        /// Which tunnel.
+        id: TunnelId,
+        /// SHA-256 of the certificate. If the tunnel has another one, nothing changes.
+        fingerprint: [u8; 32],
+        /// When.
+        renew_at: Timestamp,
+    },
     /// Deletion with a restore window, which is never longer than the rules say.
     DeleteTunnel {
         /// Which tunnel.
@@ -208,6 +236,8 @@ pub enum IdentityKey<'a> {
 pub enum Event {
     /// A certificate was signed for a tunnel.
     CertificateIssued(Box<Tunnel>, Origin),
+    /// A certificate of this tunnel counts in its quota.
+    SigningCounted(TunnelId),
     /// An identity exists.
     IdentityCreated(Identity),
     /// An identity is gone.
@@ -360,10 +390,12 @@ impl Command {
             Self::CreateTunnel { name, .. } | Self::CreateIdentity { handle: name, .. } => {
                 Wants { name: Some(name), usage: caller.organization().map(creation), ..Wants::default() }
             }
-            Self::RecordCertificate { id, .. } => {
+            Self::RecordCertificate { id, .. } | Self::BeginOrder { id, .. } => {
                 Wants { tunnel: Some(*id), usage: Some((Usage::Sign(*id), rules.signings.limit)), ..Wants::default() }
             }
             Self::UpdateTunnel { id, .. }
+            | Self::FinishOrder { id, .. }
+            | Self::SetRenewal { id, .. }
             | Self::DeleteTunnel { id }
             | Self::RestoreTunnel { id }
             | Self::ForceDeleteTunnel { id }
@@ -446,8 +478,18 @@ pub fn decide(
         }
         Command::UpdateTunnel { description, metadata, .. } => decision.update_tunnel(description, metadata),
         Command::RecordCertificate { name, certificate, origin, .. } => {
-            decision.record_certificate(&name, certificate, origin)
+            let counted = decision.count_signing(&name)?;
+            decision.use_certificate(&name, certificate, origin).map(|issued| vec![issued, counted])
         }
+        Command::BeginOrder { name, .. } => decision.count_signing(&name).map(|counted| vec![counted]),
+        Command::FinishOrder { name, certificate, origin, .. } => {
+            // What was begun is the server's to finish.
+            if *caller != Caller::System {
+                return Err(Refusal::Forbidden);
+            }
+            decision.use_certificate(&name, certificate, origin).map(|issued| vec![issued])
+        }
+        Command::SetRenewal { fingerprint, renew_at, .. } => decision.set_renewal(&fingerprint, renew_at),
         Command::DeleteTunnel { .. } => decision.delete_tunnel(),
         Command::RestoreTunnel { .. } => decision.restore_tunnel(),
         Command::ForceDeleteTunnel { .. } => decision.force_delete_tunnel(),
@@ -582,25 +624,39 @@ impl Decision<'_> {
         Ok(vec![Event::TunnelUpdated(Box::new(tunnel))])
     }
 
-    fn record_certificate(
-        mut self,
-        name: &TunnelName,
-        certificate: Certificate,
-        origin: Origin,
-    ) -> Result<Vec<Event>, Refusal> {
-        let mut tunnel = self.tunnel()?;
-        check_signable(&tunnel, self.now)?;
-        if tunnel.name != *name {
-            return Err(Refusal::NotSignable);
-        }
+    /// The tunnel, if a certificate may be signed for it and this name.
+    fn signable(&self, name: &TunnelName) -> Result<&Tunnel, Refusal> {
+        let tunnel = self.facts.tunnel.as_ref().filter(|tunnel| self.caller.sees_tunnel(tunnel));
+        let tunnel = tunnel.ok_or(Refusal::NotFound(Kind::Tunnel))?;
+        check_signable(tunnel, self.now)?;
+        if tunnel.name == *name { Ok(tunnel) } else { Err(Refusal::NotSignable) }
+    }
+
+    fn count_signing(&self, name: &TunnelName) -> Result<Event, Refusal> {
+        let tunnel = self.signable(name)?;
         let quota = self.rules.signings;
-        quota
-            .admit(self.facts.nth_use, self.now)
-            .map_err(|retry_after| Refusal::SignQuota { limit: quota.limit, retry_after })?;
+        let admitted = quota.admit(self.facts.nth_use, self.now);
+        admitted.map_err(|retry_after| Refusal::SignQuota { limit: quota.limit, retry_after })?;
+        Ok(Event::SigningCounted(tunnel.id))
+    }
+
+    fn use_certificate(&self, name: &TunnelName, certificate: Certificate, origin: Origin) -> Result<Event, Refusal> {
+        let mut tunnel = self.signable(name)?.clone();
         tunnel.certificate = Some(certificate);
         tunnel.status = Status::Active;
         tunnel.updated_at = self.now;
-        Ok(vec![Event::CertificateIssued(Box::new(tunnel), origin)])
+        Ok(Event::CertificateIssued(Box::new(tunnel), origin))
+    }
+
+    fn set_renewal(mut self, fingerprint: &[u8; 32], renew_at: Timestamp) -> Result<Vec<Event>, Refusal> {
+        let mut tunnel = self.observed_tunnel()?;
+        match &mut tunnel.certificate {
+            Some(certificate) if certificate.fingerprint == *fingerprint && certificate.renew_at != Some(renew_at) => {
+                certificate.renew_at = Some(renew_at);
+                Ok(vec![Event::TunnelUpdated(Box::new(tunnel))])
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn delete_tunnel(mut self) -> Result<Vec<Event>, Refusal> {

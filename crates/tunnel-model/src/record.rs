@@ -99,6 +99,8 @@ pub struct Certificate {
     pub serial: Vec<u8>,
     /// The end of its validity.
     pub expires_at: Timestamp,
+    /// When the next one is to be asked for; unknown of some that are older than this field.
+    pub renew_at: Option<Timestamp>,
 }
 
 /// What is on record of a certificate, beside what its tunnel remembers.
@@ -121,6 +123,8 @@ pub struct Origin {
 pub enum Issuer {
     /// The deployment's own authority.
     Private,
+    /// A public authority, by ACME (RFC 8555).
+    Acme,
 }
 
 /// One identity: a handle with the tunnel of the same name.

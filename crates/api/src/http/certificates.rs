@@ -51,6 +51,8 @@ struct CertificateBody {
     not_after: String,
     /// When it was put on record, RFC 3339.
     issued_at: Option<String>,
+    /// When its issuer revoked it, RFC 3339; null while it has not.
+    revoked_at: Option<String>,
 }
 
 /// Who signed it.
@@ -60,6 +62,8 @@ struct CertificateBody {
 enum IssuerBody {
     /// The deployment's own authority.
     Private,
+    /// A public authority, by ACME.
+    Acme,
 }
 
 impl CertificateBody {
@@ -76,6 +80,7 @@ impl CertificateBody {
             fingerprint_sha256: lower::encode_string(&certificate.fingerprint),
             issuer: match certificate.issuer {
                 Issuer::Private => IssuerBody::Private,
+                Issuer::Acme => IssuerBody::Acme,
             },
             profile: certificate.profile,
             key_sha256: certificate.key.map(|key| lower::encode_string(&key)),
@@ -85,6 +90,7 @@ impl CertificateBody {
             not_before: certificate.not_before.map(rfc3339),
             not_after: rfc3339(certificate.not_after),
             issued_at: certificate.issued_at.map(rfc3339),
+            revoked_at: certificate.revoked_at.map(rfc3339),
         }
     }
 }
@@ -99,7 +105,8 @@ impl CertificateBody {
         ("serial" = Option<String>, Query, description = "Only those with this serial number, hex, colons allowed"),
         ("fingerprint" = Option<String>, Query, description = "Only the one with this SHA-256, hex, colons allowed"),
         ("tunnel_id" = Option<String>, Query, description = "Only those of this tunnel, which may be gone"),
-        ("issuer" = Option<String>, Query, description = "Only those of this issuer: `private`"),
+        ("issuer" = Option<String>, Query, description = "Only those of this issuer: `private` or `acme`"),
+        ("revoked" = Option<bool>, Query, description = "Only those that were revoked, or were not"),
         ("expires_before" = Option<String>, Query, description = "Only those that end before, RFC 3339"),
         ("expires_after" = Option<String>, Query, description = "Only those that end then or later, RFC 3339"),
         ("limit" = Option<u32>, Query, description = "Records of a page; 100 if absent", minimum = 1, maximum = 1000),

@@ -138,8 +138,11 @@ impl FromRequestParts<Shared> for CertificateQuery {
             .map(|text| text.parse().map_err(|_| Error::invalid("tunnel_id", &"use the UUID of a tunnel")));
         let issuer = parameter(parts, "issuer")?.map(|text| match text.as_str() {
             "private" => Ok(Issuer::Private),
-            _ => Err(Error::invalid("issuer", &"use private")),
+            "acme" => Ok(Issuer::Acme),
+            _ => Err(Error::invalid("issuer", &"use private or acme")),
         });
+        let revoked = parameter(parts, "revoked")?
+            .map(|text| text.parse().map_err(|_| Error::invalid("revoked", &"use true or false")));
         let time = |name: &'static str| {
             let time = parameter(parts, name)?.map(|text| {
                 let time: Result<jiff::Timestamp, _> = text.parse();
@@ -155,6 +158,7 @@ impl FromRequestParts<Shared> for CertificateQuery {
             serial: octets("serial")?,
             fingerprint: fingerprint.transpose()?,
             issuer: issuer.transpose()?,
+            revoked: revoked.transpose()?,
             ends_before: time("expires_before")?,
             ends_from: time("expires_after")?,
         }))

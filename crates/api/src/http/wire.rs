@@ -32,6 +32,8 @@ pub(super) struct TunnelBody {
     cert_fingerprint_sha256: Option<String>,
     /// The end of its validity, RFC 3339.
     cert_expires_at: Option<String>,
+    /// When the next one is to be asked for, RFC 3339.
+    renew_after: Option<String>,
     status: StatusBody,
     /// What is to be done about the status, if something is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +67,7 @@ impl TunnelBody {
         // A rename drops the certificate, and most agents sign when they start only.
         let is_stale =
             tunnel.status == Status::AwaitingCert && currently_connected && !app.has_own_certificate(tunnel.id);
+        let renew_at = tunnel.certificate.as_ref().and_then(|certificate| certificate.renew_at);
         let (cert_pem, fingerprint, expires_at) = match tunnel.certificate {
             Some(certificate) => (
                 Some(certificate.pem),
@@ -82,6 +85,7 @@ impl TunnelBody {
             cert_pem,
             cert_fingerprint_sha256: fingerprint,
             cert_expires_at: expires_at.map(rfc3339),
+            renew_after: renew_at.map(rfc3339),
             status: tunnel.status.into(),
             status_reason: is_stale.then_some(STALE),
             last_connected_at: tunnel.last_connected_at.map(rfc3339),

@@ -37,6 +37,7 @@ async fn a_certificate_is_on_record_with_all_that_is_known_of_it() {
             "not_before": record["not_before"],
             "not_after": signed["cert_expires_at"],
             "issued_at": "2026-11-22T13:30:00+00:00",
+            "revoked_at": null,
         })
     );
     assert!(text(&record["not_before"]) <= text(&record["issued_at"]));
@@ -67,7 +68,9 @@ async fn every_parameter_narrows_the_list() {
         (format!("serial={}", with_colons.join(":")), vec![b]),
         ("serial=00".to_owned(), vec![]),
         (format!("fingerprint={}", text(&c["fingerprint_sha256"])), vec![c]),
-        ("issuer=private".to_owned(), vec![a, b, c]),
+        ("issuer=private&revoked=false".to_owned(), vec![a, b, c]),
+        ("issuer=acme".to_owned(), vec![]),
+        ("revoked=true".to_owned(), vec![]),
         (format!("expires_before={}", text(&b["not_after"]).replace('+', "%2B")), vec![a]),
         (format!("expires_after={}", text(&b["not_after"]).replace('+', "%2B")), vec![b, c]),
         (format!("tunnel_id={first}&expires_after={}", text(&b["not_after"]).replace('+', "%2B")), vec![c]),
@@ -86,6 +89,7 @@ async fn every_parameter_narrows_the_list() {
         "fingerprint=00",
         "tunnel_id=one-agent",
         "issuer=someone",
+        "revoked=perhaps",
         "expires_before=tomorrow",
         "expires_before=2030-01-01",
         "host=a.test&host=b.test",

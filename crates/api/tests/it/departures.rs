@@ -64,6 +64,7 @@ impl Observer for Heard {
                 | Event::TunnelUpdated(tunnel) => {
                     records.tunnels.insert(tunnel.id.to_string(), tunnel_in_words(tunnel));
                 }
+                Event::SigningCounted(_) => {}
                 Event::TunnelFinalized(tunnel) => drop(records.tunnels.remove(&tunnel.id.to_string())),
                 Event::IdentityCreated(identity) | Event::IdentityUpdated(identity) => {
                     records.identities.insert(identity.id.to_string(), format!("{identity:?}"));

@@ -285,7 +285,7 @@ fn check_tunnel(tunnel: &Value) {
     };
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     type Rule<'a> = (&'a str, bool, &'a dyn Fn(&Value) -> bool);
-    let rules: [Rule<'_>; 20] = [
+    let rules: [Rule<'_>; 21] = [
         ("id", false, &is_uuid),
         ("organization_id", false, &is_text),
         ("tunnel_name", false, &is_text),
@@ -295,6 +295,7 @@ fn check_tunnel(tunnel: &Value) {
         ("cert_pem", true, &|pem| pem.as_str().is_some_and(|pem| pem.ends_with('\n'))),
         ("cert_fingerprint_sha256", true, &is_text),
         ("cert_expires_at", true, &is_time),
+        ("renew_after", true, &is_time),
         ("status", false, &is_text),
         ("last_connected_at", true, &is_time),
         ("last_connected_ip_addr", true, &is_text),
@@ -311,7 +312,7 @@ fn check_tunnel(tunnel: &Value) {
         let value = tunnel.get(field).unwrap_or_else(|| panic!("{field} is missing: {tunnel:#}"));
         assert!((nullable && value.is_null()) || rule(value), "{field}: {value}");
     }
-    assert_eq!(tunnel.as_object().expect("an object").len(), 20, "a field that no client reads: {tunnel:#}");
+    assert_eq!(tunnel.as_object().expect("an object").len(), 21, "a field that no client reads: {tunnel:#}");
     let pending = tunnel["status"] == "delete_pending";
     assert_eq!(tunnel["restore_deadline_at"].is_string(), pending, "{tunnel:#}");
     assert_eq!(tunnel["public_host"], format!("{}.{ZONE}", text(&tunnel["tunnel_name"])));

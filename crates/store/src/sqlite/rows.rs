@@ -3,6 +3,7 @@
 mod certificates;
 mod identities;
 mod keys;
+mod orders;
 mod tunnels;
 mod uses;
 
@@ -17,6 +18,7 @@ use crate::{Page, Place};
 pub(super) use certificates::*;
 pub(super) use identities::*;
 pub(super) use keys::*;
+pub(super) use orders::*;
 pub(super) use tunnels::*;
 pub(super) use uses::*;
 
@@ -31,7 +33,9 @@ pub(super) fn read_all(connection: &Connection) -> Result<()> {
     let mut keys = connection.prepare("SELECT * FROM api_keys")?;
     keys.query_map([], |row| read_api_key(row).map(drop))?.collect::<Result<()>>()?;
     let mut certificates = connection.prepare("SELECT * FROM certificates")?;
-    certificates.query_map([], |row| read_certificate(row).map(drop))?.collect()
+    certificates.query_map([], |row| read_certificate(row).map(drop))?.collect::<Result<()>>()?;
+    let mut orders = connection.prepare("SELECT * FROM orders")?;
+    orders.query_map([], |row| read_order(row).map(drop))?.collect()
 }
 
 /// Before every record that has a time.

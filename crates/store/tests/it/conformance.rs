@@ -5,8 +5,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use store::{
-    CertificateFilter, ClientCertificate, Holder, Host, IssuedCertificate, MemoryStore, Observer, Page, Place, Placed,
-    SqliteStore, Store,
+    Ask, CertificateFilter, ClientCertificate, Holder, Host, IssuedCertificate, MemoryStore, Observer, Order,
+    OrderState, Page, Place, Placed, SqliteStore, Store,
 };
 use tunnel_model::{
     Caller, Command, Event, IdentityKey, Issuer, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
@@ -55,6 +55,7 @@ on_every_backend! {
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
     certificates_are_found_by_what_is_on_record,
+    orders_are_kept_until_they_are_forgotten,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
     what_is_not_there_is_not_found,
@@ -117,7 +118,7 @@ async fn a_tunnel_round_trips_with_every_field(store: &dyn Store) {
     let metadata = Metadata::try_from(metadata).expect("small");
     done(store, Command::UpdateTunnel { id: tunnel_id(1), description: None, metadata: Some(metadata) }).await;
     let events = execute(store, admin(), record(1, "my-agent", 1), NOW.plus(SECOND)).await.expect("signed");
-    let [Event::CertificateIssued(expected, _)] = &events[..] else { panic!("{events:?}") };
+    let [Event::CertificateIssued(expected, _), Event::SigningCounted(_)] = &events[..] else { panic!("{events:?}") };
     assert!(expected.certificate.is_some() && expected.description.is_some() && expected.secret_hash.is_some());
     assert_eq!(expected.certificate, Some(certificate(1)));
 
@@ -509,6 +510,7 @@ async fn certificates_are_found_by_what_is_on_record(store: &dyn Store) {
         not_before: Some(NOW),
         not_after,
         issued_at: Some(NOW.plus(DAY)),
+        revoked_at: None,
     };
     done(store, create_tunnel(1, "my-agent", TlsMode::Passthrough)).await;
     execute(store, admin(), record(1, "my-agent", 1), NOW).await.expect("signed");
@@ -533,6 +535,7 @@ async fn certificates_are_found_by_what_is_on_record(store: &dyn Store) {
             not_before: Some(origin.not_before),
             not_after: certificate.expires_at,
             issued_at: Some(issued_at),
+            revoked_at: None,
         }
     };
     let (first, second) = (of_tunnel(1, NOW), of_tunnel(2, NOW.plus(SECOND)));
@@ -574,10 +577,115 @@ async fn certificates_are_found_by_what_is_on_record(store: &dyn Store) {
         }
         assert_eq!(store.certificates(&filter, page).await.expect("an answer"), [], "{filter:?}");
     }
-    assert_eq!(store.next_certificate_end().await.expect("an answer"), Some(second.not_after));
+    let next_end = async |now| store.next_certificate_end(now).await.expect("an answer");
+    assert_eq!(next_end(second.not_after).await, Some(second.not_after));
+    assert_eq!(next_end(second.not_after.plus(SECOND)).await, None);
     store.forget_certificates(NOW.plus(2 * DAY)).await.expect("forgotten");
     let found = store.certificates(&none(), Page::ALL).await.expect("an answer");
-    assert_eq!(found, [first, second, other]);
+    assert_eq!(found, [first.clone(), second.clone(), other.clone()]);
+    // What is recorded again is the same, and what is revoked stays so.
+    for at in [NOW.plus(DAY), NOW.plus(2 * DAY)] {
+        store.note_revocation([4; 32], at).await.expect("noted");
+    }
+    store.record_certificate(other.clone()).await.expect("recorded");
+    let revoked = CertificateFilter { revoked: Some(true), ..none() };
+    let found = store.certificates(&revoked, Page::ALL).await.expect("an answer");
+    assert_eq!(found, [IssuedCertificate { revoked_at: Some(NOW.plus(DAY)), ..other }]);
+    let good = CertificateFilter { revoked: Some(false), ..none() };
+    assert_eq!(store.certificates(&good, Page::ALL).await.expect("an answer"), [first, second]);
+}
+
+async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
+    let holder =
+        Holder::Tunnel { id: tunnel_id(1), name: name("my-agent"), organization: Some(organization("org_own")) };
+    let order = |number: u8, holder: &Holder, begun_at| Order {
+        id: [number; 16],
+        holder: holder.clone(),
+        names: vec!["example.test".to_owned(), "*.example.test".to_owned()],
+        csr: vec![number, 2],
+        key: [number; 32],
+        requested_by: Some(key_id(7)),
+        profile: Some("short".to_owned()),
+        ask: Ask::New,
+        replaces: Some("a.b".to_owned()),
+        url: None,
+        begun_at,
+        failures: 3,
+        failing_since: Some(NOW),
+        state: OrderState::Pending,
+    };
+    let mut first = order(1, &holder, NOW);
+    let mut second = Order { ask: Ask::RenewalInWindow, ..order(2, &holder, NOW.plus(DAY)) };
+    let mut third = Order { ask: Ask::Renewal, ..order(3, &Holder::Edge("example.test".to_owned()), NOW) };
+    for order in [&second, &first, &third] {
+        store.record_order(order.clone()).await.expect("recorded");
+    }
+    let sorted = |mut orders: Vec<Order>| {
+        orders.sort_by_key(|order| order.id);
+        orders
+    };
+    let pending = async || sorted(store.pending_orders().await.expect("an answer"));
+    assert_eq!(pending().await, [first.clone(), second.clone(), third.clone()]);
+    assert_eq!(store.latest_order(&holder).await.expect("an answer"), Some(second.clone()));
+    assert_eq!(store.latest_order(&third.holder).await.expect("an answer"), Some(third.clone()));
+    assert_eq!(store.latest_order(&Holder::Edge("other.test".to_owned())).await.expect("an answer"), None);
+
+    first.state = OrderState::Failed {
+        at: NOW.plus(SECOND),
+        cause: "caa".to_owned(),
+        words: "a record forbids it".to_owned(),
+        not_before: Some(NOW.plus(DAY)),
+    };
+    for (order, ask_again_at) in [(&mut second, None), (&mut third, Some(NOW))] {
+        order.url = Some(format!("https://ca.test/{}", order.id[0]));
+        let chain = "PEM".to_owned();
+        let fingerprint = [order.id[0]; 32];
+        order.state = OrderState::Issued { at: NOW.plus(2 * DAY), fingerprint, chain, ask_again_at };
+    }
+    for order in [&first, &second, &third] {
+        store.record_order(order.clone()).await.expect("recorded");
+    }
+    assert_eq!(pending().await, []);
+    assert_eq!(store.latest_order(&holder).await.expect("an answer"), Some(second.clone()));
+    let mut ordered = store.ordered_since(NOW).await.expect("an answer");
+    ordered.sort_by_key(|ordered| (ordered.begun_at, ordered.issued_at));
+    let outcomes: Vec<_> = ordered.iter().map(|one| (one.ask, one.issued_at, one.failed.clone())).collect();
+    let failed = Some((NOW.plus(SECOND), "caa".to_owned()));
+    let issued_at = Some(NOW.plus(2 * DAY));
+    assert_eq!(
+        outcomes,
+        [(Ask::New, None, failed), (Ask::Renewal, issued_at, None), (Ask::RenewalInWindow, issued_at, None)]
+    );
+    assert!(ordered.iter().all(|one| one.names == second.names));
+    assert_eq!(store.ordered_since(NOW.plus(SECOND)).await.expect("an answer").len(), 1);
+
+    // Good are those whose certificate is on record, lives and was not revoked.
+    let issued = async |now| sorted(store.issued_orders(now).await.expect("an answer"));
+    assert_eq!(issued(NOW).await, []);
+    for octet in [2, 3] {
+        let certificate = IssuedCertificate {
+            holder: Holder::Edge("example.test".to_owned()),
+            serial: vec![octet],
+            fingerprint: [octet; 32],
+            issuer: Issuer::Acme,
+            profile: None,
+            key: None,
+            requested_by: None,
+            not_before: None,
+            not_after: NOW.plus(DAY),
+            issued_at: Some(NOW),
+            revoked_at: None,
+        };
+        store.record_certificate(certificate).await.expect("recorded");
+    }
+    assert_eq!(issued(NOW.plus(DAY)).await, [second.clone(), third.clone()]);
+    assert_eq!(issued(NOW.plus(2 * DAY)).await, []);
+    store.note_revocation([2; 32], NOW).await.expect("noted");
+    assert_eq!(issued(NOW).await, [third.clone()]);
+
+    store.record_order(order(4, &holder, NOW)).await.expect("recorded");
+    store.forget_orders(NOW.plus(DAY)).await.expect("forgotten");
+    assert_eq!(store.ordered_since(NOW).await.expect("an answer").len(), 2, "one is pending, one is younger");
 }
 
 async fn everything(store: &dyn Store) -> String {

@@ -70,7 +70,8 @@ async fn a_database_of_version_1_is_brought_up_to_date() {
     };
     connect(directory.path())
         .execute_batch(&format!(
-            "DROP TABLE client_certificates; DROP TABLE certificates; DROP INDEX tunnels_by_certificate_end;
+            "DROP TABLE client_certificates; DROP TABLE certificates; DROP TABLE orders;
+             ALTER TABLE tunnels DROP COLUMN cert_renew_at;
              {CERTIFICATES_OF_VERSION_1} PRAGMA user_version = 1"
         ))
         .expect("as version 1 left it");
@@ -135,6 +136,7 @@ async fn what_version_3_knew_of_certificates_is_kept() {
         not_before: None,
         not_after: Timestamp::from_micros(not_after),
         issued_at: issued_at.map(Timestamp::from_micros),
+        revoked_at: None,
     };
     let organization = Some(organization("org_own"));
     let of_tunnel = of(Holder::Tunnel { id: tunnel, name: name("my-agent"), organization }, 0x0a, 1, 9, Some(5));
@@ -155,8 +157,8 @@ fn lists_of_certificates_use_their_indexes() {
         ("(name = ? OR host = ?)", "certificates_by_host"),
         ("(name = ? OR host = ?)", "certificates_by_name"),
         ("serial = ?", "certificates_by_serial"),
-        ("fingerprint = ?", "PRIMARY KEY"),
-        ("(tunnel IS NULL OR organization = ?)", "certificates_in_order"),
+        ("fingerprint = ?", "certificates_by_fingerprint"),
+        ("(tunnel IS NULL OR organization = ?)", "PRIMARY KEY"),
     ] {
         assert!(source.contains(condition), "the source has no condition {condition}: change it here as well");
         let statement = format!(
@@ -461,8 +463,14 @@ fn look_ups_use_an_index() {
             "certificates_by_end",
         ),
         (
-            "SELECT min(cert_expires_at) AS end FROM tunnels WHERE cert_expires_at IS NOT NULL",
-            "tunnels_by_certificate_end",
+            "SELECT certificates.not_after AS not_after FROM certificates JOIN tunnels ON tunnels.id = certificates.tunnel
+             WHERE certificates.not_after >= ?1 AND tunnels.cert_fingerprint = certificates.fingerprint
+             ORDER BY certificates.not_after LIMIT 1",
+            "certificates_by_end",
+        ),
+        (
+            "UPDATE certificates SET revoked_at = ?2 WHERE fingerprint = ?1 AND revoked_at IS NULL",
+            "certificates_by_fingerprint",
         ),
     ] {
         let tail =

@@ -101,6 +101,7 @@ pub(crate) fn certificate(serial: u8) -> Certificate {
         fingerprint: [serial; 32],
         serial: vec![0x7f, serial],
         expires_at: NOW.plus(90 * DAY),
+        renew_at: Some(NOW.plus(60 * DAY)),
     }
 }
 

@@ -284,7 +284,13 @@ fn identity() -> Identity {
 }
 
 fn certificate() -> Certificate {
-    Certificate { pem: "PEM\n".to_owned(), fingerprint: [1; 32], serial: vec![1], expires_at: NOW.plus(90 * DAY) }
+    Certificate {
+        pem: "PEM\n".to_owned(),
+        fingerprint: [1; 32],
+        serial: vec![1],
+        expires_at: NOW.plus(90 * DAY),
+        renew_at: None,
+    }
 }
 
 fn origin() -> Origin {

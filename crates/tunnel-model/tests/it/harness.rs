@@ -84,6 +84,7 @@ fn kind(event: &Event) -> &'static str {
         Event::KeyCreated(_) => "KeyCreated",
         Event::KeyRevoked(_) => "KeyRevoked",
         Event::SecretRotated(_) => "SecretRotated",
+        Event::SigningCounted(_) => "SigningCounted",
         Event::TunnelConnected(_) => "TunnelConnected",
         Event::TunnelCreated(_) => "TunnelCreated",
         Event::TunnelDeleted(_) => "TunnelDeleted",
@@ -185,6 +186,7 @@ impl Input<'_> {
                     fingerprint: [self.byte()?; 32],
                     serial,
                     expires_at: Timestamp::from_micros(now + lifetime),
+                    renew_at: None,
                 };
                 let origin = Origin {
                     issuer: Issuer::Private,
@@ -193,7 +195,16 @@ impl Input<'_> {
                     not_before: Timestamp::from_micros(now),
                     profile: None,
                 };
-                Command::RecordCertificate { id, name, certificate, origin }
+                match self.byte()? {
+                    0..150 => Command::RecordCertificate { id, name, certificate, origin },
+                    150..190 => Command::BeginOrder { id, name },
+                    190..200 => {
+                        let held = world.tunnels.get(&id).and_then(|tunnel| tunnel.certificate.as_ref());
+                        let fingerprint = held.map_or([0; 32], |certificate| certificate.fingerprint);
+                        Command::SetRenewal { id, fingerprint, renew_at: Timestamp::from_micros(now + lifetime) }
+                    }
+                    200.. => Command::FinishOrder { id, name, certificate, origin },
+                }
             }
             11..13 => Command::DeleteTunnel { id: self.id(tunnels, no_tunnel)? },
             13 => Command::RestoreTunnel { id: self.id(tunnels, no_tunnel)? },
@@ -307,10 +318,8 @@ impl World {
     fn apply(&mut self, event: Event, now: i64) {
         let time = Timestamp::from_micros(now);
         match event {
-            Event::CertificateIssued(tunnel, _) => {
-                self.uses.entry(Usage::Sign(tunnel.id)).or_default().push(time);
-                self.replace(&tunnel);
-            }
+            Event::CertificateIssued(tunnel, _) => self.replace(&tunnel),
+            Event::SigningCounted(tunnel) => self.uses.entry(Usage::Sign(tunnel)).or_default().push(time),
             Event::IdentityCreated(identity) => {
                 self.identities_ever.push(identity.id);
                 self.owners_ever.insert(identity.id, identity.organization.clone());
@@ -375,7 +384,10 @@ impl World {
                 status,
                 description: tunnel.description.as_ref().map(|text| text.as_str().to_owned()),
                 metadata: tunnel.metadata.to_string(),
-                certificate: tunnel.certificate.as_ref().map(|found| (found.pem.clone(), found.expires_at.micros())),
+                certificate: tunnel
+                    .certificate
+                    .as_ref()
+                    .map(|found| (found.pem.clone(), found.expires_at.micros(), found.renew_at.map(Timestamp::micros))),
                 secret: tunnel.secret_hash.map(|hash| *hash.as_bytes()),
                 deadline: tunnel.restore_deadline.map(Timestamp::micros),
                 created: tunnel.created_at.micros(),
@@ -494,7 +506,7 @@ struct PlainTunnel {
     status: &'static str,
     description: Option<String>,
     metadata: String,
-    certificate: Option<(String, i64)>,
+    certificate: Option<(String, i64, Option<i64>)>,
     secret: Option<[u8; 32]>,
     deadline: Option<i64>,
     created: i64,
@@ -630,7 +642,10 @@ impl Plain {
                 tunnel.updated = now;
                 Ok(vec!["TunnelUpdated"])
             }
-            Command::RecordCertificate { id, name, certificate, .. } => {
+            Command::FinishOrder { .. } if caller.organization().is_some() => Err(Refusal::Forbidden),
+            Command::RecordCertificate { id, name, .. }
+            | Command::BeginOrder { id, name }
+            | Command::FinishOrder { id, name, .. } => {
                 let at = self.living_tunnel(&who, *id, now)?;
                 if !self.tunnels[at].passthrough {
                     return Err(Refusal::NotPassthrough);
@@ -638,16 +653,37 @@ impl Plain {
                 if self.tunnels[at].status == "delete_pending" || self.tunnels[at].name != name.as_str() {
                     return Err(Refusal::NotSignable);
                 }
-                let times: Vec<i64> = self.signings.iter().filter(|(of, _)| of == id).map(|(_, at)| *at).collect();
-                if let Some(retry_after) = wait(&times, SIGNINGS, now) {
-                    return Err(Refusal::SignQuota { limit: SIGNINGS, retry_after });
+                let (mut issued, mut counted) = (vec![], vec![]);
+                if !matches!(command, Command::FinishOrder { .. }) {
+                    let times: Vec<i64> = self.signings.iter().filter(|(of, _)| of == id).map(|(_, at)| *at).collect();
+                    if let Some(retry_after) = wait(&times, SIGNINGS, now) {
+                        return Err(Refusal::SignQuota { limit: SIGNINGS, retry_after });
+                    }
+                    self.signings.push((*id, now));
+                    counted.push("SigningCounted");
                 }
-                self.signings.push((*id, now));
-                let tunnel = &mut self.tunnels[at];
-                tunnel.certificate = Some((certificate.pem.clone(), certificate.expires_at.micros()));
-                tunnel.status = "active";
-                tunnel.updated = now;
-                Ok(vec!["CertificateIssued"])
+                if let Command::RecordCertificate { certificate, .. } | Command::FinishOrder { certificate, .. } =
+                    command
+                {
+                    let tunnel = &mut self.tunnels[at];
+                    tunnel.certificate = Some((certificate.pem.clone(), certificate.expires_at.micros(), None));
+                    tunnel.status = "active";
+                    tunnel.updated = now;
+                    issued.push("CertificateIssued");
+                }
+                issued.append(&mut counted);
+                Ok(issued)
+            }
+            Command::SetRenewal { .. } if caller.organization().is_some() => Err(Refusal::Forbidden),
+            Command::SetRenewal { id, renew_at, .. } => {
+                let at = self.living_tunnel(&who, *id, now)?;
+                match &mut self.tunnels[at].certificate {
+                    Some((_, _, before)) if *before != Some(renew_at.micros()) => {
+                        *before = Some(renew_at.micros());
+                        Ok(vec!["TunnelUpdated"])
+                    }
+                    _ => Ok(vec![]),
+                }
             }
             Command::DeleteTunnel { id } => {
                 let at = self.living_tunnel(&who, *id, now)?;
@@ -673,7 +709,7 @@ impl Plain {
                 if over {
                     return Err(Refusal::RestoreWindowOver);
                 }
-                let certified = tunnel.certificate.as_ref().is_some_and(|(_, expires_at)| *expires_at > now);
+                let certified = tunnel.certificate.as_ref().is_some_and(|(_, expires_at, _)| *expires_at > now);
                 tunnel.status = if tunnel.passthrough && !certified { "awaiting_cert" } else { "active" };
                 tunnel.deadline = None;
                 tunnel.updated = now;

@@ -35,6 +35,7 @@ fn random_commands_reach_every_event_and_refusal() {
         "KeyCreated",
         "KeyRevoked",
         "SecretRotated",
+        "SigningCounted",
         "TunnelConnected",
         "TunnelCreated",
         "TunnelDeleted",

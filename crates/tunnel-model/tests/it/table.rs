@@ -25,7 +25,7 @@ fn transitions_are_as_recorded() {
 fn every_command_is_in_the_table() {
     let seen: BTreeSet<_> = commands().iter().map(|(_, command)| variant(command)).collect();
     // As many as `variant` has arms; the compiler sees to it that none is missing there.
-    assert_eq!(seen.len(), 15);
+    assert_eq!(seen.len(), 18);
 }
 
 #[expect(clippy::disallowed_methods, reason = "the model does no I/O; its snapshot is a file")]
@@ -120,11 +120,19 @@ fn commands() -> Vec<(&'static str, Command)> {
         hash: secret_hash,
         last4: "wxyz".to_owned(),
     };
+    let origin =
+        || Origin { issuer: Issuer::Private, requested_by: None, key: [5; 32], not_before: NOW, profile: None };
     let record = |of: &str| Command::RecordCertificate {
         id,
         name: name(of),
         certificate: certificate(NOW.plus(HOUR)),
-        origin: Origin { issuer: Issuer::Private, requested_by: None, key: [5; 32], not_before: NOW, profile: None },
+        origin: origin(),
+    };
+    let finish = |of: &str| Command::FinishOrder {
+        id,
+        name: name(of),
+        certificate: certificate(NOW.plus(HOUR)),
+        origin: origin(),
     };
     vec![
         (
@@ -141,6 +149,12 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("UpdateTunnel, nothing", Command::UpdateTunnel { id, description: None, metadata: None }),
         ("RecordCertificate", record("my-agent")),
         ("RecordCertificate, other name", record("her-agent")),
+        ("BeginOrder", Command::BeginOrder { id, name: name("my-agent") }),
+        ("BeginOrder, other name", Command::BeginOrder { id, name: name("her-agent") }),
+        ("FinishOrder", finish("my-agent")),
+        ("FinishOrder, other name", finish("her-agent")),
+        ("SetRenewal", Command::SetRenewal { id, fingerprint: [1; 32], renew_at: NOW }),
+        ("SetRenewal, other certificate", Command::SetRenewal { id, fingerprint: [2; 32], renew_at: NOW }),
         ("DeleteTunnel", Command::DeleteTunnel { id }),
         ("RestoreTunnel", Command::RestoreTunnel { id }),
         ("ForceDeleteTunnel", Command::ForceDeleteTunnel { id }),
@@ -175,6 +189,9 @@ fn variant(command: &Command) -> &'static str {
         Command::CreateTunnel { .. } => "CreateTunnel",
         Command::UpdateTunnel { .. } => "UpdateTunnel",
         Command::RecordCertificate { .. } => "RecordCertificate",
+        Command::BeginOrder { .. } => "BeginOrder",
+        Command::FinishOrder { .. } => "FinishOrder",
+        Command::SetRenewal { .. } => "SetRenewal",
         Command::DeleteTunnel { .. } => "DeleteTunnel",
         Command::RestoreTunnel { .. } => "RestoreTunnel",
         Command::ForceDeleteTunnel { .. } => "ForceDeleteTunnel",
@@ -247,6 +264,7 @@ fn outcome(caller: &Caller, command: &Command, tunnel: Option<&Tunnel>) -> Strin
 fn event(event: &Event) -> String {
     match event {
         Event::CertificateIssued(tunnel, _) => format!("CertificateIssued {}", status(tunnel)),
+        Event::SigningCounted(_) => "SigningCounted".to_owned(),
         Event::IdentityCreated(_) => "IdentityCreated".to_owned(),
         Event::IdentityDeleted(_) => "IdentityDeleted".to_owned(),
         Event::IdentityUpdated(_) => "IdentityUpdated".to_owned(),
@@ -303,7 +321,7 @@ fn name(text: &str) -> TunnelName {
 }
 
 fn certificate(expires_at: Timestamp) -> Certificate {
-    Certificate { pem: "PEM\n".to_owned(), fingerprint: [1; 32], serial: vec![1], expires_at }
+    Certificate { pem: "PEM\n".to_owned(), fingerprint: [1; 32], serial: vec![1], expires_at, renew_at: None }
 }
 
 fn tunnel(tls_mode: TlsMode, status: Status) -> Tunnel {

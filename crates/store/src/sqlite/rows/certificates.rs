@@ -1,14 +1,14 @@
 //! What was issued: for public hosts (`certificates`), and to agents and admins (`client_certificates`).
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, Row, named_params, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params, params_from_iter};
 use tunnel_model::{Issuer, KeyId, OrganizationId, Timestamp, TunnelId};
 
 use super::{BEGINNING, Result, optional, optional_timestamp, parse, timestamp};
 use crate::certificates::UNKNOWN;
 use crate::{CertificateFilter, ClientCertificate, Holder, IssuedCertificate, Page, Place};
 
-/// One that is there already fails: no certificate silently takes another's place.
+/// One that is there already stays as it is: it is the same.
 pub(in crate::sqlite) fn insert_certificate(connection: &Connection, certificate: &IssuedCertificate) -> Result<()> {
     let (tunnel, name, organization, host) = match &certificate.holder {
         Holder::Tunnel { id, name, organization } => {
@@ -21,7 +21,7 @@ pub(in crate::sqlite) fn insert_certificate(connection: &Connection, certificate
             "INSERT INTO certificates (fingerprint, serial, tunnel, name, organization, host, issuer, profile, key,
              requested_by, not_before, not_after, issued_at)
              VALUES (:fingerprint, :serial, :tunnel, :name, :organization, :host, :issuer, :profile, :key,
-             :requested_by, :not_before, :not_after, :issued_at)",
+             :requested_by, :not_before, :not_after, :issued_at) ON CONFLICT (fingerprint) DO NOTHING",
         )?
         .execute(named_params! {
             ":fingerprint": certificate.fingerprint,
@@ -52,7 +52,8 @@ pub(in crate::sqlite) fn certificates(
 }
 
 fn select(filter: &CertificateFilter, page: Page) -> (String, Vec<Value>) {
-    let CertificateFilter { organization, tunnel, host, serial, fingerprint, issuer, ends_before, ends_from } = filter;
+    let CertificateFilter { organization, tunnel, host, serial, fingerprint, issuer, revoked, ends_before, ends_from } =
+        filter;
     let Place { created_at, id } = page.after.unwrap_or(BEGINNING);
     // A place has the first half of the fingerprint; with the other half at its greatest, what comes
     // after is another certificate.
@@ -82,6 +83,9 @@ fn select(filter: &CertificateFilter, page: Page) -> (String, Vec<Value>) {
     if let Some(issuer) = issuer {
         add("issuer = ?", vec![issuer_word(*issuer).to_owned().into()]);
     }
+    if let Some(revoked) = revoked {
+        add(if *revoked { "revoked_at IS NOT NULL" } else { "revoked_at IS NULL" }, Vec::new());
+    }
     if let Some(end) = ends_before {
         add("not_after < ?", vec![end.micros().into()]);
     }
@@ -104,27 +108,36 @@ pub(in crate::sqlite) fn forget_certificates(connection: &Connection, before: Ti
         .map(drop)
 }
 
-pub(in crate::sqlite) fn next_certificate_end(connection: &Connection) -> Result<Option<Timestamp>> {
+pub(in crate::sqlite) fn next_certificate_end(connection: &Connection, now: Timestamp) -> Result<Option<Timestamp>> {
     connection
-        .prepare_cached("SELECT min(cert_expires_at) AS end FROM tunnels WHERE cert_expires_at IS NOT NULL")?
-        .query_row([], |row| optional_timestamp(row, "end"))
+        .prepare_cached(
+            "SELECT certificates.not_after AS not_after FROM certificates JOIN tunnels ON tunnels.id = certificates.tunnel
+             WHERE certificates.not_after >= ?1 AND tunnels.cert_fingerprint = certificates.fingerprint
+             ORDER BY certificates.not_after LIMIT 1",
+        )?
+        .query_row([now.micros()], |row| timestamp(row, "not_after"))
+        .optional()
 }
 
-pub(super) fn read_certificate(row: &Row<'_>) -> Result<IssuedCertificate> {
-    let holder = match optional(row, "tunnel", TunnelId::from_bytes)? {
+pub(super) fn read_holder(row: &Row<'_>) -> Result<Holder> {
+    Ok(match optional(row, "tunnel", TunnelId::from_bytes)? {
         Some(id) => Holder::Tunnel {
             id,
             name: parse(row, "name")?,
             organization: optional(row, "organization", |text: String| OrganizationId::new(text))?,
         },
         None => Holder::Edge(row.get("host")?),
-    };
+    })
+}
+
+pub(super) fn read_certificate(row: &Row<'_>) -> Result<IssuedCertificate> {
     let issuer = match row.get_ref("issuer")?.as_str()? {
         "private" => Issuer::Private,
+        "acme" => Issuer::Acme,
         _ => return Err(super::unreadable(row, "issuer", UnknownIssuer)),
     };
     Ok(IssuedCertificate {
-        holder,
+        holder: read_holder(row)?,
         serial: row.get("serial")?,
         fingerprint: row.get("fingerprint")?,
         issuer,
@@ -133,6 +146,7 @@ pub(super) fn read_certificate(row: &Row<'_>) -> Result<IssuedCertificate> {
         requested_by: optional(row, "requested_by", KeyId::from_bytes)?,
         not_before: optional_timestamp(row, "not_before")?,
         not_after: timestamp(row, "not_after")?,
+        revoked_at: optional_timestamp(row, "revoked_at")?,
         issued_at: Some(timestamp(row, "issued_at")?).filter(|at| *at != UNKNOWN),
     })
 }
@@ -144,7 +158,16 @@ struct UnknownIssuer;
 fn issuer_word(issuer: Issuer) -> &'static str {
     match issuer {
         Issuer::Private => "private",
+        Issuer::Acme => "acme",
     }
+}
+
+/// Keeps the first time.
+pub(in crate::sqlite) fn note_revocation(connection: &Connection, fingerprint: [u8; 32], now: Timestamp) -> Result<()> {
+    connection
+        .prepare_cached("UPDATE certificates SET revoked_at = ?2 WHERE fingerprint = ?1 AND revoked_at IS NULL")?
+        .execute(params![fingerprint, now.micros()])
+        .map(drop)
 }
 
 pub(in crate::sqlite) fn insert_client_certificate(

@@ -58,10 +58,10 @@ pub(in crate::sqlite) fn insert_tunnel(connection: &Connection, tunnel: &Tunnel)
     connection
         .prepare_cached(
             "INSERT INTO tunnels (id, organization, name, identity, tls_mode, status, description, metadata, cert_pem,
-             cert_fingerprint, cert_serial, cert_expires_at, secret_hash, last_connected_at, last_connected_ip,
+             cert_fingerprint, cert_serial, cert_expires_at, cert_renew_at, secret_hash, last_connected_at, last_connected_ip,
              last_disconnected_at, restore_deadline, created_at, updated_at)
              VALUES (:id, :organization, :name, :identity, :tls_mode, :status, :description, :metadata, :cert_pem,
-             :cert_fingerprint, :cert_serial, :cert_expires_at, :secret_hash, :last_connected_at, :last_connected_ip,
+             :cert_fingerprint, :cert_serial, :cert_expires_at, :cert_renew_at, :secret_hash, :last_connected_at, :last_connected_ip,
              :last_disconnected_at, :restore_deadline, :created_at, :updated_at)",
         )?
         .execute(named_params! {
@@ -77,6 +77,7 @@ pub(in crate::sqlite) fn insert_tunnel(connection: &Connection, tunnel: &Tunnel)
             ":cert_fingerprint": certificate.map(|certificate| certificate.fingerprint),
             ":cert_serial": certificate.map(|certificate| &certificate.serial),
             ":cert_expires_at": certificate.map(|certificate| certificate.expires_at.micros()),
+            ":cert_renew_at": certificate.and_then(|certificate| certificate.renew_at).map(Timestamp::micros),
             ":secret_hash": tunnel.secret_hash.as_ref().map(SecretHash::as_bytes),
             ":last_connected_at": tunnel.last_connected_at.map(Timestamp::micros),
             ":last_connected_ip": tunnel.last_connected_ip.map(|address| address.to_string()),
@@ -93,12 +94,14 @@ pub(in crate::sqlite) fn insert_tunnel(connection: &Connection, tunnel: &Tunnel)
 // that is frequent, no indexed column at all.
 
 pub(in crate::sqlite) fn update_tunnel(connection: &Connection, tunnel: &Tunnel) -> Result<()> {
+    let renew_at = tunnel.certificate.as_ref().and_then(|certificate| certificate.renew_at);
     connection
         .prepare_cached(
             "UPDATE tunnels SET status = :status, description = :description, metadata = :metadata,
              secret_hash = :secret_hash, last_connected_at = :last_connected_at,
              last_connected_ip = :last_connected_ip, last_disconnected_at = :last_disconnected_at,
-             restore_deadline = :restore_deadline, updated_at = :updated_at WHERE id = :id",
+             restore_deadline = :restore_deadline, cert_renew_at = :cert_renew_at, updated_at = :updated_at
+             WHERE id = :id",
         )?
         .execute(named_params! {
             ":id": tunnel.id.as_bytes(),
@@ -109,6 +112,7 @@ pub(in crate::sqlite) fn update_tunnel(connection: &Connection, tunnel: &Tunnel)
             ":last_connected_at": tunnel.last_connected_at.map(Timestamp::micros),
             ":last_connected_ip": tunnel.last_connected_ip.map(|address| address.to_string()),
             ":last_disconnected_at": tunnel.last_disconnected_at.map(Timestamp::micros),
+            ":cert_renew_at": renew_at.map(Timestamp::micros),
             ":restore_deadline": tunnel.restore_deadline.map(Timestamp::micros),
             ":updated_at": tunnel.updated_at.micros(),
         })
@@ -120,7 +124,7 @@ pub(in crate::sqlite) fn update_certificate(connection: &Connection, tunnel: &Tu
     connection
         .prepare_cached(
             "UPDATE tunnels SET status = :status, cert_pem = :cert_pem, cert_fingerprint = :cert_fingerprint,
-             cert_serial = :cert_serial, cert_expires_at = :cert_expires_at, updated_at = :updated_at
+             cert_serial = :cert_serial, cert_expires_at = :cert_expires_at, cert_renew_at = :cert_renew_at, updated_at = :updated_at
              WHERE id = :id",
         )?
         .execute(named_params! {
@@ -130,6 +134,7 @@ pub(in crate::sqlite) fn update_certificate(connection: &Connection, tunnel: &Tu
             ":cert_fingerprint": certificate.map(|certificate| certificate.fingerprint),
             ":cert_serial": certificate.map(|certificate| &certificate.serial),
             ":cert_expires_at": certificate.map(|certificate| certificate.expires_at.micros()),
+            ":cert_renew_at": certificate.and_then(|certificate| certificate.renew_at).map(Timestamp::micros),
             ":updated_at": tunnel.updated_at.micros(),
         })
         .map(drop)
@@ -156,6 +161,7 @@ pub(super) fn read_tunnel(row: &Row<'_>) -> Result<Tunnel> {
             fingerprint: row.get("cert_fingerprint")?,
             serial: row.get("cert_serial")?,
             expires_at: timestamp(row, "cert_expires_at")?,
+            renew_at: optional_timestamp(row, "cert_renew_at")?,
         }),
     };
     let metadata: serde_json::Map<_, _> =
