@@ -1,0 +1,4 @@
+//! Orders at Debian's Pebble, and at a directory that lies.
+
+mod orders;
+mod pebble;
