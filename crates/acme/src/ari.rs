@@ -1,6 +1,7 @@
 //! When an authority wants a certificate to be renewed (RFC 9773): the pure part.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -32,6 +33,23 @@ impl fmt::Display for CertId {
         write!(f, "{}.{}", self.issuer, self.serial)
     }
 }
+
+/// Reads what [`CertId`] shows.
+impl FromStr for CertId {
+    type Err = NoCertId;
+
+    fn from_str(text: &str) -> Result<Self, NoCertId> {
+        let is_part = |part: &str| (1..=100).contains(&part.len()) && URL_SAFE_NO_PAD.decode(part).is_ok();
+        let (issuer, serial) =
+            text.split_once('.').filter(|(one, other)| is_part(one) && is_part(other)).ok_or(NoCertId)?;
+        Ok(Self { issuer: issuer.to_owned(), serial: serial.to_owned() })
+    }
+}
+
+/// A text that is not what an authority calls a certificate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("not a key identifier and a serial number in base64url, with a dot between")]
+pub struct NoCertId;
 
 /// The window within which a certificate should be renewed.
 #[derive(Clone, Debug, Eq, PartialEq)]

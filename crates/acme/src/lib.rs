@@ -29,7 +29,7 @@ mod solver;
 mod store;
 
 pub use account::{Account, Client, Directory, Renewal, RevocationReason};
-pub use ari::{CertId, RenewalWindow, RenewalWindowError, ask_again_after};
+pub use ari::{CertId, NoCertId, RenewalWindow, RenewalWindowError, ask_again_after};
 pub use backoff::Failures;
 pub use budget::{Ask, Budget, Exhausted, Limit, Rate, Spent};
 pub use check::{Chain, Wrong};

@@ -41,6 +41,31 @@ pub enum Error {
     /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     Malformed(String),
+    /// The public authority's limits leave no room for one more certificate.
+    #[error("{words}")]
+    AuthorityExhausted {
+        /// Which limit, and until when.
+        words: String,
+        /// When there is room again.
+        retry_after: Duration,
+    },
+    /// The public authority has not issued a certificate.
+    #[error("the certificate authority has not issued a certificate: {words}")]
+    AuthorityFailed {
+        /// What it says.
+        words: String,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// A certificate was ordered, and is not there yet.
+    #[error("the certificate has been ordered and is not there yet: ask again")]
+    CertificatePending {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// The public authority does not take such a request.
+    #[error("{0}")]
+    CsrUnacceptable(String),
     /// The path exists, the method does not.
     #[error("this path does not have that method")]
     MethodNotAllowed,
@@ -107,7 +132,21 @@ impl Error {
         let problem = |status, slug, title| Problem::new(status, slug, title, self.to_string());
         match self {
             Self::BodyTooLarge { .. } => problem(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
-            Self::Csr(_) => problem(StatusCode::BAD_REQUEST, "csr-refused", "Certificate signing request refused"),
+            Self::AuthorityExhausted { retry_after, .. } => Problem {
+                retry_after: Some(*retry_after),
+                ..problem(StatusCode::TOO_MANY_REQUESTS, "authority-limit", "The certificate authority's limit")
+            },
+            Self::AuthorityFailed { retry_after, .. } => Problem {
+                retry_after: Some(*retry_after),
+                ..problem(StatusCode::SERVICE_UNAVAILABLE, "authority-failed", "No certificate was issued")
+            },
+            Self::CertificatePending { retry_after } => Problem {
+                retry_after: Some(*retry_after),
+                ..problem(StatusCode::SERVICE_UNAVAILABLE, "certificate-pending", "The certificate is not there yet")
+            },
+            Self::Csr(_) | Self::CsrUnacceptable(_) => {
+                problem(StatusCode::BAD_REQUEST, "csr-refused", "Certificate signing request refused")
+            }
             Self::HandleUnavailable(refusal) => Problem {
                 detail: Detail::Handle {
                     error: "agent_handle_unavailable",
@@ -278,6 +317,10 @@ impl From<IssuanceError> for Error {
     fn from(error: IssuanceError) -> Self {
         match error {
             IssuanceError::Csr(error) => Self::Csr(error),
+            IssuanceError::Exhausted { words, retry_after } => Self::AuthorityExhausted { words, retry_after },
+            IssuanceError::Pending { retry_after } => Self::CertificatePending { retry_after },
+            IssuanceError::Unacceptable(words) => Self::CsrUnacceptable(words),
+            IssuanceError::Upstream { words, retry_after } => Self::AuthorityFailed { words, retry_after },
             IssuanceError::Refused(refusal) => Self::Refused(refusal),
             IssuanceError::Store(error) => error.into(),
             IssuanceError::Unavailable(_) => Self::Unavailable(Box::new(error)),

@@ -36,7 +36,7 @@ use store::{Clock, ExecuteError, Observer, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
-use tunnel_model::{Caller, Carrier, Command, LiveRules, Refusal, Rules, TunnelId, Zone};
+use tunnel_model::{Caller, Carrier, Command, Event, LiveRules, Refusal, Rules, TlsMode, TunnelId, Zone};
 
 use crate::link::LinkError;
 use crate::parked::{Buffered, Names};
@@ -156,6 +156,27 @@ impl Settings {
 /// Serves a connection on which HTTP/1.1 is spoken: REST at the zone's name.
 pub type Rest = Arc<dyn Fn(Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
+/// What shows a certificate to whoever proves that a host is ours (RFC 8737), if that is being done for it.
+pub type Challenges = Arc<dyn Fn(&str) -> Option<Arc<ServerConfig>> + Send + Sync>;
+
+/// Hosts that end here are asked a certificate for as soon as they exist, where that takes long.
+struct Ahead {
+    certificates: Arc<Certificates>,
+    zone: Zone,
+}
+
+impl Observer for Ahead {
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            if let Event::TunnelCreated(tunnel) | Event::TunnelRenamed(tunnel) | Event::TunnelRestored(tunnel) = event
+                && tunnel.tls_mode == TlsMode::Edge
+            {
+                self.certificates.ask_ahead(self.zone.host(&tunnel.name).to_string());
+            }
+        }
+    }
+}
+
 /// Why the data plane cannot begin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -190,6 +211,7 @@ pub(crate) struct Shared {
     zone_tls: Arc<ServerConfig>,
     visitor_tls: Arc<ServerConfig>,
     rest: OnceLock<Rest>,
+    challenges: OnceLock<Challenges>,
     certificates: Arc<Certificates>,
     stopping: watch::Receiver<bool>,
     places: Arc<Places>,
@@ -240,7 +262,8 @@ impl Shared {
 }
 
 impl Edge {
-    /// A data plane over `store`, which gets its own certificates by `issuance`, and goes by `clock`.
+    /// A data plane over `store`, which gets its own certificates by `issuance`, for a new key, and goes by
+    /// `clock`.
     ///
     /// From now on it observes the store: what is deleted or revoked there has no
     /// traffic any more when the command is answered.
@@ -254,12 +277,29 @@ impl Edge {
         issuance: Arc<dyn Issuance>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
-        let certificates = Arc::new(Certificates::new(issuance, Arc::clone(&clock))?);
+        let key = rcgen::KeyPair::generate().map_err(Error::certificate)?;
+        Self::with_key(settings, store, issuance, clock, key)
+    }
+
+    /// As [`Self::new`], for a key that outlives this process: certificates that are rare are for it.
+    ///
+    /// # Errors
+    ///
+    /// When TLS cannot be prepared.
+    pub fn with_key(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        issuance: Arc<dyn Issuance>,
+        clock: Arc<dyn Clock>,
+        key: rcgen::KeyPair,
+    ) -> Result<Self, Error> {
+        let certificates = Arc::new(Certificates::new(issuance, Arc::clone(&clock), key));
         let mut prefix = [0; 8];
         getrandom::fill(&mut prefix).map_err(Error::certificate)?;
         let (stop, stopping) = watch::channel(false);
         let tunnels = Arc::new(Tunnels::new(settings.live, settings.visitor.buffered, clock));
         store.observe(Arc::clone(&tunnels) as Arc<dyn Observer>);
+        store.observe(Arc::new(Ahead { certificates: Arc::clone(&certificates), zone: settings.zone.clone() }));
         let mut places = settings.places.clone();
         places.octets_per_address = (settings.visitor.buffered / 4).max(MAX_BODY);
         let shared = Shared {
@@ -279,6 +319,7 @@ impl Edge {
             zone_tls: tls::server_config(Arc::clone(&certificates), &[b"http/1.1", b"h2", b"http/1.0"])?,
             visitor_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1", b"http/1.0"])?,
             rest: OnceLock::new(),
+            challenges: OnceLock::new(),
             stopping,
         };
         Ok(Self { shared: Arc::new(shared), certificates, stop: Arc::new(stop) })
@@ -296,6 +337,12 @@ impl Edge {
         key: PrivateKeyDer<'static>,
     ) -> Result<(), Error> {
         self.certificates.configure(chain, key)
+    }
+
+    /// Answers connections that prove a host, by tls-alpn-01, with what `challenges` says.
+    pub fn answer_challenges(&self, challenges: Challenges) {
+        // Told twice, it stays what it was.
+        let _ = self.shared.challenges.set(challenges);
     }
 
     /// Has the tunnel an agent now?
@@ -344,6 +391,7 @@ impl Edge {
         // Several links, and windows that got smaller while it was on its way, are within a tunnel's half.
         let limits = Limits { all: agent.reply_buffers, tunnel: agent.reply_buffers / 2 };
         let keeper = tokio::spawn(Arc::clone(&shared.held).keep(limits, idle, shared.stopping.clone()));
+        self.certificates.ask_ahead(shared.settings.zone.as_str().to_owned());
         let is_proxied = shared.settings.proxy_protocol;
         let serve = |socket| listener::serve(socket, Arc::clone(shared));
         connections::accept(&listener, &shared.places, Kind::Stranger, is_proxied, stop, serve).await;

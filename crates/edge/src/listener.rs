@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tunnel_model::{TlsMode, TunnelName};
 
-use crate::client_hello::{ClientHello, INTERNAL_ERROR, MAX_HELLO, Reader, UNRECOGNIZED_NAME, alert_record};
+use crate::client_hello::{ClientHello, INTERNAL_ERROR, MAX_HELLO, Protocols, Reader, UNRECOGNIZED_NAME, alert_record};
 use crate::proxy_protocol::{self, Parsed};
 use crate::tunnels::Entry;
 use crate::visitor::Visit;
@@ -40,6 +40,15 @@ pub(crate) async fn serve(socket: Socket, shared: Arc<Shared>) {
         refuse(stream, UNRECOGNIZED_NAME).await;
         return;
     };
+    // Before anybody else is asked, and only while it is for us: an agent may prove its host by itself.
+    if let Some(config) = challenge(&hello.alpn, &name, shared) {
+        let replay = Rewound::new(Bytes::from(reader.into_coalesced()), stream);
+        if let Ok(mut tls) = Box::pin(accept_tls(replay, config, limit)).await {
+            // Who verifies has seen the certificate, and asks nothing.
+            let _ = timeout(LINGER, tls.shutdown()).await;
+        }
+        return;
+    }
     let role = Box::pin(Role::of(&name, shared)).await;
     let kind = match role {
         // An agent proves who it is first, and a client says what it speaks.
@@ -81,6 +90,17 @@ pub(crate) async fn serve(socket: Socket, shared: Arc<Shared>) {
         Role::Unavailable | Role::Unknown => {}
     }
 }
+
+/// What answers a connection that proves a host: one that speaks nothing else (RFC 8737 section 3).
+fn challenge(alpn: &Protocols, name: &str, shared: &Shared) -> Option<Arc<ServerConfig>> {
+    let challenges = shared.challenges.get()?;
+    let mut offered = alpn.iter();
+    let is_proof = offered.next() == Some(PROOF) && offered.next().is_none();
+    is_proof.then(|| challenges(name)).flatten()
+}
+
+/// The application protocol of tls-alpn-01.
+const PROOF: &[u8] = b"acme-tls/1";
 
 /// Who a name means.
 enum Role {

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use issuance::Issuance;
 use pki_core::DnsName;
@@ -17,7 +18,7 @@ use tunnel_model::Timestamp;
 use crate::Error;
 
 /// Certificates of edge hosts and of the zone: the operator's where it covers
-/// the name, else our own, made when the name is first asked for.
+/// the name, else our own, asked for when the name is first asked for.
 pub(crate) struct Certificates {
     issuance: Arc<dyn Issuance>,
     clock: Arc<dyn Clock>,
@@ -25,9 +26,11 @@ pub(crate) struct Certificates {
     key_pair: rcgen::KeyPair,
     configured: RwLock<Option<Arc<CertifiedKey>>>,
     issued: RwLock<Cache>,
+    /// Names for which a certificate was asked for in vain, and until when nobody asks again.
+    in_vain: Mutex<HashMap<String, Instant>>,
 }
 
-/// Certificates that were issued, and the order in which their names came.
+/// Certificates that were issued, by their first name, and the order in which the names came.
 #[derive(Default)]
 struct Cache {
     by_name: HashMap<String, Issued>,
@@ -41,18 +44,24 @@ struct Issued {
 }
 
 /// Names whose certificate is kept; with one more, the one that came first is
-/// issued again when it is asked for.
+/// asked for again when it is needed.
 const MAX_CACHED: usize = 16 * 1024;
+/// Before a name that has no certificate is asked for again.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Before one that should have been renewed is looked for again.
+const LOOK: Duration = Duration::from_secs(60);
 
 impl Certificates {
     /// No certificates yet.
-    ///
-    /// # Errors
-    ///
-    /// When no key can be generated.
-    pub(crate) fn new(issuance: Arc<dyn Issuance>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
-        let key_pair = rcgen::KeyPair::generate().map_err(Error::certificate)?;
-        Ok(Self { issuance, clock, key_pair, configured: RwLock::default(), issued: RwLock::default() })
+    pub(crate) fn new(issuance: Arc<dyn Issuance>, clock: Arc<dyn Clock>, key_pair: rcgen::KeyPair) -> Self {
+        Self {
+            issuance,
+            clock,
+            key_pair,
+            configured: RwLock::default(),
+            issued: RwLock::default(),
+            in_vain: Mutex::default(),
+        }
     }
 
     /// Uses this chain, leaf first, for every name that its leaf covers.
@@ -71,20 +80,69 @@ impl Certificates {
         Ok(())
     }
 
+    /// Asks for the certificate of a name before somebody visits, where that takes long.
+    pub(crate) fn ask_ahead(self: &Arc<Self>, name: String) {
+        if self.issuance.is_slow() {
+            let this = Arc::clone(self);
+            tokio::spawn(async move { this.prepare(&name).await });
+        }
+    }
+
     /// Has a certificate ready for a name that is about to be shown one: it is on
     /// record before anybody sees it. A failure is logged.
-    pub(crate) async fn prepare(&self, name: &str) {
+    pub(crate) async fn prepare(self: &Arc<Self>, name: &str) {
         let now = self.clock.now();
         if self.for_name(name, |issued| now < issued.renew_at).is_some() {
             return;
         }
-        match self.issue(name, now).await {
-            Ok(issued) => self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(name, issued),
+        if self.for_name(name, |issued| now < issued.expires_at).is_none() {
+            return self.ask(name, now).await;
+        }
+        // Nobody waits for the next one while this one is good.
+        if self.issuance.is_slow() {
+            let (this, name) = (Arc::clone(self), name.to_owned());
+            tokio::spawn(async move { this.ask(&name, now).await });
+        } else {
+            self.ask(name, now).await;
+        }
+    }
+
+    /// Asks for a certificate, unless that was in vain a moment ago.
+    async fn ask(&self, name: &str, now: Timestamp) {
+        let first = self.first_name(name);
+        if self.issuance.is_slow() && !self.may_ask(&first) {
+            return;
+        }
+        let issued = self.issue(name, now).await;
+        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        match issued {
+            Ok(issued) => {
+                in_vain.remove(&first);
+                drop(in_vain);
+                self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(&first, issued);
+            }
             Err(error) => {
+                if self.issuance.is_slow() {
+                    in_vain.insert(first, Instant::now() + PAUSE);
+                }
+                drop(in_vain);
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(error, name, "no certificate for a name that ends here");
             }
         }
+    }
+
+    /// Those who come while one is asked for wait for it, too: the issuer joins them.
+    fn may_ask(&self, first: &str) -> bool {
+        let now = Instant::now();
+        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        in_vain.retain(|_, until| now < *until);
+        !in_vain.contains_key(first)
+    }
+
+    /// Under which name the certificate for `name` is kept.
+    fn first_name(&self, name: &str) -> String {
+        self.issuance.names(name).into_iter().next().unwrap_or_default()
     }
 
     /// The certificate for a name, if there is one that is as it should be.
@@ -94,30 +152,32 @@ impl Certificates {
             return Some(Arc::clone(certified));
         }
         drop(configured);
+        let first = self.first_name(name);
         let issued = self.issued.read().unwrap_or_else(PoisonError::into_inner);
-        let issued = issued.by_name.get(name).filter(|issued| is_good(issued));
+        let issued = issued.by_name.get(&first).filter(|issued| is_good(issued));
         issued.map(|issued| Arc::clone(&issued.certified))
     }
 
     async fn issue(&self, name: &str, now: Timestamp) -> Result<Issued, Error> {
         let host: DnsName = name.parse().map_err(Error::certificate)?;
-        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).map_err(Error::certificate)?;
+        let names = self.issuance.names(name);
+        let mut params = rcgen::CertificateParams::new(names.clone()).map_err(Error::certificate)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
         // ub-common-name (RFC 5280 appendix A.1): a longer name stands in the SAN alone.
-        if name.len() <= 64 {
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        if let Some(first) = names.first().filter(|first| first.len() <= 64) {
+            params.distinguished_name.push(rcgen::DnType::CommonName, first.as_str());
         }
         let request = params.serialize_request(&self.key_pair).and_then(|request| request.pem());
         let request = request.map_err(Error::certificate)?;
         let issued = self.issuance.for_edge(&host, request.as_bytes()).await.map_err(Error::certificate)?;
-        tracing::info!(name, serial = %base16ct::lower::encode_string(&issued.certificate.serial), "issued a certificate for a name that ends here");
+        tracing::info!(name, serial = %base16ct::lower::encode_string(&issued.certificate.serial), "a certificate for a name that ends here");
         let chain = pki_core::certificates_from_pem(issued.chain_pem.as_bytes()).map_err(Error::certificate)?;
         let chain = std::iter::once(issued.der).chain(chain).map(CertificateDer::from).collect();
         let key = PrivateKeyDer::try_from(self.key_pair.serialize_der()).map_err(Error::certificate)?;
         let key = sign::any_supported_type(&key).map_err(Error::certificate)?;
         let expires_at = issued.certificate.expires_at;
-        // A third of its life is left when a new one is made.
-        let renew_at = now.plus(expires_at.since(now) / 3 * 2);
+        // One that is due is good until the next one comes.
+        let renew_at = issued.certificate.renew_at.unwrap_or(expires_at).max(now.plus(LOOK));
         Ok(Issued { certified: Arc::new(CertifiedKey::new(chain, key)), renew_at, expires_at })
     }
 }

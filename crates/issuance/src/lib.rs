@@ -5,8 +5,10 @@
 //! record: no certificate that somebody holds is missing there.
 
 mod private;
+mod public;
 
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pki_core::{CsrError, DnsName};
@@ -14,6 +16,7 @@ use store::StoreError;
 use tunnel_model::{Caller, Certificate, Refusal, Timestamp, Tunnel};
 
 pub use private::Private;
+pub use public::{Public, PublicSettings};
 
 /// Whoever issues certificates.
 #[async_trait]
@@ -25,12 +28,25 @@ pub trait Issuance: Send + Sync + 'static {
     /// [`IssuanceError`]; nothing is on record then.
     async fn for_tunnel(&self, request: TunnelRequest<'_>) -> Result<Issued, IssuanceError>;
 
-    /// A certificate for a host that ends here, with the key of `csr_pem`.
+    /// A certificate that covers a host that ends here. `csr_pem` has the names that [`Self::names`] says.
+    ///
+    /// Whoever asks for a host knows that there is one: an unknown name is no reason to ask.
     ///
     /// # Errors
     ///
     /// [`IssuanceError`]; nothing is on record then.
     async fn for_edge(&self, host: &DnsName, csr_pem: &[u8]) -> Result<Issued, IssuanceError>;
+
+    /// The names of the certificate with which the edge answers for `host`. Hosts whose first one is the
+    /// same have the same certificate.
+    fn names(&self, host: &str) -> Vec<String> {
+        vec![host.to_owned()]
+    }
+
+    /// Does it take so long that the edge asks before somebody visits?
+    fn is_slow(&self) -> bool {
+        false
+    }
 }
 
 /// What an agent asks for.
@@ -66,15 +82,40 @@ pub enum IssuanceError {
     /// The requester can mend it.
     #[error(transparent)]
     Csr(#[from] CsrError),
+    /// The authority's limits leave no room for one more.
+    #[error("{words}")]
+    Exhausted {
+        /// Which limit, and until when.
+        words: String,
+        /// When there is room again.
+        retry_after: Duration,
+    },
     /// Something failed that nobody outside can mend.
     #[error("the certificate could not be made")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It was ordered, and is not there yet: asking again joins the order.
+    #[error("the certificate has been ordered and is not there yet: ask again")]
+    Pending {
+        /// When to ask again.
+        retry_after: Duration,
+    },
     /// The model says no.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// It cannot be put on record.
     #[error("the certificate could not be put on record")]
     Store(#[from] StoreError),
+    /// This authority does not take the request; the requester can mend it.
+    #[error("{0}")]
+    Unacceptable(String),
+    /// The authority has not issued it; the operator may have to mend something.
+    #[error("the certificate authority has not issued a certificate: {words}")]
+    Upstream {
+        /// What it says.
+        words: String,
+        /// When to ask again.
+        retry_after: Duration,
+    },
     /// Whoever signs cannot do so now; the operator can mend it.
     #[error("nothing can be signed now")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -61,6 +61,8 @@ pub enum OrderState {
         fingerprint: [u8; 32],
         /// The leaf and what is between it and the root, PEM.
         chain: String,
+        /// When the next one is to be ordered.
+        renew_at: Timestamp,
         /// When the authority is to be asked again when it wants the certificate renewed.
         ask_again_at: Option<Timestamp>,
     },

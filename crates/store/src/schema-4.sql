@@ -65,6 +65,7 @@ CREATE TABLE orders (
     ended_at     INTEGER,
     fingerprint  BLOB,
     chain        TEXT,
+    renew_at     INTEGER,
     ask_again_at INTEGER,
     cause        TEXT,
     words        TEXT,

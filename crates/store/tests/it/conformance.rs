@@ -640,7 +640,8 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
         order.url = Some(format!("https://ca.test/{}", order.id[0]));
         let chain = "PEM".to_owned();
         let fingerprint = [order.id[0]; 32];
-        order.state = OrderState::Issued { at: NOW.plus(2 * DAY), fingerprint, chain, ask_again_at };
+        let (at, renew_at) = (NOW.plus(2 * DAY), NOW.plus(DAY));
+        order.state = OrderState::Issued { at, fingerprint, chain, renew_at, ask_again_at };
     }
     for order in [&first, &second, &third] {
         store.record_order(order.clone()).await.expect("recorded");

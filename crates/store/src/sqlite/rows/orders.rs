@@ -16,12 +16,13 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
         }
         Holder::Edge(host) => (None, None, None, Some(host)),
     };
-    let (mut ended_at, mut fingerprint, mut chain, mut again) = (None, None, None, None);
+    let (mut ended_at, mut fingerprint, mut chain, mut renew_at, mut again) = (None, None, None, None, None);
     let (mut cause, mut words, mut not_before) = (None, None, None);
     let state = match &order.state {
         OrderState::Pending => "pending",
-        OrderState::Issued { at, fingerprint: issued, chain: pem, ask_again_at } => {
-            (ended_at, fingerprint, chain, again) = (Some(at), Some(issued), Some(pem), ask_again_at.as_ref());
+        OrderState::Issued { at, fingerprint: issued, chain: pem, renew_at: renewal, ask_again_at } => {
+            (ended_at, fingerprint, chain) = (Some(at), Some(issued), Some(pem));
+            (renew_at, again) = (Some(renewal), ask_again_at.as_ref());
             "issued"
         }
         OrderState::Failed { at, cause: word, words: told, not_before: until } => {
@@ -32,11 +33,11 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO orders (id, tunnel, name, organization, host, names, csr, key, requested_by, profile,
-             ask, replaces, url, begun_at, failures, failing_since, state, ended_at, fingerprint, chain, ask_again_at,
+             ask, replaces, url, begun_at, failures, failing_since, state, ended_at, fingerprint, chain, renew_at, ask_again_at,
              cause, words, not_before)
              VALUES (:id, :tunnel, :name, :organization, :host, :names, :csr, :key, :requested_by, :profile,
              :ask, :replaces, :url, :begun_at, :failures, :failing_since, :state, :ended_at, :fingerprint, :chain,
-             :ask_again_at, :cause, :words, :not_before)",
+             :renew_at, :ask_again_at, :cause, :words, :not_before)",
         )?
         .execute(named_params! {
             ":id": order.id,
@@ -59,6 +60,7 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
             ":ended_at": ended_at.map(|at| at.micros()),
             ":fingerprint": fingerprint,
             ":chain": chain,
+            ":renew_at": renew_at.map(|at| at.micros()),
             ":ask_again_at": again.map(|at| at.micros()),
             ":cause": cause,
             ":words": words,
@@ -112,6 +114,7 @@ pub(super) fn read_order(row: &Row<'_>) -> Result<Order> {
             at: timestamp(row, "ended_at")?,
             fingerprint: row.get("fingerprint")?,
             chain: row.get("chain")?,
+            renew_at: timestamp(row, "renew_at")?,
             ask_again_at: optional_timestamp(row, "ask_again_at")?,
         },
         "failed" => OrderState::Failed {

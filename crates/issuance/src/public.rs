@@ -1,0 +1,281 @@
+//! A public authority, by ACME.
+//!
+//! A certificate is public as soon as it exists, so everything is decided when its order begins
+//! (`begin.rs`), and whatever comes of the order is put on record (`work.rs`). Orders are stored at each
+//! step and go on after a restart. What has to be done in time without being asked, `tend.rs` does.
+
+mod begin;
+mod tend;
+mod work;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use acme::{Budget, Client, Habits, Name, Solvers, acceptable};
+use async_trait::async_trait;
+use pki_core::crypto::aws_lc::AwsLc;
+use pki_core::{Csr, DnsName, KeyPolicy, Time};
+use sha2::{Digest as _, Sha256};
+use store::{Clock, Holder, Order, OrderState, Store};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tunnel_model::{Certificate, Refusal, Rules, Timestamp, TunnelId};
+
+use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
+
+/// Orders certificates of a public authority. Cheap to clone.
+#[derive(Clone)]
+pub struct Public(Arc<Shared>);
+
+/// How certificates are ordered.
+#[derive(Clone, Debug)]
+pub struct PublicSettings {
+    /// How long [`Issuance::for_tunnel`] waits for an order, before it says that it is pending.
+    pub wait: Duration,
+    /// How long [`Issuance::for_edge`] does: a visitor waits with it.
+    pub wait_of_edge: Duration,
+    /// The authority's limits.
+    pub budget: Budget,
+    /// Which requests the authority takes.
+    pub habits: Habits,
+    /// The zone of all hosts.
+    pub zone: DnsName,
+    /// Is there one certificate for the zone and all that is one label below it? It needs a challenge in the DNS.
+    pub wildcard: bool,
+}
+
+impl PublicSettings {
+    /// Those of Let's Encrypt, for hosts in `zone`.
+    pub fn new(zone: DnsName) -> Self {
+        Self {
+            wait: Duration::from_secs(50),
+            wait_of_edge: Duration::from_secs(5),
+            budget: Budget::default(),
+            habits: Habits::default(),
+            zone,
+            wildcard: false,
+        }
+    }
+}
+
+struct Shared {
+    client: Client,
+    solvers: Solvers,
+    store: Arc<dyn Store>,
+    rules: Arc<Rules>,
+    clock: Arc<dyn Clock>,
+    settings: PublicSettings,
+    /// One order begins at a time: what the limits leave is counted and taken in one act.
+    begins: tokio::sync::Mutex<()>,
+    running: Mutex<HashMap<Key, Running>>,
+    /// Orders that talk to the authority at once.
+    places: Semaphore,
+    /// Something has changed that is to be looked at.
+    changed: Notify,
+}
+
+/// For whom an order is; one at a time.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+enum Key {
+    Tunnel(TunnelId),
+    Edge(String),
+}
+
+/// An order that is being worked on.
+struct Running {
+    order: [u8; 16],
+    done: Done,
+    task: AbortHandle,
+}
+
+/// What an order comes to.
+type Done = watch::Receiver<Option<Result<Issued, Failed>>>;
+
+/// Why an order has not come to a certificate, for all who wait for it.
+#[derive(Clone, Debug)]
+struct Failed {
+    words: String,
+    /// Can whoever sent the request mend it?
+    by_request: bool,
+    retry_after: Duration,
+}
+
+/// Orders that talk to the authority at once; the others wait.
+const AT_ONCE: usize = 64;
+/// When whoever asked for an order that goes on is to ask again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+impl Public {
+    /// Orders through `client`, proves names by `solvers`, and puts everything on record in `store`.
+    pub fn new(
+        client: Client,
+        solvers: Solvers,
+        store: Arc<dyn Store>,
+        rules: Arc<Rules>,
+        clock: Arc<dyn Clock>,
+        settings: PublicSettings,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            client,
+            solvers,
+            store,
+            rules,
+            clock,
+            settings,
+            begins: tokio::sync::Mutex::new(()),
+            running: Mutex::default(),
+            places: Semaphore::new(AT_ONCE),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// What comes of an order, if it comes within `wait`.
+    async fn outcome(mut done: Done, wait: Duration) -> Result<Issued, IssuanceError> {
+        let pending = IssuanceError::Pending { retry_after: ASK_AGAIN };
+        match timeout(wait, done.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => match outcome.as_ref() {
+                Some(Ok(issued)) => Ok(issued.clone()),
+                Some(Err(failed)) => Err(failed.clone().into()),
+                None => Err(pending),
+            },
+            // Its request was replaced by a newer one, or it takes longer.
+            Ok(Err(_)) | Err(_) => Err(pending),
+        }
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The certificate of an order, if it is good and for this key.
+fn issued_before(order: &Order, key: &[u8; 32], now: Timestamp) -> Option<(Issued, Timestamp)> {
+    let OrderState::Issued { chain, renew_at, .. } = &order.state else { return None };
+    let issued = issued(chain, *renew_at).filter(|_| order.key == *key)?;
+    (now < issued.certificate.expires_at).then_some((issued, *renew_at))
+}
+
+/// A stored chain as it is handed out.
+fn issued(chain: &str, renew_at: Timestamp) -> Option<Issued> {
+    let mut certificates = pki_core::certificates_from_pem(chain.as_bytes()).ok()?.into_iter();
+    let der = certificates.next()?;
+    let chain_pem = certificates.map(|der| pki_core::certificate_to_pem(&der)).collect();
+    let leaf = pki_core::Certificate::from_der(&der).ok()?;
+    let certificate = Certificate {
+        pem: pki_core::certificate_to_pem(&der),
+        fingerprint: *leaf.fingerprint().as_bytes(),
+        serial: leaf.serial().to_vec(),
+        expires_at: crate::private::timestamp(leaf.not_after()),
+        renew_at: Some(renew_at),
+    };
+    let not_before = crate::private::timestamp(leaf.not_before());
+    Some(Issued { certificate, not_before, chain_pem, der })
+}
+
+#[async_trait]
+impl Issuance for Public {
+    async fn for_tunnel(&self, request: TunnelRequest<'_>) -> Result<Issued, IssuanceError> {
+        let TunnelRequest { caller, tunnel, host, csr_pem } = request;
+        let csr = Csr::from_pem(csr_pem)?;
+        csr.clone().verify(&AwsLc, &KeyPolicy::new())?.approve_host(host)?;
+        let habits = self.0.settings.habits;
+        acceptable(&csr, host, habits).map_err(|error| IssuanceError::Unacceptable(error.to_string()))?;
+        let key = Sha256::digest(csr.spki()).into();
+        let holder = Holder::Tunnel {
+            id: tunnel.id,
+            name: tunnel.name.clone(),
+            organization: Some(tunnel.organization.clone()),
+        };
+        // An agent that starts anew with the key that it has gets what it has.
+        let now = self.0.now();
+        let latest = self.0.store.latest_order(&holder).await?;
+        let before = latest.as_ref().and_then(|order| issued_before(order, &key, now));
+        let current = tunnel.certificate.as_ref().map(|certificate| certificate.fingerprint);
+        if let Some((issued, renew_at)) = before
+            && Some(issued.certificate.fingerprint) == current
+            && now < renew_at
+        {
+            return Ok(issued);
+        }
+        let wanted = begin::Wanted { holder, names: vec![Name::host(host.clone())], csr, key, caller: caller.clone() };
+        let done = self.begin(wanted).await?;
+        Self::outcome(done, self.0.settings.wait).await
+    }
+
+    async fn for_edge(&self, host: &DnsName, csr_pem: &[u8]) -> Result<Issued, IssuanceError> {
+        let names = self.names(host.as_str());
+        let csr = Csr::from_pem(csr_pem)?;
+        let key = Sha256::digest(csr.spki()).into();
+        let holder = Holder::Edge(names.first().cloned().unwrap_or_default());
+        let now = self.0.now();
+        let latest = self.0.store.latest_order(&holder).await?;
+        let before = latest.as_ref().and_then(|order| issued_before(order, &key, now));
+        // The next one comes by itself, see `tend.rs`; until then this one is good.
+        if let Some((issued, _)) = before {
+            return Ok(issued);
+        }
+        let names = names.iter().map(|name| name.parse()).collect::<Result<_, _>>();
+        let names = names.map_err(|error: pki_core::DnsNameError| IssuanceError::Failed(Box::new(error)))?;
+        let wanted = begin::Wanted { holder, names, csr, key, caller: tunnel_model::Caller::System };
+        let done = self.begin(wanted).await?;
+        Self::outcome(done, self.0.settings.wait_of_edge).await
+    }
+
+    fn names(&self, host: &str) -> Vec<String> {
+        let zone = self.0.settings.zone.as_str();
+        let is_covered = |host: &str| {
+            let label = host.strip_suffix(zone).and_then(|rest| rest.strip_suffix('.'));
+            host == zone || label.is_some_and(|label| !label.contains('.'))
+        };
+        if self.0.settings.wildcard && is_covered(host) {
+            vec![zone.to_owned(), format!("*.{zone}")]
+        } else {
+            vec![host.to_owned()]
+        }
+    }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for Public {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Public").field("client", self.0.client.settings()).finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    fn of(holder: &Holder) -> Self {
+        match holder {
+            Holder::Tunnel { id, .. } => Self::Tunnel(*id),
+            Holder::Edge(host) => Self::Edge(host.clone()),
+        }
+    }
+}
+
+impl From<Failed> for IssuanceError {
+    fn from(Failed { words, by_request, retry_after }: Failed) -> Self {
+        if by_request { Self::Unacceptable(words) } else { Self::Upstream { words, retry_after } }
+    }
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self { words: refusal.to_string(), by_request: false, retry_after: ASK_AGAIN }
+    }
+}
+
+/// Seconds since the Unix epoch, as the authority's library counts.
+fn time(timestamp: Timestamp) -> Time {
+    Time::from_unix(timestamp.micros().div_euclid(1_000_000))
+}

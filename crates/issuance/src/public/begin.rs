@@ -1,0 +1,167 @@
+//! How an order begins: joined, taken over, or decided and put on record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use acme::{CertId, Name, Spent};
+use pki_core::{Csr, Time};
+use store::{Ask, Holder, Order, OrderState, Ordered};
+use tunnel_model::{Caller, Command, Timestamp};
+
+use super::{Done, Failed, Key, Public, Shared, time};
+use crate::IssuanceError;
+
+/// What is to be ordered.
+pub(super) struct Wanted {
+    pub(super) holder: Holder,
+    pub(super) names: Vec<Name>,
+    pub(super) csr: Csr,
+    /// SHA-256 of the request's SubjectPublicKeyInfo.
+    pub(super) key: [u8; 32],
+    pub(super) caller: Caller,
+}
+
+/// The longest time for which a limit counts.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+impl Public {
+    /// Begins an order, unless there is one.
+    pub(super) async fn begin(&self, wanted: Wanted) -> Result<Done, IssuanceError> {
+        let shared = Arc::clone(&self.0);
+        // Whoever asks may leave; what was decided is begun all the same.
+        let begun = tokio::spawn(async move { shared.begin(wanted).await });
+        begun.await.map_err(|error| IssuanceError::Failed(Box::new(error)))?
+    }
+}
+
+impl Shared {
+    async fn begin(self: &Arc<Self>, wanted: Wanted) -> Result<Done, IssuanceError> {
+        let _one = self.begins.lock().await;
+        let now = self.now();
+        let latest = self.store.latest_order(&wanted.holder).await?;
+        let (mut ask, mut replaces, mut failures, mut failing_since) = (Ask::New, None, 0, None);
+        match latest {
+            Some(order) if order.state == OrderState::Pending && order.names == texts(&wanted.names) => {
+                return self.join(order, wanted).await;
+            }
+            // Its tunnel has another name now: nobody waits for it.
+            Some(order) if order.state == OrderState::Pending => self.give_up(order, now).await?,
+            Some(Order { state: OrderState::Issued { chain, renew_at, ask_again_at, .. }, names, .. })
+                if names == texts(&wanted.names) =>
+            {
+                // Where the authority says when, it is told which one is replaced, and asks nothing for it.
+                let is_within = ask_again_at.is_some() && now >= renew_at;
+                ask = if is_within { Ask::RenewalInWindow } else { Ask::Renewal };
+                let leaf = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default();
+                replaces = leaf.first().and_then(|leaf| CertId::of(leaf)).map(|id| id.to_string());
+            }
+            Some(Order {
+                state: OrderState::Failed { at, words, not_before, .. },
+                csr,
+                failures: before,
+                failing_since: since,
+                ..
+            }) => {
+                // What is another request may fare better.
+                if let Some(until) = not_before.filter(|until| now < *until)
+                    && csr == wanted.csr.der()
+                {
+                    let retry_after = until.since(now).max(Duration::from_secs(1));
+                    return Err(Failed { words, by_request: false, retry_after }.into());
+                }
+                failures = before.saturating_add(1);
+                failing_since = since.or(Some(at));
+            }
+            _ => {}
+        }
+        self.check_budget(ask, &wanted.names, now).await?;
+        if let Holder::Tunnel { id, name, .. } = &wanted.holder {
+            let command = Command::BeginOrder { id: *id, name: name.clone() };
+            self.store.execute(wanted.caller.clone(), command, &self.rules, now).await?;
+        }
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| IssuanceError::Failed(Box::new(error)))?;
+        let order = Order {
+            id,
+            names: texts(&wanted.names),
+            csr: wanted.csr.der().to_vec(),
+            key: wanted.key,
+            requested_by: wanted.caller.key(),
+            holder: wanted.holder,
+            profile: self.client.settings().profile.clone(),
+            ask,
+            replaces,
+            url: None,
+            begun_at: now,
+            failures,
+            failing_since,
+            state: OrderState::Pending,
+        };
+        self.store.record_order(order.clone()).await?;
+        Ok(self.work_on(order))
+    }
+
+    /// An order that goes on is everybody's who wants the same. Another key takes its place: an agent
+    /// without a memory makes a new one at each start, and nobody has the old one any more.
+    async fn join(self: &Arc<Self>, mut order: Order, wanted: Wanted) -> Result<Done, IssuanceError> {
+        if order.key == wanted.key {
+            let running = self.running().get(&Key::of(&order.holder)).map(|running| running.done.clone());
+            return Ok(running.unwrap_or_else(|| self.work_on(order)));
+        }
+        order.csr = wanted.csr.der().to_vec();
+        order.key = wanted.key;
+        order.requested_by = wanted.caller.key();
+        self.stop(&order);
+        self.store.record_order(order.clone()).await?;
+        Ok(self.work_on(order))
+    }
+
+    async fn give_up(&self, mut order: Order, now: Timestamp) -> Result<(), IssuanceError> {
+        self.stop(&order);
+        let words = "the tunnel was renamed".to_owned();
+        order.state = OrderState::Failed { at: now, cause: "renamed".to_owned(), words, not_before: None };
+        Ok(self.store.record_order(order).await?)
+    }
+
+    fn stop(&self, order: &Order) {
+        if let Some(running) = self.running().remove(&Key::of(&order.holder)) {
+            running.task.abort();
+        }
+    }
+
+    /// Is there room in the authority's limits for one more?
+    async fn check_budget(&self, ask: Ask, names: &[Name], now: Timestamp) -> Result<(), IssuanceError> {
+        let ordered = self.store.ordered_since(now.minus(WEEK)).await?;
+        let texts = texts(names);
+        let counts = |one: &&Ordered| one.ask != Ask::RenewalInWindow && one.failed.is_none();
+        let at = |one: &Ordered| time(one.issued_at.unwrap_or(one.begun_at));
+        let domain: Vec<Time> = ordered.iter().filter(counts).map(at).collect();
+        let same_names: Vec<Time> = ordered.iter().filter(counts).filter(|one| one.names == texts).map(at).collect();
+        let orders: Vec<Time> = ordered.iter().map(|one| time(one.begun_at)).collect();
+        let is_failure = |one: &&Ordered| one.names.iter().any(|name| texts.contains(name));
+        let failures: Vec<Time> = ordered
+            .iter()
+            .filter(is_failure)
+            .filter_map(|one| one.failed.as_ref())
+            .filter(|(_, cause)| cause == "authorization_failed")
+            .map(|(at, _)| time(*at))
+            .collect();
+        let spent = Spent { domain: &domain, same_names: &same_names, orders: &orders, failures: &failures };
+        let ask = match ask {
+            Ask::New => acme::Ask::New,
+            Ask::Renewal => acme::Ask::Renewal,
+            Ask::RenewalInWindow => acme::Ask::RenewalInWindow,
+        };
+        self.settings.budget.check(ask, &spent, time(now)).map_err(|exhausted| {
+            let seconds = exhausted.free_at.unix().saturating_sub(time(now).unix()).max(1);
+            IssuanceError::Exhausted {
+                words: exhausted.to_string(),
+                retry_after: Duration::from_secs(seconds.unsigned_abs()),
+            }
+        })
+    }
+}
+
+pub(super) fn texts(names: &[Name]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,173 @@
+//! What has to be done without being asked: orders that a restart has interrupted go on, certificates that
+//! nobody may use any more are revoked, those of the edge are renewed, and the authority is asked when it
+//! wants to be asked for the next one.
+
+use std::time::Duration;
+
+use acme::{Account, CertId, Error, RevocationReason};
+use pki_core::Csr;
+use store::{ExecuteError, Holder, Order, OrderState, StoreError};
+use tunnel_model::{Caller, Command, Timestamp, TlsMode};
+
+use super::begin::Wanted;
+use super::{Key, Public, Shared};
+use crate::private::timestamp;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Orders are on record for longer than any certificate lives.
+const KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+impl Public {
+    /// Tends the orders until it is dropped.
+    pub async fn tend(&self) {
+        loop {
+            if let Err(error) = self.look().await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot look after the orders of certificates"
+                );
+            }
+            let _ = tokio::time::timeout(LOOK, self.0.changed.notified()).await;
+        }
+    }
+
+    async fn look(&self) -> Result<(), StoreError> {
+        let shared = &self.0;
+        for order in shared.store.pending_orders().await? {
+            let _one = shared.begins.lock().await;
+            if !shared.running().contains_key(&Key::of(&order.holder)) {
+                shared.work_on(order);
+            }
+        }
+        let now = shared.now();
+        for order in shared.store.issued_orders(now).await? {
+            let fate = shared.fate(&order).await?;
+            match fate {
+                Fate::Gone => shared.revoke(&order).await?,
+                Fate::Past => {}
+                Fate::Current => {
+                    let order = shared.ask_when(order, now).await?;
+                    self.renew(order, now).await;
+                }
+            }
+        }
+        shared.store.forget_orders(now.minus(KEPT)).await
+    }
+
+    /// The edge's own are renewed by us: the request is still at hand.
+    async fn renew(&self, order: Order, now: Timestamp) {
+        let OrderState::Issued { renew_at, .. } = order.state else { return };
+        if now < renew_at || !matches!(order.holder, Holder::Edge(_)) {
+            return;
+        }
+        let names = order.names.iter().map(|name| name.parse()).collect::<Result<_, _>>();
+        let (Ok(names), Ok(csr)) = (names, Csr::from_der(&order.csr)) else { return };
+        let wanted = Wanted { holder: order.holder, names, csr, key: order.key, caller: Caller::System };
+        if let Err(error) = self.begin(wanted).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a certificate of the edge is not renewed yet");
+        }
+    }
+}
+
+/// What has become of a certificate that is good.
+enum Fate {
+    /// It is in use, as far as we know.
+    Current,
+    /// Its tunnel, or its host, is another's or nobody's.
+    Gone,
+    /// There is a later one.
+    Past,
+}
+
+impl Shared {
+    async fn fate(&self, order: &Order) -> Result<Fate, StoreError> {
+        let is_there = match &order.holder {
+            Holder::Tunnel { id, name, .. } => self.store.tunnel(*id).await?.is_some_and(|tunnel| tunnel.name == *name),
+            Holder::Edge(host) if *host == self.settings.zone.as_str() => true,
+            Holder::Edge(host) => {
+                let label = host.strip_suffix(self.settings.zone.as_str()).and_then(|rest| rest.strip_suffix('.'));
+                match label.and_then(|label| label.parse().ok()) {
+                    Some(name) => {
+                        let tunnel = self.store.tunnel_by_name(&name).await?;
+                        tunnel.is_some_and(|tunnel| tunnel.tls_mode == TlsMode::Edge)
+                    }
+                    None => false,
+                }
+            }
+        };
+        if !is_there {
+            return Ok(Fate::Gone);
+        }
+        let latest = self.store.latest_order(&order.holder).await?;
+        let is_last =
+            latest.is_none_or(|latest| latest.id == order.id || !matches!(latest.state, OrderState::Issued { .. }));
+        Ok(if is_last { Fate::Current } else { Fate::Past })
+    }
+
+    /// A name that is given up is nobody's to prove: its certificate is revoked, though browsers hardly look.
+    async fn revoke(&self, order: &Order) -> Result<(), StoreError> {
+        let OrderState::Issued { fingerprint, chain, .. } = &order.state else { return Ok(()) };
+        let names = order.names.join(" ");
+        let leaf = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default().into_iter().next();
+        let revoked = match (self.account().await, leaf) {
+            (Some(account), Some(leaf)) => account.revoke(&leaf, RevocationReason::CessationOfOperation).await,
+            _ => return Ok(()),
+        };
+        match revoked {
+            Ok(()) => {
+                tracing::info!(names, "revoked a certificate of a name that was given up");
+                self.store.note_revocation(*fingerprint, self.now()).await
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, names, "a certificate is not revoked yet");
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks the authority when it wants the certificate renewed (RFC 9773), if it is time to ask.
+    async fn ask_when(&self, mut order: Order, now: Timestamp) -> Result<Order, StoreError> {
+        let OrderState::Issued { fingerprint, chain, renew_at, ask_again_at, .. } = &mut order.state else {
+            return Ok(order);
+        };
+        if ask_again_at.is_some_and(|at| now < at) {
+            return Ok(order);
+        }
+        let leaf = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default().into_iter().next();
+        let (Some(account), Some(id)) = (self.account().await, leaf.and_then(|leaf| CertId::of(&leaf))) else {
+            return Ok(order);
+        };
+        if !account.directory().has_renewal_info() {
+            return Ok(order);
+        }
+        match account.renewal(&id).await {
+            Ok(told) => {
+                // The same moment of the window each time, another one for each certificate.
+                let random = u64::from_be_bytes(std::array::from_fn(|at| fingerprint[at]));
+                *renew_at = timestamp(told.window.choose(random));
+                *ask_again_at = Some(now.plus(told.ask_again_after));
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an authority does not say when to renew");
+                *ask_again_at = Some(now.plus(DAY));
+            }
+        }
+        let (fingerprint, renew_at) = (*fingerprint, *renew_at);
+        if let Holder::Tunnel { id, .. } = &order.holder {
+            let command = Command::SetRenewal { id: *id, fingerprint, renew_at };
+            match self.store.execute(Caller::System, command, &self.rules, now).await {
+                Ok(_) | Err(ExecuteError::Refused(_)) => {}
+                Err(ExecuteError::Store(error)) => return Err(error),
+            }
+        }
+        self.store.record_order(order.clone()).await?;
+        Ok(order)
+    }
+
+    /// Nobody waits for it here: a failure is told by the order that needs it.
+    async fn account(&self) -> Option<Account> {
+        self.client.account().await.inspect_err(|error: &Error| tracing::debug!(%error, "no account")).ok()
+    }
+}

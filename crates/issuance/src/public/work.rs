@@ -1,0 +1,247 @@
+//! How an order goes on, and how it ends: a certificate is on record before anybody has it, and what is
+//! wrong is taken back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use acme::{CertId, Chain, Error, Failures, Fault, Name, Remedy, RevocationReason};
+use pki_core::{Certificate, Csr, Time};
+use store::{ExecuteError, Holder, IssuedCertificate, Order, OrderState, StoreError};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tunnel_model::{Caller, Command, Issuer, Origin, Timestamp};
+
+use super::{ASK_AGAIN, Done, Failed, Key, Running, Shared, time};
+use crate::Issued;
+use crate::private::{renewal, timestamp};
+
+/// How long an order may go on; what it has proved ends soon after.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// Between two attempts, at first and at last.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 60);
+/// Before somebody who has to change something is likely to have done it.
+const MINUTE: Duration = Duration::from_secs(60);
+
+impl Shared {
+    /// Works on an order until it has ended, whoever waits for it.
+    pub(super) fn work_on(self: &Arc<Self>, order: Order) -> Done {
+        let (key, id) = (Key::of(&order.holder), order.id);
+        let (tell, done) = watch::channel(None);
+        let shared = Arc::clone(self);
+        let of = key.clone();
+        // The task must be known before it can end.
+        let mut running = self.running();
+        let task = tokio::spawn(async move {
+            let outcome = shared.work(order).await;
+            let mut running = shared.running();
+            if running.get(&of).is_some_and(|running| running.order == id) {
+                running.remove(&of);
+            }
+            drop(running);
+            tell.send_replace(Some(outcome));
+        });
+        running.insert(key, Running { order: id, done: done.clone(), task: task.abort_handle() });
+        done
+    }
+
+    async fn work(&self, mut order: Order) -> Result<Issued, Failed> {
+        let names = order.names.join(" ");
+        let (mut pause, mut is_forgiven) = (FIRST_PAUSE, false);
+        loop {
+            let error = match self.step(&mut order).await {
+                Ok(chain) => return self.finish(order, chain).await,
+                Err(error) => error,
+            };
+            match &error {
+                // An authority that has forgotten us, or the order, is asked anew, once.
+                Error::AccountGone { .. } | Error::OrderGone { .. } if !is_forgiven => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, names, "an order is begun anew");
+                    is_forgiven = true;
+                    order.url = None;
+                    if let Error::AccountGone { .. } = error
+                        && let Err(error) = self.client.forget().await
+                    {
+                        return Err(self.fail(order, error).await);
+                    }
+                }
+                _ if error.remedy() == Remedy::Again && self.now().since(order.begun_at) < LONGEST => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, names, "an order goes on later");
+                    let told = error.not_before().map(|at| at.unix().saturating_sub(time(self.now()).unix()));
+                    let told = Duration::from_secs(told.unwrap_or_default().max(0).unsigned_abs());
+                    sleep(pause.max(told.min(LONGEST_PAUSE))).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                _ => return Err(self.fail(order, error).await),
+            }
+        }
+    }
+
+    /// As far as it goes at once.
+    async fn step(&self, order: &mut Order) -> Result<Chain, Error> {
+        let broken = |words: &str| Error::Nonsense(words.to_owned());
+        let _place = self.places.acquire().await.map_err(|_| broken("the server stops"))?;
+        let account = self.client.account().await?;
+        let names: Vec<Name> = order.names.iter().filter_map(|name| name.parse().ok()).collect();
+        let url = match &order.url {
+            Some(url) => url.clone(),
+            None => {
+                let replaces = order.replaces.as_ref().and_then(|id| id.parse::<CertId>().ok());
+                let url = account.begin(&names, replaces.as_ref()).await?;
+                order.url = Some(url.clone());
+                // An order that nobody knows of would be lost; one that cannot be stored is begun again.
+                self.store
+                    .record_order(order.clone())
+                    .await
+                    .map_err(|error| Error::AccountStore(std::io::Error::other(error)))?;
+                url
+            }
+        };
+        let csr = Csr::from_der(&order.csr).map_err(|_| broken("the stored request cannot be read"))?;
+        let ordered = acme::Order { url: &url, names: &names, csr: &csr, failures: order.failures };
+        account.proceed(&ordered, &self.solvers).await
+    }
+
+    /// There is a certificate: it is recorded, whatever has become of its tunnel.
+    async fn finish(&self, mut order: Order, chain: Chain) -> Result<Issued, Failed> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.record(&mut order, &chain).await {
+                Ok(issued) => {
+                    let names = order.names.join(" ");
+                    tracing::info!(names, until = %chain.not_after(), "a public authority has issued a certificate");
+                    return Ok(issued);
+                }
+                Err(ExecuteError::Refused(refusal)) => {
+                    // Nobody can use it: `tend` takes it back.
+                    self.changed.notify_one();
+                    return Err(refusal.into());
+                }
+                // A disk that is full may have room again, and the certificate cannot be had twice.
+                Err(ExecuteError::Store(error)) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a certificate cannot be put on record");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn record(&self, order: &mut Order, chain: &Chain) -> Result<Issued, ExecuteError> {
+        let (not_before, not_after) = (timestamp(chain.not_before()), timestamp(chain.not_after()));
+        let renew_at = renewal(not_before, not_after);
+        let Some(issued) = super::issued(&chain.pem(), renew_at) else {
+            return Err(StoreError::Corrupt("certificate").into());
+        };
+        let now = self.now();
+        let mut refused = None;
+        if let Holder::Tunnel { id, name, .. } = &order.holder {
+            let command = Command::FinishOrder {
+                id: *id,
+                name: name.clone(),
+                certificate: issued.certificate.clone(),
+                origin: Origin {
+                    issuer: Issuer::Acme,
+                    requested_by: order.requested_by,
+                    key: order.key,
+                    not_before,
+                    profile: order.profile.clone(),
+                },
+            };
+            match self.store.execute(Caller::System, command, &self.rules, now).await {
+                Ok(_) => {}
+                Err(ExecuteError::Refused(refusal)) => refused = Some(refusal),
+                Err(error) => return Err(error),
+            }
+        }
+        // What its tunnel has taken is on record already, and stays as it is.
+        self.store.record_certificate(record_of(order, chain.leaf(), now)).await?;
+        order.state = OrderState::Issued {
+            at: now,
+            fingerprint: issued.certificate.fingerprint,
+            chain: chain.pem(),
+            renew_at,
+            ask_again_at: None,
+        };
+        self.store.record_order(order.clone()).await?;
+        refused.map_or(Ok(issued), |refusal| Err(refusal.into()))
+    }
+
+    /// There is none: why, and when to try again, is kept for whoever asks.
+    async fn fail(&self, mut order: Order, error: Error) -> Failed {
+        let now = self.now();
+        let names = order.names.join(" ");
+        tracing::error!(error = &error as &dyn std::error::Error, names, "an order has failed");
+        if let Error::Wrong { leaf: Some(leaf), .. } = &error {
+            self.take_back(&order, leaf).await;
+        }
+        let by_request = error.fault() == Fault::Requester;
+        let not_before = if error.remedy() == Remedy::Change {
+            Some(now.plus(MINUTE))
+        } else {
+            let first = time(order.failing_since.unwrap_or(now));
+            let count = order.failures.saturating_add(1);
+            let failures = Failures { count, first, latest: time(now), not_before: error.not_before() };
+            failures.try_again_at(getrandom::u64().unwrap_or_default()).map(timestamp)
+        };
+        let words = in_words(&error);
+        order.state = OrderState::Failed { at: now, cause: error.label().to_owned(), words: words.clone(), not_before };
+        if let Err(error) = self.store.record_order(order).await {
+            // It is still on record as one that goes on, and will, at the next start.
+            tracing::error!(error = &error as &dyn std::error::Error, names, "cannot record that an order has failed");
+        }
+        let retry_after = not_before.map_or(LONGEST, |until| until.since(now)).max(ASK_AGAIN);
+        Failed { words, by_request, retry_after }
+    }
+
+    /// What is not what was asked for is recorded and revoked.
+    async fn take_back(&self, order: &Order, leaf: &[u8]) {
+        let now = self.now();
+        let record = record_of(order, leaf, now);
+        let fingerprint = record.fingerprint;
+        if let Err(error) = self.store.record_certificate(record).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "a wrong certificate cannot be put on record");
+        }
+        let revoked = match self.client.account().await {
+            Ok(account) => account.revoke(leaf, RevocationReason::Superseded).await,
+            Err(error) => Err(error),
+        };
+        let noted = match revoked {
+            Ok(()) => self.store.note_revocation(fingerprint, now).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = noted {
+            tracing::error!(error, "a wrong certificate is not revoked: do it by hand");
+        }
+    }
+}
+
+/// As the record of what was issued has it. What cannot be read of a wrong one is empty.
+fn record_of(order: &Order, leaf: &[u8], now: Timestamp) -> IssuedCertificate {
+    let read = Certificate::from_der(leaf).ok();
+    let end = read.as_ref().map_or(Time::MAX, Certificate::not_after);
+    IssuedCertificate {
+        holder: order.holder.clone(),
+        serial: read.as_ref().map(|leaf| leaf.serial().to_vec()).unwrap_or_default(),
+        fingerprint: *pki_core::Fingerprint::of(leaf).as_bytes(),
+        issuer: Issuer::Acme,
+        profile: order.profile.clone(),
+        key: Some(order.key),
+        requested_by: order.requested_by,
+        not_before: read.as_ref().map(|leaf| timestamp(leaf.not_before())),
+        not_after: timestamp(end),
+        issued_at: Some(now),
+        revoked_at: None,
+    }
+}
+
+/// An error with its causes, in one line that is not too long.
+fn in_words(error: &Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        words += &format!(": {error}");
+        cause = error.source();
+    }
+    words.chars().take(500).collect()
+}
