@@ -86,7 +86,7 @@ class Server:
 
         Without `data_dir` a temporary one is made and removed again. With
         `key=None` the server makes its own admin key. Each of `settings` is a
-        flag, `signings_per_day=4` for `--signings-per-day 4`. The edge has a free
+        flag, `signings_per_day=4` for `--signings-per-day 4`, or several of a list. The edge has a free
         port unless `edge_port` names one; or it takes `edge_socket`, a listening
         socket that stays open over restarts, as from systemd.
         """
@@ -146,7 +146,8 @@ class Server:
         command += ["--edge-listen", f"127.0.0.1:{self.edge_port}"]
         # Its keys take time to make, and its port is one for all.
         for name, value in {"panel_listen": "none", **self.settings}.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            for each in value if isinstance(value, list) else [value]:
+                command += [f"--{name.replace('_', '-')}", str(each)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}
         if not self._own_key:
             environment["ADIT_BOOTSTRAP_API_KEY"] = self.key

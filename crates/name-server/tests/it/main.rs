@@ -1,0 +1,6 @@
+//! The zone over its sockets, and by octets.
+
+mod limits;
+mod matrix;
+mod messages;
+mod queries;
