@@ -1,4 +1,7 @@
 //! Orders at Debian's Pebble, and at a directory that lies.
 
+mod liar;
+mod lies;
+mod model;
 mod orders;
 mod pebble;
