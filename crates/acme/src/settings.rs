@@ -94,6 +94,9 @@ pub struct Limits {
     pub patience: Duration,
     /// How long one call of [`Account::proceed`](crate::Account::proceed) may take.
     pub order: Duration,
+    /// How long an answer to a challenge stays visible when [`Account::proceed`](crate::Account::proceed) is
+    /// dropped after the authority was told to look for it.
+    pub linger: Duration,
     /// How long after the first question the second one comes.
     pub first_look: Duration,
     /// The longest time between two questions, if the authority does not ask for more.
@@ -108,6 +111,7 @@ impl Default for Limits {
             request: Duration::from_secs(30),
             patience: Duration::from_secs(120),
             order: Duration::from_secs(1800),
+            linger: Duration::from_secs(30),
             first_look: Duration::from_millis(500),
             longest_look: Duration::from_secs(30),
         }

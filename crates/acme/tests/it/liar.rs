@@ -80,7 +80,8 @@ pub(crate) struct State {
     authority: Issuer<'static, KeyPair>,
     intermediate_pem: String,
     stranger: Issuer<'static, KeyPair>,
-    pub(crate) asked: AtomicU32,
+    asked: AtomicU32,
+    pub(crate) finalized: AtomicU32,
     order: Mutex<Stage>,
     pub(crate) new_orders: Mutex<Vec<Value>>,
     pub(crate) agents: Mutex<Vec<String>>,
@@ -117,6 +118,7 @@ impl Liar {
             intermediate_pem,
             stranger,
             asked: AtomicU32::new(0),
+            finalized: AtomicU32::new(0),
             order: Mutex::new(Stage::Pending),
             new_orders: Mutex::new(Vec::new()),
             agents: Mutex::new(Vec::new()),
@@ -303,6 +305,7 @@ fn honest(state: &State, path: &str, payload: &Value) -> Answer {
         }
         "/finalize" => {
             let csr = URL_SAFE_NO_PAD.decode(payload["csr"].as_str().unwrap_or_default()).expect("base64");
+            state.finalized.fetch_add(1, Ordering::Relaxed);
             *stage = Stage::Valid(csr);
             if matches!(state.lie, Lie::Quicker) {
                 return problem(403, "orderNotReady");

@@ -1,5 +1,6 @@
 //! Orders at Debian's Pebble, and at a directory that lies.
 
+mod departures;
 mod liar;
 mod lies;
 mod model;

@@ -92,6 +92,7 @@ impl Pebble {
         let limits = Limits {
             request: Duration::from_secs(10),
             order: Duration::from_secs(60),
+            linger: Duration::from_secs(2),
             first_look: Duration::from_millis(20),
             longest_look: Duration::from_millis(500),
             ..Limits::default()
