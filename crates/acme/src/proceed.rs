@@ -9,10 +9,9 @@ use tokio::time::{Instant, sleep};
 use crate::account::{Account, until};
 use crate::check::{Chain, leaf_of};
 use crate::error::Error;
-use crate::http::{Failure, take_retry_at, with_retry_at};
+use crate::http::{Failure, problem_of, take_retry_at, with_retry_at};
 use crate::name::Name;
 use crate::order::{self, Authorization, Cause, ChallengeKind, OrderStatus, Patience, Progress, Step, View};
-use crate::problem::Problem;
 use crate::solver::{Challenge, Solver, Solvers, is_token};
 
 /// An order that has begun, as the caller has stored it.
@@ -118,7 +117,7 @@ impl Account {
         let state = known.state();
         let mut view = View {
             status: status(state.status),
-            problem: state.error.as_ref().map(Problem::of_library),
+            problem: state.error.as_ref().map(problem_of),
             authorizations: Vec::new(),
         };
         if !matches!(view.status, OrderStatus::Pending | OrderStatus::Invalid) {
@@ -374,7 +373,7 @@ fn authorization_of(state: &instant_acme::AuthorizationState, names: &[Name]) ->
                     ChallengeStatus::Valid => order::ChallengeStatus::Valid,
                     ChallengeStatus::Invalid => order::ChallengeStatus::Invalid,
                 },
-                problem: challenge.error.as_ref().map(Problem::of_library),
+                problem: challenge.error.as_ref().map(problem_of),
             })
             .collect(),
     })

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pki_core::Time;
 use zeroize::Zeroizing;
 
@@ -72,6 +74,28 @@ pub struct ExternalAccount {
     pub key_id: String,
     /// The key, decoded.
     pub key: Zeroizing<Vec<u8>>,
+}
+
+/// A text that is no key of an external account.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the key of an external account is not base64url, as the authority writes it")]
+pub struct ExternalAccountError;
+
+impl ExternalAccount {
+    /// With the key as authorities write it: base64url, with or without padding.
+    ///
+    /// # Errors
+    ///
+    /// [`ExternalAccountError`] when it is not, or empty.
+    pub fn new(key_id: impl Into<String>, key: &str) -> Result<Self, ExternalAccountError> {
+        // Some write plain base64.
+        let key = Zeroizing::new(key.trim().trim_end_matches('=').replace('+', "-").replace('/', "_"));
+        let key = URL_SAFE_NO_PAD.decode(key.as_bytes()).map_err(|_| ExternalAccountError)?;
+        if key.is_empty() {
+            return Err(ExternalAccountError);
+        }
+        Ok(Self { key_id: key_id.into(), key: Zeroizing::new(key) })
+    }
 }
 
 impl fmt::Debug for ExternalAccount {

@@ -81,6 +81,7 @@ pub(crate) struct State {
     intermediate_pem: String,
     stranger: Issuer<'static, KeyPair>,
     asked: AtomicU32,
+    accounts: AtomicU32,
     pub(crate) finalized: AtomicU32,
     order: Mutex<Stage>,
     pub(crate) new_orders: Mutex<Vec<Value>>,
@@ -118,6 +119,7 @@ impl Liar {
             intermediate_pem,
             stranger,
             asked: AtomicU32::new(0),
+            accounts: AtomicU32::new(0),
             finalized: AtomicU32::new(0),
             order: Mutex::new(Stage::Pending),
             new_orders: Mutex::new(Vec::new()),
@@ -164,6 +166,13 @@ impl Liar {
     pub(crate) fn client(&self) -> Client {
         let file = AccountFile::new(self.work.path().join("account.json"));
         Client::new(self.settings.clone(), Arc::new(file)).expect("a client")
+    }
+}
+
+impl Liar {
+    /// How many accounts have been made.
+    pub(crate) fn accounts(&self) -> u32 {
+        self.state.accounts.load(Ordering::Relaxed)
     }
 }
 
@@ -276,6 +285,7 @@ fn honest(state: &State, path: &str, payload: &Value) -> Answer {
         ),
         "/nonce" => return full(200, ""),
         "/account" => {
+            state.accounts.fetch_add(1, Ordering::Relaxed);
             location = Some(at("/account/1"));
             (201, json!({"status": "valid"}))
         }

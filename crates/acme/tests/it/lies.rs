@@ -258,10 +258,31 @@ async fn settings_that_the_authority_does_not_know() {
     liar.settings.profile = Some("shortlived".to_owned());
     let error = obtain(&liar).await.expect_err("no external account");
     assert!(matches!(error, Error::ExternalAccount { .. }), "{error:?}");
-    let key = vec![7; 32].into();
-    liar.settings.external_account = Some(acme::ExternalAccount { key_id: "kid".to_owned(), key });
+    liar.settings.external_account = Some(acme::ExternalAccount::new("kid", "AAAA").expect("a key"));
     obtain(&liar).await.expect("a certificate");
     assert_eq!(liar.state.new_orders.lock().expect("no panic")[0]["profile"], "shortlived");
+}
+
+/// From staging to production and back.
+#[tokio::test]
+async fn accounts_of_two_authorities_are_kept_in_one_file() {
+    let (one, other) = (Liar::start(Lie::None).await, Liar::start(Lie::None).await);
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("account.json");
+    let client = |liar: &Liar| Client::new(liar.settings.clone(), Arc::new(AccountFile::new(&path))).expect("a client");
+    for liar in [&one, &other, &one, &other] {
+        client(liar).account().await.expect("an account");
+    }
+    assert_eq!([&one, &other].map(|liar| liar.accounts()), [1, 1]);
+    client(&one).forget().await.expect("forgotten");
+    for liar in [&one, &other] {
+        client(liar).account().await.expect("an account");
+    }
+    assert_eq!([&one, &other].map(|liar| liar.accounts()), [2, 1]);
+    std::fs::write(&path, "rubbish").expect("written");
+    let error = client(&one).account().await.expect_err("nothing is overwritten");
+    assert!(matches!(error, Error::AccountStore(_)), "{error:?}");
+    assert_eq!(std::fs::read(&path).expect("a file"), b"rubbish");
 }
 
 /// Nobody is trusted but whom the settings name.
