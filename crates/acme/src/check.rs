@@ -56,6 +56,13 @@ pub enum Wrong {
     },
 }
 
+impl Wrong {
+    /// Might it be right, and our clock wrong? Then somebody has to look before it is revoked.
+    pub fn may_be_our_clock(&self) -> bool {
+        matches!(self, Self::Chain(ChainError::Expired { .. } | ChainError::NotYetValid { .. }))
+    }
+}
+
 /// The most certificates of a chain; an honest one has two to four.
 const LENGTH: usize = 8;
 

@@ -57,11 +57,9 @@ impl Failure {
                 Ok(failure) => *failure,
                 Err(other) => Self::Nonsense(cleaned(&other.to_string(), 300)),
             },
-            Library::Api(problem) => Self::Refused {
-                status: problem.status.unwrap_or(400),
-                problem: Problem::of_library(&problem),
-                retry_at: None,
-            },
+            Library::Api(problem) => {
+                Self::Refused { status: problem.status.unwrap_or(400), problem: problem_of(&problem), retry_at: None }
+            }
             Library::Json(error) => Self::Nonsense(cleaned(&format!("JSON that does not fit: {error}"), 300)),
             other => Self::Nonsense(cleaned(&other.to_string(), 300)),
         }
@@ -228,6 +226,15 @@ impl HttpClient for Http {
     }
 }
 
+/// The problem document that instant-acme has read.
+pub(crate) fn problem_of(problem: &instant_acme::Problem) -> Problem {
+    let parts = problem.subproblems.iter().map(|part| {
+        let name = part.identifier.as_ref().map(|name| name.authorized(false).to_string());
+        (name, part.r#type.clone(), part.detail.clone())
+    });
+    Problem::new(problem.r#type.clone(), problem.detail.as_deref().unwrap_or_default(), parts)
+}
+
 fn unreachable(url: &str, error: &ClientError) -> Failure {
     let mut words = format!("{url}: {error}");
     let mut cause = std::error::Error::source(error);
@@ -283,7 +290,7 @@ impl tower::Service<Uri> for Connector {
             let port = uri.port_u16().unwrap_or(443);
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
             let connected = async {
-                let tcp = TcpStream::connect((host, port)).await?;
+                let tcp = connect(&host, port, limit).await?;
                 tcp.set_nodelay(true)?;
                 tls.connect(name, tcp).await
             };
@@ -293,6 +300,22 @@ impl tower::Service<Uri> for Connector {
             }
         })
     }
+}
+
+/// To the first address that answers. One that does not, such as IPv6 where that leads nowhere, leaves
+/// time for the others.
+async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    let each = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match timeout(each, TcpStream::connect(address)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
+        }
+    }
+    Err(last)
 }
 
 /// A TLS connection, as hyper's pool wants it.

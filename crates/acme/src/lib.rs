@@ -40,7 +40,7 @@ pub use order::{ChallengeKind, ChallengeKindError};
 pub use problem::{Part, Problem};
 pub use proceed::Order;
 pub use roots::{Roots, RootsError};
-pub use settings::{Clock, ExternalAccount, Limits, Settings};
+pub use settings::{Clock, ExternalAccount, ExternalAccountError, Limits, Settings};
 pub use solver::{
     ALPN, Challenge, Hook, HookError, Http01, Solver, SolverError, Solvers, Standing, TlsAlpn, persistent_record,
 };

@@ -34,6 +34,9 @@ const DETAIL: usize = 500;
 /// The most parts that are kept: an order has few names.
 const PARTS: usize = 10;
 
+/// What is said of one name: the name, the type, the detail.
+type Words = (Option<String>, Option<String>, Option<String>);
+
 const PREFIX: &str = "urn:ietf:params:acme:error:";
 
 impl Problem {
@@ -47,37 +50,19 @@ impl Problem {
         if read.kind.is_none() && read.detail.is_none() {
             return None;
         }
-        let parts = read.subproblems.into_iter().take(PARTS);
-        Some(Self {
-            kind: kind(read.kind),
-            detail: cleaned(&read.detail.unwrap_or_default(), DETAIL),
-            parts: parts
-                .map(|part| Part {
-                    name: cleaned(&part.identifier.and_then(|one| one.value).unwrap_or_default(), 253),
-                    kind: kind(part.kind),
-                    detail: cleaned(&part.detail.unwrap_or_default(), DETAIL),
-                })
-                .collect(),
-        })
+        let parts = read.subproblems.into_iter();
+        let parts = parts.map(|part| (part.identifier.and_then(|one| one.value), part.kind, part.detail));
+        Some(Self::new(read.kind, &read.detail.unwrap_or_default(), parts))
     }
 
-    pub(crate) fn of_library(problem: &instant_acme::Problem) -> Self {
-        let parts = problem.subproblems.iter().take(PARTS);
-        Self {
-            kind: kind(problem.r#type.clone()),
-            detail: cleaned(problem.detail.as_deref().unwrap_or_default(), DETAIL),
-            parts: parts
-                .map(|part| Part {
-                    name: part
-                        .identifier
-                        .as_ref()
-                        .map(|name| cleaned(&name.authorized(false).to_string(), 253))
-                        .unwrap_or_default(),
-                    kind: kind(part.r#type.clone()),
-                    detail: cleaned(part.detail.as_deref().unwrap_or_default(), DETAIL),
-                })
-                .collect(),
-        }
+    /// As an authority says it, in as many words as are kept; parts are name, type and detail.
+    pub(crate) fn new(full: Option<String>, detail: &str, parts: impl Iterator<Item = Words>) -> Self {
+        let parts = parts.take(PARTS).map(|(name, full, detail)| Part {
+            name: cleaned(&name.unwrap_or_default(), 253),
+            kind: kind(full),
+            detail: cleaned(&detail.unwrap_or_default(), DETAIL),
+        });
+        Self { kind: kind(full), detail: cleaned(detail, DETAIL), parts: parts.collect() }
     }
 
     /// An answer that should have been a problem document.

@@ -9,10 +9,9 @@ use tokio::time::{Instant, sleep};
 use crate::account::{Account, until};
 use crate::check::{Chain, leaf_of};
 use crate::error::Error;
-use crate::http::{Failure, take_retry_at, with_retry_at};
+use crate::http::{Failure, problem_of, take_retry_at, with_retry_at};
 use crate::name::Name;
 use crate::order::{self, Authorization, Cause, ChallengeKind, OrderStatus, Patience, Progress, Step, View};
-use crate::problem::Problem;
 use crate::solver::{Challenge, Solver, Solvers, is_token};
 
 /// An order that has begun, as the caller has stored it.
@@ -36,14 +35,15 @@ impl Account {
     ///
     /// May be dropped at any point and called again with the same order, in another process too:
     /// it asks the authority how far the order is. Answers to challenges are withdrawn when this
-    /// ends, however it ends.
+    /// ends, however it ends; when it is dropped while the authority looks for one, after
+    /// [`Limits::linger`](crate::Limits::linger). A process that ends there may find that the order has failed.
     ///
     /// # Errors
     ///
     /// Whether to call again, to begin anew, or to change something first says [`Error::remedy`].
     /// [`Error::Wrong`] for a certificate that is not what was asked for; revoke it.
     pub async fn proceed(&self, order: &Order<'_>, solvers: &Solvers) -> Result<Chain, Error> {
-        let mut shown = Shown::default();
+        let mut shown = Shown { answers: Vec::new(), linger: self.0.client.settings().limits.linger };
         let result = with_retry_at(self.drive(order, solvers, &mut shown)).await;
         shown.withdraw_all().await;
         result
@@ -117,7 +117,7 @@ impl Account {
         let state = known.state();
         let mut view = View {
             status: status(state.status),
-            problem: state.error.as_ref().map(Problem::of_library),
+            problem: state.error.as_ref().map(problem_of),
             authorizations: Vec::new(),
         };
         if !matches!(view.status, OrderStatus::Pending | OrderStatus::Invalid) {
@@ -163,7 +163,12 @@ impl Account {
                     };
                     let challenge = self.challenge(known, name, *kind).await?;
                     match shown.present(solver, challenge).await {
-                        Ok(()) => progress.presented(name),
+                        Ok(()) => {
+                            progress.presented(name);
+                            if is_told(view, name, *kind) {
+                                shown.told(name);
+                            }
+                        }
                         Err(error) => {
                             tracing::warn!(%name, %kind, error, "a challenge cannot be answered");
                             progress.not_presented(name);
@@ -173,6 +178,8 @@ impl Account {
                     }
                 }
                 Step::Tell { name, kind } => {
+                    // Before it hears of it, since it may look at once.
+                    shown.told(name);
                     match self.tell(known, name, *kind).await {
                         // What is wrong stands in the authorization.
                         Ok(()) | Err(Failure::Refused { status: 400..=428, .. }) => progress.told(name),
@@ -247,38 +254,45 @@ impl Account {
 }
 
 /// The answers that are visible.
-#[derive(Default)]
-struct Shown(Vec<One>);
+struct Shown {
+    answers: Vec<One>,
+    linger: Duration,
+}
 
 struct One {
     solver: Arc<dyn Solver>,
     challenge: Challenge,
+    /// How long it stays when nobody waits for the order any more: the authority may be looking for it.
+    linger: Duration,
     withdrawn: bool,
 }
 
 impl Shown {
-    /// On the list before it is visible: whoever leaves in between leaves nothing behind.
+    /// On the list before it is visible: whoever leaves in between leaves nothing behind. One that
+    /// failed is withdrawn with the others, since a program may have been ended half-way.
     async fn present(
         &mut self,
         solver: Arc<dyn Solver>,
         challenge: Challenge,
     ) -> Result<(), crate::solver::SolverError> {
-        self.0.push(One { solver: Arc::clone(&solver), challenge: challenge.clone(), withdrawn: false });
-        let result = solver.present(&challenge).await;
-        if result.is_err()
-            && let Some(mut last) = self.0.pop()
-        {
-            last.withdrawn = true;
+        let one =
+            One { solver: Arc::clone(&solver), challenge: challenge.clone(), linger: Duration::ZERO, withdrawn: false };
+        self.answers.push(one);
+        solver.present(&challenge).await
+    }
+
+    fn told(&mut self, name: &Name) {
+        for one in self.answers.iter_mut().filter(|one| one.challenge.name == *name) {
+            one.linger = self.linger;
         }
-        result
     }
 
     async fn withdraw_all(&mut self) {
-        while let Some(last) = self.0.last_mut() {
+        while let Some(last) = self.answers.last_mut() {
             // Before it is awaited this is not ours any more: a solver is asked once.
             last.withdrawn = true;
             withdraw(&last.solver, &last.challenge).await;
-            self.0.pop();
+            self.answers.pop();
         }
     }
 }
@@ -290,7 +304,13 @@ impl Drop for One {
         }
         let (solver, challenge) = (Arc::clone(&self.solver), self.challenge.clone());
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(async move { withdraw(&solver, &challenge).await })),
+            Ok(runtime) => {
+                let linger = self.linger;
+                runtime.spawn(async move {
+                    sleep(linger).await;
+                    withdraw(&solver, &challenge).await;
+                });
+            }
             Err(_) => tracing::warn!(name = %challenge.name(), "a challenge's answer stays: the runtime has ended"),
         }
     }
@@ -300,6 +320,12 @@ async fn withdraw(solver: &Arc<dyn Solver>, challenge: &Challenge) {
     if let Err(error) = solver.withdraw(challenge).await {
         tracing::warn!(name = %challenge.name(), kind = %challenge.kind(), error, "a challenge's answer stays");
     }
+}
+
+/// Has an earlier process told the authority to look?
+fn is_told(view: &View, name: &Name, kind: ChallengeKind) -> bool {
+    let begun = |one: &order::Challenge| one.kind == Some(kind) && one.status != order::ChallengeStatus::Pending;
+    view.authorizations.iter().any(|one| one.name == *name && one.challenges.iter().any(begun))
 }
 
 fn random() -> u64 {
@@ -347,7 +373,7 @@ fn authorization_of(state: &instant_acme::AuthorizationState, names: &[Name]) ->
                     ChallengeStatus::Valid => order::ChallengeStatus::Valid,
                     ChallengeStatus::Invalid => order::ChallengeStatus::Invalid,
                 },
-                problem: challenge.error.as_ref().map(Problem::of_library),
+                problem: challenge.error.as_ref().map(problem_of),
             })
             .collect(),
     })

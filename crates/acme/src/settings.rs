@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pki_core::Time;
 use zeroize::Zeroizing;
 
@@ -74,6 +76,28 @@ pub struct ExternalAccount {
     pub key: Zeroizing<Vec<u8>>,
 }
 
+/// A text that is no key of an external account.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the key of an external account is not base64url, as the authority writes it")]
+pub struct ExternalAccountError;
+
+impl ExternalAccount {
+    /// With the key as authorities write it: base64url, with or without padding.
+    ///
+    /// # Errors
+    ///
+    /// [`ExternalAccountError`] when it is not, or empty.
+    pub fn new(key_id: impl Into<String>, key: &str) -> Result<Self, ExternalAccountError> {
+        // Some write plain base64.
+        let key = Zeroizing::new(key.trim().trim_end_matches('=').replace('+', "-").replace('/', "_"));
+        let key = URL_SAFE_NO_PAD.decode(key.as_bytes()).map_err(|_| ExternalAccountError)?;
+        if key.is_empty() {
+            return Err(ExternalAccountError);
+        }
+        Ok(Self { key_id: key_id.into(), key: Zeroizing::new(key) })
+    }
+}
+
 impl fmt::Debug for ExternalAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExternalAccount").field("key_id", &self.key_id).finish_non_exhaustive()
@@ -94,6 +118,9 @@ pub struct Limits {
     pub patience: Duration,
     /// How long one call of [`Account::proceed`](crate::Account::proceed) may take.
     pub order: Duration,
+    /// How long an answer to a challenge stays visible when [`Account::proceed`](crate::Account::proceed) is
+    /// dropped after the authority was told to look for it.
+    pub linger: Duration,
     /// How long after the first question the second one comes.
     pub first_look: Duration,
     /// The longest time between two questions, if the authority does not ask for more.
@@ -108,6 +135,7 @@ impl Default for Limits {
             request: Duration::from_secs(30),
             patience: Duration::from_secs(120),
             order: Duration::from_secs(1800),
+            linger: Duration::from_secs(30),
             first_look: Duration::from_millis(500),
             longest_look: Duration::from_secs(30),
         }

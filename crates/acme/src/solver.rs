@@ -31,10 +31,11 @@ pub trait Solver: Send + Sync {
     ///
     /// # Errors
     ///
-    /// When it cannot be made visible; then it is not withdrawn.
+    /// When it cannot be made visible. It is withdrawn all the same.
     async fn present(&self, challenge: &Challenge) -> Result<(), SolverError>;
 
-    /// Takes the answer away. Also called when [`Solver::present`] was given up half-way.
+    /// Takes the answer away. Called once for each [`Solver::present`], also for one that failed or was
+    /// given up half-way, and perhaps on another task.
     ///
     /// # Errors
     ///

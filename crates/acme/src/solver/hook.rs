@@ -142,3 +142,75 @@ async fn last_words(stream: Option<impl AsyncRead + Unpin>) -> String {
     let last = text.trim_end().char_indices().rev().nth(299).map_or(0, |(at, _)| at);
     cleaned(&text[last..], 300)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::order::ChallengeKind;
+
+    fn hook(directory: &Path, script: &str) -> Hook {
+        let path = directory.join("hook");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("changed");
+        Hook::new(&path, Duration::from_millis(500)).expect("a hook")
+    }
+
+    fn challenge() -> Challenge {
+        Challenge::new("*.example.org".parse().expect("a name"), ChallengeKind::Dns01, "token", "thumb")
+    }
+
+    async fn present(directory: &Path, script: &str) -> Result<(), HookError> {
+        hook(directory, script).call("present", &challenge()).await
+    }
+
+    #[tokio::test]
+    async fn a_hook_gets_three_words_and_little_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let out = directory.path().join("out");
+        let script =
+            format!("echo $# \"$1\" \"$2\" \"$3\" > {out}; env | sort >> {out}; cat >> {out}", out = out.display());
+        hook(directory.path(), &script).withdraw(&challenge()).await.expect("run");
+        let said = std::fs::read_to_string(&out).expect("an output");
+        let first = format!("3 cleanup _acme-challenge.example.org {}", challenge().dns_value());
+        assert_eq!(said.lines().next(), Some(first.as_str()));
+        let names: Vec<_> = said.lines().skip(1).filter_map(|line| line.split('=').next()).collect();
+        assert!(
+            names.iter().all(|name| ["HOME", "LC_ALL", "PATH", "PWD", "TZ", "_", "SHLVL"].contains(name)),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_fails_says_why() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let error =
+            present(directory.path(), "head -c 1000000 /dev/zero >&2; echo; echo 'no such zone' >&2; exit 3").await;
+        let told = error.expect_err("failed").to_string();
+        assert!(told.contains("exit status: 3") && told.ends_with("no such zone") && told.len() < 500, "{told}");
+        let missing = Hook::new(Path::new("/nowhere/hook"), Duration::from_secs(1)).expect("a hook");
+        assert!(matches!(missing.call("present", &challenge()).await, Err(HookError::NotRun { .. })));
+        assert!(matches!(Hook::new(Path::new("hook"), Duration::ZERO), Err(HookError::NotAbsolute(_))));
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_hangs_ends_with_its_children() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pid = directory.path().join("pid");
+        let began = Instant::now();
+        let script = format!("sleep 100 & echo $! > {}; sleep 100", pid.display());
+        assert!(matches!(present(directory.path(), &script).await, Err(HookError::TooSlow { .. })));
+        assert!(began.elapsed() < Duration::from_secs(5));
+        let child = std::fs::read_to_string(&pid).expect("a pid").trim().to_owned();
+        for _ in 0..100 {
+            let status = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            if status.is_empty() || status.contains(") Z ") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("process {child} still runs");
+    }
+}

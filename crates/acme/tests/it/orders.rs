@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use acme::{ChallengeKind, Error, Hook, Name, Order, Remedy, RevocationReason, Solvers};
+use acme::{ChallengeKind, Error, ExternalAccount, Hook, Name, Order, Remedy, RevocationReason, Solvers};
 use pki_core::Csr;
 
 use crate::pebble::{Habits, Pebble};
@@ -127,6 +127,28 @@ async fn terms_have_to_be_agreed_to() {
     let client = acme::Client::new(settings, Arc::new(file)).expect("a client");
     let error = client.account().await.expect_err("terms");
     assert!(matches!(&error, Error::TermsNotAgreed { url } if url.starts_with("data:text/plain")), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_external_account_is_bound() {
+    const KEY: &str = "3q2-7wDerb7vAN6tvu8A3q2-7wDerb7vAN6tvu8A3q2-7w";
+    let habits = Habits { external_account: Some(("kid-1", KEY)), ..Habits::default() };
+    let Some(pebble) = Pebble::start(&habits).await else { return };
+    let client = |account: Option<ExternalAccount>| {
+        let mut settings = pebble.settings();
+        settings.external_account = account;
+        let file = acme::AccountFile::new(pebble.work.path().join("account.json"));
+        acme::Client::new(settings, Arc::new(file)).expect("a client")
+    };
+    let other = ExternalAccount::new("kid-1", "AAAA").expect("a key");
+    for wrong in [None, Some(other)] {
+        let error = client(wrong).account().await.expect_err("not bound");
+        assert!(matches!(error, Error::ExternalAccount { .. }), "{error:?}");
+    }
+    let right = ExternalAccount::new("kid-1", KEY).expect("a key");
+    let uri = client(Some(right)).account().await.expect("an account").uri().to_owned();
+    // It is bound once: afterwards the key may be forgotten.
+    assert_eq!(client(None).account().await.expect("the account").uri(), uri);
 }
 
 /// Another name than the order's, and a key that Pebble does not take: the requester is told, with the words of Pebble.

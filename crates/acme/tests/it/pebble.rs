@@ -1,5 +1,6 @@
 //! Pebble with a resolver of its own, and servers that answer its validations.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,11 +20,13 @@ pub(crate) struct Habits {
     pub(crate) refused_nonces: u32,
     /// Does it wait before it looks, as it does by itself?
     pub(crate) sleeps: bool,
+    /// The key of the external account that it wants.
+    pub(crate) external_account: Option<(&'static str, &'static str)>,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { refused_nonces: 5, sleeps: false }
+        Self { refused_nonces: 5, sleeps: false, external_account: None }
     }
 }
 
@@ -62,7 +65,8 @@ impl Pebble {
             "listenAddress": format!("127.0.0.1:{directory}"),
             "managementListenAddress": format!("127.0.0.1:{management}"),
             "certificate": path("pebble.crt"), "privateKey": path("pebble.key"),
-            "httpPort": http, "tlsPort": tls, "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "httpPort": http, "tlsPort": tls, "ocspResponderURL": "", "externalAccountBindingRequired": habits.external_account.is_some(),
+            "externalAccountMACKeys": habits.external_account.into_iter().collect::<BTreeMap<_, _>>(),
         }});
         std::fs::write(path("pebble.json"), config.to_string()).expect("written");
         let mut names = Command::new("pebble-challtestsrv");
@@ -92,6 +96,7 @@ impl Pebble {
         let limits = Limits {
             request: Duration::from_secs(10),
             order: Duration::from_secs(60),
+            linger: Duration::from_secs(2),
             first_look: Duration::from_millis(20),
             longest_look: Duration::from_millis(500),
             ..Limits::default()
