@@ -46,6 +46,23 @@ pub(crate) async fn serve(started: Started, settings: &Settings, metrics: Arc<Me
         }
         None => None,
     };
+    let plain = match settings.acme.http_address() {
+        Some(address) => Some(bind("http_listen", address).await?),
+        None => None,
+    };
+    let dns = match (&started.proofs.dns, settings.acme.dns_address()) {
+        (Some(server), Some(address)) => {
+            let listener = name_server::Listener::bind(address).await;
+            Some((server.clone(), listener.with_context(|| format!("cannot listen on {address} (dns_listen)"))?))
+        }
+        _ => None,
+    };
+    if let Some(plain) = &plain {
+        tracing::info!(address = %plain.local_addr()?, "serving plain HTTP");
+    }
+    if let Some((_, dns)) = &dns {
+        tracing::info!(address = %dns.local_addr()?, "serving DNS");
+    }
     tracing::info!(
         api = %api.local_addr()?, edge = %edge.local_addr()?, metrics = %side.local_addr()?, zone = %settings.general.zone.0,
         "serving"
@@ -68,14 +85,28 @@ pub(crate) async fn serve(started: Started, settings: &Settings, metrics: Arc<Me
             Box::pin(async move { api::serve_connection(arrival, routes, &limits, stop).await })
         })
     };
+    let plain = async {
+        let Some(listener) = plain else { return };
+        let https_port = settings.edge.listen.port();
+        let routes = crate::public::plain_routes(Arc::clone(&started.app), started.proofs.http.clone(), https_port);
+        // Strangers come here, one by one.
+        let limits = api::Limits { per_address: limits.connections.div_ceil(4), ..limits };
+        api::serve(listener, routes, &limits, Arc::clone(&metrics), wait(stopped.clone())).await;
+    };
+    let dns = async {
+        if let Some((server, listener)) = dns {
+            server.serve(listener, wait(stopped.clone())).await;
+        }
+    };
+    let keeper = started.public.clone().map(|public| tokio::spawn(public.keep()));
     let edge = started.edge.serve(edge, Some(rest), wait(stopped.clone()));
     let api = api::serve(api, routes, &limits, Arc::clone(&metrics), wait(stopped.clone()));
-    let side = api::serve(side, side_routes, &limits, metrics, wait(stopped.clone()));
+    let side = api::serve(side, side_routes, &limits, Arc::clone(&metrics), wait(stopped.clone()));
     let panel = async {
         let Some((Served { panel, listener, .. }, socket)) = panel else { return };
         let routes = panel::router(Arc::clone(&panel), settings.panel.bounds(&settings.connections));
         let crl = tokio::spawn(keep_crl(Arc::clone(&panel), stopped.clone()));
-        listener.serve(socket, routes, panel_limits(&settings.connections), wait(stopped)).await;
+        listener.serve(socket, routes, panel_limits(&settings.connections), wait(stopped.clone())).await;
         panel.finish().await;
         if let Err(error) = crl.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the renewal of crl.pem failed");
@@ -88,7 +119,11 @@ pub(crate) async fn serve(started: Started, settings: &Settings, metrics: Arc<Me
         tokio::spawn(quit_at_a_second_signal());
         anyhow::Ok(())
     };
-    let ((), (), signals, (), ()) = tokio::join!(api, side, signals, edge, panel);
+    let ((), (), signals, (), (), (), ()) = tokio::join!(api, side, signals, edge, panel, plain, dns);
+    // What it was at goes on at the next start.
+    if let Some(keeper) = keeper {
+        keeper.abort();
+    }
     signals?;
     sweeper.await.context("the sweep failed")?;
     tracing::info!("stopped");

@@ -5,6 +5,7 @@ mod listeners;
 mod logging;
 mod panel;
 mod pem;
+mod public;
 mod reload;
 mod settings;
 mod start;

@@ -3,6 +3,7 @@
 //! Each part of the server has a section of its own, which knows what is in range and makes of it
 //! what the crate wants. The keys are one flat list.
 
+pub(crate) mod acme;
 mod api;
 mod edge;
 mod options;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use tunnel_model::Zone;
 
+use acme::Acme;
 use api::{Api, Connections};
 use edge::Edge;
 pub(crate) use options::Options;
@@ -62,6 +64,19 @@ panel_nginx_reload = "/usr/bin/systemctl reload nginx"
 panel_systemctl = "/usr/bin/systemctl"
 panel_renewal_timeout = "90s"
 
+issuer = "private"
+issuer_fallback = "refuse"
+acme_contact = []
+acme_agree_terms = false
+acme_challenge = []
+acme_wait = "50s"
+acme_caa = "none"
+acme_certificates_per_week = 50
+http_listen = "none"
+dns_listen = "none"
+public_address = []
+dns_name_server = []
+
 organization = "org_adit"
 cert_days = 90
 creates_per_day = 10
@@ -87,6 +102,7 @@ pub(crate) enum LogFormat {
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) general: General,
+    pub(crate) acme: Acme,
     pub(crate) api: Api,
     pub(crate) connections: Connections,
     pub(crate) edge: Edge,
@@ -143,22 +159,25 @@ impl Settings {
         table.entry("edge_connections_per_address").or_insert(quarter);
         let (api, edge) = (section::<Api>(&table)?, section::<Edge>(&table)?);
         let (panel, tunnels) = (section::<Panel>(&table)?, section::<Tunnels>(&table)?);
+        let acme: Acme = section(&table)?;
+        acme.check()?;
         api.check()?;
         tunnels.check()?;
         edge.check()?;
         panel.check()?;
         connections.check()?;
-        Ok(Self { general, api, connections, edge, panel, tunnels })
+        Ok(Self { general, acme, api, connections, edge, panel, tunnels })
     }
 
     /// As a configuration file.
     pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
-        let Self { general, api, connections, edge, panel, tunnels } = self;
+        let Self { general, acme, api, connections, edge, panel, tunnels } = self;
         let sections = [
             toml::to_string(general),
             toml::to_string(api),
             toml::to_string(connections),
             toml::to_string(edge),
+            toml::to_string(acme),
             toml::to_string(panel),
             toml::to_string(tunnels),
         ];
@@ -193,7 +212,18 @@ mod tests {
 
     #[test]
     fn every_flag_is_a_setting_of_some_section() {
-        const UNSET: [&str; 5] = ["edge_tls_cert", "edge_tls_key", "panel_tls_cert", "panel_tls_key", "panel_proxy"];
+        const UNSET: [&str; 10] = [
+            "edge_tls_cert",
+            "edge_tls_key",
+            "panel_tls_cert",
+            "panel_tls_key",
+            "panel_proxy",
+            "acme_directory",
+            "acme_ca",
+            "acme_eab_key_id",
+            "acme_profile",
+            "acme_dns_hook",
+        ];
         let printed: Table = toml::from_str(&resolve("").expect("defaults").to_toml().expect("TOML")).expect("TOML");
         let command = Options::augment_args(clap::Command::new("api-server"));
         let flags = command.get_arguments().map(|flag| flag.get_id().as_str()).filter(|flag| *flag != "config");
@@ -228,6 +258,14 @@ mod tests {
             ("panel_p12 = \"rc2\"", "legacy"),
             ("panel_certbot = \"certbot\"", "absolute path"),
             ("panel_capabilities = [\"everything\"]", "identity:read"),
+            ("issuer = \"acme\"", "acme-staging-v02"),
+            ("issuer = \"acme\"\nacme_directory = \"http://ca.test/\"", "https URL"),
+            ("acme_challenge = [\"carrier-pigeon\"]", "tls-alpn-01"),
+            ("issuer = \"acme\"\nacme_directory = \"https://ca.test\"\nacme_challenge = [\"http-01\"]", "http_listen"),
+            ("issuer = \"acme\"\nacme_directory = \"https://ca.test\"\nacme_challenge = [\"dns-01\"]", "dns_listen"),
+            ("acme_wait = \"180s\"", "170s or less"),
+            ("acme_dns_hook = \"hook\"", "absolute path"),
+            ("dns_listen = \"127.0.0.1:53\"", "public_address"),
         ] {
             let error = format!("{:#}", resolve(toml).expect_err(toml));
             assert!(error.contains(words), "{toml}: {error}");

@@ -19,8 +19,10 @@ use tunnel_model::{ApiKeySecret, OrganizationId, TunnelId};
 
 use crate::backup;
 use crate::panel::Served;
+use crate::public::{self, Proofs};
 use crate::reload::{self, now};
 use crate::settings::Settings;
+use crate::settings::acme::{Fallback, Issuer};
 
 /// All that is served, ready for it.
 pub(crate) struct Started {
@@ -28,6 +30,9 @@ pub(crate) struct Started {
     pub(crate) edge: Edge,
     /// `None` if it is not to be served.
     pub(crate) panel: Option<Served>,
+    pub(crate) proofs: Proofs,
+    /// `None` if all certificates are the deployment's own.
+    pub(crate) public: Option<public::Authority>,
     pub(crate) issuer_not_after: Time,
     /// Of the authority that signs for tunnels.
     pub(crate) validity: Validity,
@@ -63,14 +68,30 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     warn_of_end(&validity, issuer_not_after, settings.tunnels.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
     let rules = Arc::new(settings.tunnels.rules());
-    let issuance: Arc<dyn Issuance> =
+    let proofs = Proofs::new(settings)?;
+    let private: Arc<dyn Issuance> =
         Arc::new(Private::new(authority, Arc::clone(&store), Arc::clone(&rules), Arc::new(SystemClock)));
-    let edge = Edge::new(
-        settings.edge.settings(settings.general.zone.0.clone(), &settings.connections),
-        Arc::clone(&store),
-        Arc::clone(&issuance),
-        Arc::new(SystemClock),
-    )?;
+    let public = match settings.acme.issuer {
+        Issuer::Acme => Some(public::Authority::new(settings, &proofs, &store, &rules)?),
+        Issuer::Private => None,
+    };
+    let issuance: Arc<dyn Issuance> = match (&public, settings.acme.issuer_fallback) {
+        (None, _) => private,
+        (Some(public), Fallback::Refuse) => Arc::new(public.issuance.clone()),
+        (Some(public), Fallback::Private) => {
+            let public = Arc::new(public.issuance.clone());
+            Arc::new(issuance::Fallback::new(public, private, Arc::new(SystemClock)))
+        }
+    };
+    let edge_settings = settings.edge.settings(settings.general.zone.0.clone(), &settings.connections);
+    let (at_edge, clock) = (Arc::clone(&issuance), Arc::new(SystemClock));
+    let edge = if public.is_some() {
+        let key = public::edge_key(data, passphrase.as_ref())?;
+        Edge::with_key(edge_settings, Arc::clone(&store), at_edge, clock, key)?
+    } else {
+        Edge::new(edge_settings, Arc::clone(&store), at_edge, clock)?
+    };
+    proofs.show_at(&edge)?;
     if let (Some(path), Some(pair)) = (&settings.edge.tls_cert, reload::edge_pair(settings)) {
         reload::use_at_edge(&edge, reload::warned(pair?, path))?;
     }
@@ -82,7 +103,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     if let Some(key) = app.bootstrap(&organization, chosen_key).await.context("cannot make the first API key")? {
         hand_over(&key, &data.join(ADMIN_KEY_FILE))?;
     }
-    Ok(Started { app: Arc::new(app), edge, panel, issuer_not_after, validity })
+    Ok(Started { app: Arc::new(app), edge, panel, proofs, public, issuer_not_after, validity })
 }
 
 /// Where control plane and data plane meet: neither knows the other.
@@ -162,6 +183,20 @@ fn passphrase() -> anyhow::Result<Option<Passphrase>> {
 fn chosen_key() -> anyhow::Result<Option<ApiKeySecret>> {
     let Some(text) = secret_variable("ADIT_BOOTSTRAP_API_KEY")? else { return Ok(None) };
     text.parse().map(Some).context("ADIT_BOOTSTRAP_API_KEY")
+}
+
+/// The secret in a variable, or in the file that the variable with `_FILE` at its end names.
+pub(crate) fn secret(name: &str) -> anyhow::Result<Option<String>> {
+    match (secret_variable(name)?, std::env::var_os(format!("{name}_FILE"))) {
+        (Some(_), Some(_)) => bail!("{name} and {name}_FILE are both set: set one"),
+        (Some(text), None) => Ok(Some(text)),
+        (None, Some(path)) => {
+            let path = Path::new(&path);
+            let text = fs::read_to_string(path);
+            text.map(Some).with_context(|| format!("{name}_FILE: cannot read {}", path.display()))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 /// Its value is never part of an error.

@@ -280,6 +280,12 @@ impl App {
         Ok(tunnel.filter(|tunnel| caller.sees_tunnel(tunnel) && !tunnel.is_expired(now)))
     }
 
+    /// Is there a tunnel of this name, whoever asks?
+    pub async fn has_tunnel(&self, name: &TunnelName) -> Result<bool, Error> {
+        let now = self.clock.now();
+        Ok(self.store.tunnel_by_name(name).await?.is_some_and(|tunnel| !tunnel.is_expired(now)))
+    }
+
     /// One tunnel.
     pub async fn tunnel(&self, caller: &Caller, id: TunnelId) -> Result<Tunnel, Error> {
         let now = self.clock.now();

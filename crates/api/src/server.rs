@@ -19,9 +19,10 @@ use crate::metrics::Metrics;
 pub struct Limits {
     /// Octets of a request's body that are read.
     pub body: usize,
-    /// Connections at once; more wait in the kernel's queue. One address may have them all:
-    /// it is loopback's, or that of a proxy.
+    /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
+    /// Of these, how many one address may have: all, where it is loopback's, or that of a proxy.
+    pub per_address: usize,
     /// From the connection to its first octet, from there to the end of the
     /// request's headers, and from an answer to the end of the next one's.
     pub headers: Duration,
@@ -41,6 +42,7 @@ impl Default for Limits {
         Self {
             body: 64 * 1024,
             connections: 16 * 1024,
+            per_address: 16 * 1024,
             headers: Duration::from_secs(15),
             request: Duration::from_secs(30),
             stall: Duration::from_secs(30),
@@ -65,7 +67,7 @@ pub async fn serve(
 ) {
     let limits = *limits;
     let per_port =
-        connections::Limits { per_address: limits.connections, ..connections::Limits::new(limits.connections) };
+        connections::Limits { per_address: limits.per_address, ..connections::Limits::new(limits.connections) };
     let places = Places::new(per_port);
     let (stop_all, stopping) = watch::channel(false);
     let serve = |socket: Socket| {

@@ -4,6 +4,7 @@
 //! itself. Both hold an `Arc<dyn Issuance>` and know nothing of who signs. What they are given is on
 //! record: no certificate that somebody holds is missing there.
 
+mod fallback;
 mod private;
 mod public;
 
@@ -15,6 +16,7 @@ use pki_core::{CsrError, DnsName};
 use store::StoreError;
 use tunnel_model::{Caller, Certificate, Refusal, Timestamp, Tunnel};
 
+pub use fallback::Fallback;
 pub use private::Private;
 pub use public::{Public, PublicSettings};
 

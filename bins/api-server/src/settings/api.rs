@@ -49,6 +49,7 @@ impl Api {
         api::Limits {
             body: self.max_body,
             connections: connections.max,
+            per_address: connections.max,
             headers: connections.header_timeout.0.0,
             request: connections.request_timeout.0.0,
             stall: connections.request_timeout.0.0,

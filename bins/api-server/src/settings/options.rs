@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use acme::ChallengeKind;
 use ca_dir::KeyAlgorithm;
 use clap::Args;
 use panel::CommandLine;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tunnel_model::{TunnelName, Zone};
 
 use super::LogFormat;
+use super::acme::{CaaPolicy, Fallback, Issuer};
 use super::values::{Listen, Program, Span, Text};
 
 /// One struct is all three: clap reads flags and environment into one value, serde the file into
@@ -139,6 +141,77 @@ pub(crate) struct Options {
     /// How long certbot may take for a renewal [default: 90s]
     #[arg(long, global = true, value_name = "DURATION", env = "ADIT_PANEL_RENEWAL_TIMEOUT")]
     panel_renewal_timeout: Option<Text<Span>>,
+
+    /// Who issues certificates for public hosts: the deployment's own authority, or a public one [default: private]
+    #[arg(long, global = true, value_name = "ISSUER", env = "ADIT_ISSUER")]
+    issuer: Option<Issuer>,
+
+    /// Where the public authority issues nothing: refuse, or a certificate that strangers do not trust [default: refuse]
+    #[arg(long, global = true, value_name = "WHAT", env = "ADIT_ISSUER_FALLBACK")]
+    issuer_fallback: Option<Fallback>,
+
+    /// Directory of the public authority, such as https://acme-v02.api.letsencrypt.org/directory
+    #[arg(long, global = true, value_name = "URL", env = "ADIT_ACME_DIRECTORY")]
+    acme_directory: Option<String>,
+
+    /// PEM file of the roots that the authority and its certificates are trusted by [default: the system's]
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_ACME_CA")]
+    acme_ca: Option<PathBuf>,
+
+    /// Where the authority reaches you
+    #[arg(long, global = true, value_name = "MAIL,..", env = "ADIT_ACME_CONTACT", value_delimiter = ',')]
+    acme_contact: Option<Vec<String>>,
+
+    /// You agree to the authority's terms [default: false]
+    #[arg(long, global = true, env = "ADIT_ACME_AGREE_TERMS", num_args = 0..=1, default_missing_value = "true")]
+    acme_agree_terms: Option<bool>,
+
+    /// Key id of the account that the authority binds ours to; its key is ADIT_ACME_EAB_KEY, or in the file that
+    /// ADIT_ACME_EAB_KEY_FILE names
+    #[arg(long, global = true, value_name = "ID", env = "ADIT_ACME_EAB_KEY_ID")]
+    acme_eab_key_id: Option<String>,
+
+    /// Kind of certificates, where the authority has several; published clients need 30 days or more
+    #[arg(long, global = true, value_name = "NAME", env = "ADIT_ACME_PROFILE")]
+    acme_profile: Option<String>,
+
+    /// How names are proved, the most wanted first: tls-alpn-01, http-01, dns-01, dns-persist-01 [default: what is
+    /// possible, dns-01 first]
+    #[arg(long, global = true, value_name = "KIND,..", env = "ADIT_ACME_CHALLENGE", value_delimiter = ',')]
+    acme_challenge: Option<Vec<Text<ChallengeKind>>>,
+
+    /// Program for dns-01 where the zone's DNS is elsewhere, called as FILE present|cleanup NAME VALUE
+    #[arg(long, global = true, value_name = "FILE", env = "ADIT_ACME_DNS_HOOK")]
+    acme_dns_hook: Option<PathBuf>,
+
+    /// How long sign-csr waits for the public authority [default: 50s]
+    #[arg(long, global = true, value_name = "DURATION", env = "ADIT_ACME_WAIT")]
+    acme_wait: Option<Text<Span>>,
+
+    /// What the name server says of who may issue: none, authority, or account, which forbids agents to get
+    /// certificates of their own [default: none]
+    #[arg(long, global = true, value_name = "WHO", env = "ADIT_ACME_CAA")]
+    acme_caa: Option<CaaPolicy>,
+
+    /// New certificates that the authority issues for the zone's domain within 7 days [default: 50]
+    #[arg(long, global = true, value_name = "N", env = "ADIT_ACME_CERTIFICATES_PER_WEEK")]
+    acme_certificates_per_week: Option<u32>,
+
+    /// Plain HTTP: proofs by http-01, and the way to https for everybody else; 80 in production [default: none]
+    #[arg(long, global = true, value_name = "ADDR", env = "ADIT_HTTP_LISTEN")]
+    http_listen: Option<Text<Listen>>,
+
+    /// Name server of the zone, UDP and TCP; 53 in production [default: none]
+    #[arg(long, global = true, value_name = "ADDR", env = "ADIT_DNS_LISTEN")]
+    dns_listen: Option<Text<Listen>>,
+
+    /// Addresses of the zone and of all hosts in it, for the name server
+    #[arg(long, global = true, value_name = "IP,..", env = "ADIT_PUBLIC_ADDRESS", value_delimiter = ',')]
+    public_address: Option<Vec<IpAddr>>,
+
+    /// Names of the zone's name servers, as the delegation has them [default: ns1.ZONE]
+    #[arg(long, global = true, value_name = "NAME,..", env = "ADIT_DNS_NAME_SERVER", value_delimiter = ',')]
+    dns_name_server: Option<Vec<String>>,
 
     /// Owner of everything that the first admin key makes [default: org_adit]
     #[arg(long, global = true, value_name = "ORG", env = "ADIT_ORGANIZATION")]

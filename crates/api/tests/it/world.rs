@@ -90,6 +90,7 @@ impl World {
         let limits = Limits {
             body: BODY_LIMIT,
             connections: 16,
+            per_address: 16,
             headers: Duration::from_secs(10),
             request: Duration::from_secs(60),
             stall: Duration::from_secs(30),
