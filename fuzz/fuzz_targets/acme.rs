@@ -29,6 +29,7 @@ fuzz_target!(|document: &[u8]| {
     }
     // And as a certificate that asks for its name.
     if let Some(id) = ari::CertId::of(document) {
+        assert_eq!(id.to_string().parse().ok(), Some(id.clone()));
         let id = id.to_string();
         assert_eq!(id.matches('.').count(), 1);
         assert!(id.bytes().all(|octet| octet.is_ascii_alphanumeric() || b"-_.".contains(&octet)));

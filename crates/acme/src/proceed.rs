@@ -211,8 +211,12 @@ impl Account {
 
     fn checked(&self, order: &Order<'_>, pem: &str) -> Result<Chain, Error> {
         let settings = self.0.client.settings();
-        Chain::check(pem.as_bytes(), order.csr.spki(), order.names, &settings.issuers, settings.now())
-            .map_err(|wrong| Error::Wrong { wrong, leaf: leaf_of(pem.as_bytes()) })
+        Chain::check(pem.as_bytes(), order.csr.spki(), order.names, &settings.issuers, settings.now()).map_err(
+            |wrong| match leaf_of(pem.as_bytes()) {
+                Some(leaf) if wrong.may_be_our_clock() => Error::NotNow { wrong, leaf },
+                leaf => Error::Wrong { wrong, leaf },
+            },
+        )
     }
 
     async fn challenge(
