@@ -151,9 +151,8 @@ mod tests {
     use super::*;
 
     fn document(start: &str, end: &str) -> String {
-        format!(
-            r#"{{"suggestedWindow": {{"start": "{start}", "end": "{end}"}}, "explanationURL": "https://a.example/ari"}}"#
-        )
+        let window = format!(r#"{{"start": "{start}", "end": "{end}"}}"#);
+        format!(r#"{{"suggestedWindow": {window}, "explanationURL": "https://a.example/ari"}}"#)
     }
 
     #[test]

@@ -65,6 +65,21 @@ async fn without_a_lie_there_is_a_certificate() {
         .expect("revoked");
 }
 
+/// A record that stands already: nothing is presented.
+#[tokio::test]
+async fn by_a_record_that_stays() {
+    let liar = Liar::start(Lie::None).await;
+    let account = liar.client().account().await.expect("an account");
+    let (names, csr) = (the_name(), csr());
+    let (record, value) = acme::persistent_record(&names[0], &account.caa_identities()[0], account.uri());
+    assert_eq!(record, "_validation-persist.a.example.test");
+    assert!(value.starts_with("ca.example; accounturi=https://localhost:") && value.ends_with("/account/1"), "{value}");
+    let url = account.begin(&names, None).await.expect("an order");
+    let solvers = Solvers::new().with(ChallengeKind::DnsPersist01, Arc::new(acme::Standing));
+    let order = Order { url: &url, names: &names, csr: &csr, failures: 0 };
+    account.proceed(&order, &solvers).await.expect("a certificate");
+}
+
 #[tokio::test]
 async fn limits_are_told_with_their_end() {
     let rate = || problem_of("rateLimited");
