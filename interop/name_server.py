@@ -475,7 +475,8 @@ def dnsperf(served, seconds, mode="udp"):
         command += ["-m", mode, "-c", "4", "-T", "1"]
         output = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + 30).stdout
     told = re.search(
-        r"completed:\s+(\d+).*lost:\s+(\d+).*Response codes:\s+([^\n]*).*per second:\s+([\d.]+).*Latency \(s\):\s+([\d.]+)",
+        r"completed:\s+(\d+).*lost:\s+(\d+).*Response codes:\s+([^\n]*).*"
+        r"per second:\s+([\d.]+).*Latency \(s\):\s+([\d.]+)",
         output,
         re.DOTALL,
     )
@@ -491,7 +492,7 @@ def dnsperf(served, seconds, mode="udp"):
 
 
 def bench(served, seconds):
-    """Answers a second and their mean time; and what the server's core has to give, whoever else wants this machine's."""
+    """Answers a second and their mean time; and what the server uses of a core, whoever else is on this machine."""
     used = processor_time(served.pid)
     told = dnsperf(served, seconds)
     used = processor_time(served.pid) - used
