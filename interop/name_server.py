@@ -475,7 +475,8 @@ def dnsperf(served, seconds, mode="udp"):
         command += ["-m", mode, "-c", "4", "-T", "1"]
         output = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + 30).stdout
     told = re.search(
-        r"completed:\s+(\d+).*lost:\s+(\d+).*Response codes:\s+([^\n]*).*per second:\s+([\d.]+).*Latency \(s\):\s+([\d.]+)",
+        r"completed:\s+(\d+).*lost:\s+(\d+).*Response codes:\s+([^\n]*).*"
+        r"per second:\s+([\d.]+).*Latency \(s\):\s+([\d.]+)",
         output,
         re.DOTALL,
     )
@@ -491,14 +492,15 @@ def dnsperf(served, seconds, mode="udp"):
 
 
 def bench(served, seconds):
-    """Answers a second and their mean time; and what the server's core has to give, whoever else wants this machine's."""
+    """Answers a second and their mean time; and what the server uses of a core, whoever else is on this machine."""
     used = processor_time(served.pid)
     told = dnsperf(served, seconds)
     used = processor_time(served.pid) - used
     per_core = told["completed"] / used
     print(f"{told['per_second']:.0f} answers/s, mean {told['latency'] * 1000:.2f} ms, {told['lost']} lost")
     print(f"{used / told['completed'] * 1e6:.1f} us of the server's for each: {per_core:.0f} answers/s of one core")
-    expect.that(f"at least {ANSWERS_PER_SECOND} answers/s", told["per_second"] >= ANSWERS_PER_SECOND, told)
+    # dnsperf has the other core, or has not: what it counts on a machine that others use, too, is theirs as well.
+    expect.that(f"at least {ANSWERS_PER_SECOND} answers/s of one core", per_core >= ANSWERS_PER_SECOND, told)
     expect.that(f"mean at most {MEAN_LATENCY} s", told["latency"] <= MEAN_LATENCY, told)
     expect.equal("lost", told["lost"], 0)
 

@@ -345,6 +345,10 @@ impl Account {
                 Err(Failure::Refused { problem, .. }) if problem.kind == "alreadyReplaced" && replaces.is_some() => {
                     replaces = None;
                 }
+                // RFC 9773 section 5 asks authorities to repeat it. One that does not has not understood.
+                Err(Failure::Nonsense(words)) if words.contains("replaces field mismatch") && replaces.is_some() => {
+                    replaces = None;
+                }
                 Err(failure) => return Err(failure.into()),
             }
         }

@@ -24,7 +24,8 @@ impl CertId {
         let issuer = inspect_certificate(leaf).ok()?.authority_key_identifier?;
         let issuer = base16ct::lower::decode_vec(issuer).ok()?;
         let serial = Certificate::from_der(leaf).ok()?.serial();
-        Some(Self { issuer: URL_SAFE_NO_PAD.encode(issuer), serial: URL_SAFE_NO_PAD.encode(serial) })
+        // By way of the text, so that one which is stored is read again.
+        format!("{}.{}", URL_SAFE_NO_PAD.encode(issuer), URL_SAFE_NO_PAD.encode(serial)).parse().ok()
     }
 }
 
@@ -150,9 +151,8 @@ mod tests {
     use super::*;
 
     fn document(start: &str, end: &str) -> String {
-        format!(
-            r#"{{"suggestedWindow": {{"start": "{start}", "end": "{end}"}}, "explanationURL": "https://a.example/ari"}}"#
-        )
+        let window = format!(r#"{{"start": "{start}", "end": "{end}"}}"#);
+        format!(r#"{{"suggestedWindow": {window}, "explanationURL": "https://a.example/ari"}}"#)
     }
 
     #[test]
@@ -201,5 +201,11 @@ mod tests {
         let leaf = params.signed_by(&key, &issuer).expect("signed");
         let id = CertId::of(leaf.der()).expect("an identifier");
         assert_eq!(id.to_string(), "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for text in
+            ["", ".", "a.b.c", "AAAA", "AAAA.", ".AAAA", "AAAA.A/A", "AAAA.A", &format!("AAAA.{}", "A".repeat(104))]
+        {
+            assert_eq!(text.parse::<CertId>(), Err(NoCertId), "{text}");
+        }
     }
 }

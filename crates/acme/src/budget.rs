@@ -218,7 +218,11 @@ mod tests {
     proptest! {
         /// Whoever goes by it never has more than `count` within any window, and waits no longer than needed.
         #[test]
-        fn nobody_gets_more_than_the_rate(count in 1..6_u32, window in 1..50_u64, gaps in prop::collection::vec(0..20_u64, 1..60)) {
+        fn nobody_gets_more_than_the_rate(
+            count in 1..6_u32,
+            window in 1..50_u64,
+            gaps in prop::collection::vec(0..20_u64, 1..60),
+        ) {
             let rate = Rate::new(count, window);
             let (mut now, mut had) = (NOW, Vec::<Time>::new());
             for gap in gaps {

@@ -57,7 +57,7 @@ pub enum Wrong {
 }
 
 impl Wrong {
-    /// Might it be right, and our clock wrong? Then somebody has to look before it is revoked.
+    /// Might it be right, and our clock wrong?
     pub fn may_be_our_clock(&self) -> bool {
         matches!(self, Self::Chain(ChainError::Expired { .. } | ChainError::NotYetValid { .. }))
     }

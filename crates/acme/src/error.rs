@@ -58,6 +58,16 @@ pub enum Error {
     /// What the authority answers is not ACME.
     #[error("the authority's answer makes no sense: {0}")]
     Nonsense(String),
+    /// A certificate that is right but for its time. That is more likely our clock's fault than the
+    /// authority's, so it is not one to revoke: the order has it still when the clock is right.
+    #[error("the certificate that was issued is not valid at this time: is the clock right?")]
+    NotNow {
+        /// What its time is.
+        #[source]
+        wrong: Wrong,
+        /// The leaf in DER.
+        leaf: Vec<u8>,
+    },
     /// None of the challenges that it offers can be answered.
     #[error("none of the challenges for {name} that the authority offers ({offered}) can be answered here ({able})")]
     NoChallenge {
@@ -191,6 +201,7 @@ impl Error {
             | Self::ExternalAccount { .. }
             | Self::Names { .. }
             | Self::NoChallenge { .. }
+            | Self::NotNow { .. }
             | Self::Roots(_)
             | Self::Solver { .. }
             | Self::TermsChanged { .. }
@@ -205,6 +216,7 @@ impl Error {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::Nonsense(_)
+            | Self::NotNow { .. }
             | Self::Overdue
             | Self::RateLimited { .. }
             | Self::Refused { status: 500..=599, .. }
@@ -250,6 +262,7 @@ impl Error {
             Self::Names { .. } => "names",
             Self::Nonsense(_) => "nonsense",
             Self::NoChallenge { .. } => "no_challenge",
+            Self::NotNow { .. } => "not_now",
             Self::OrderGone { .. } => "order_gone",
             Self::OrderFailed { .. } => "order_failed",
             Self::Overdue => "overdue",

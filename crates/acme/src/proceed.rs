@@ -211,8 +211,12 @@ impl Account {
 
     fn checked(&self, order: &Order<'_>, pem: &str) -> Result<Chain, Error> {
         let settings = self.0.client.settings();
-        Chain::check(pem.as_bytes(), order.csr.spki(), order.names, &settings.issuers, settings.now())
-            .map_err(|wrong| Error::Wrong { wrong, leaf: leaf_of(pem.as_bytes()) })
+        Chain::check(pem.as_bytes(), order.csr.spki(), order.names, &settings.issuers, settings.now()).map_err(
+            |wrong| match leaf_of(pem.as_bytes()) {
+                Some(leaf) if wrong.may_be_our_clock() => Error::NotNow { wrong, leaf },
+                leaf => Error::Wrong { wrong, leaf },
+            },
+        )
     }
 
     async fn challenge(
@@ -287,12 +291,21 @@ impl Shown {
         }
     }
 
+    /// On tasks of their own: a hook that has begun to take a record away is not ended with who waits for it.
     async fn withdraw_all(&mut self) {
-        while let Some(last) = self.answers.last_mut() {
-            // Before it is awaited this is not ours any more: a solver is asked once.
-            last.withdrawn = true;
-            withdraw(&last.solver, &last.challenge).await;
-            self.answers.pop();
+        let answers = std::mem::take(&mut self.answers);
+        let tasks: Vec<_> = answers
+            .into_iter()
+            .map(|mut one| {
+                one.withdrawn = true;
+                let (solver, challenge) = (Arc::clone(&one.solver), one.challenge.clone());
+                tokio::spawn(async move { withdraw(&solver, &challenge).await })
+            })
+            .collect();
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a challenge's answer may stay");
+            }
         }
     }
 }

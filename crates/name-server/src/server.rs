@@ -22,7 +22,8 @@ pub struct Limits {
     /// TCP connections at once, of which an address may have a quarter.
     pub connections: usize,
     /// How long a connection may be quiet between two queries
-    /// ([RFC 7766](https://www.rfc-editor.org/rfc/rfc7766) section 6.2.3 wants seconds).
+    /// ([RFC 7766](https://www.rfc-editor.org/rfc/rfc7766) section 6.2.3 wants seconds); a
+    /// tenth of it beyond half of the connections.
     pub idle: Duration,
     /// How long the octets of one query may take, and those of one answer.
     pub message: Duration,

@@ -46,7 +46,7 @@ async fn converse(inner: &Inner, stream: TcpStream) -> io::Result<()> {
     let (mut query, mut answer) = (Vec::new(), Vec::new());
     loop {
         // Two octets of length come first (RFC 1035 section 4.2.2).
-        let length = usize::from(timeout(limits.idle, stream.read_u16()).await??);
+        let length = usize::from(timeout(idle(inner), stream.read_u16()).await??);
         if !QUERY.contains(&length) {
             return Ok(());
         }
@@ -63,4 +63,13 @@ async fn converse(inner: &Inner, stream: TcpStream) -> io::Result<()> {
         let mut octets = Buf::chain(&length[..], &answer[..]);
         timeout(limits.message, stream.write_all_buf(&mut octets)).await??;
     }
+}
+
+/// How long a connection may be quiet from now on. Beyond half of the places a tenth of what it
+/// may be otherwise (RFC 7766 section 6.2.3): who takes all of them must come back for them so
+/// often that others get in between.
+fn idle(inner: &Inner) -> Duration {
+    let limits = &inner.limits;
+    let taken = inner.places.counts().of(Kind::Client);
+    if taken * 2 > limits.connections { limits.idle / 10 } else { limits.idle }
 }

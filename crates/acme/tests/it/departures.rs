@@ -3,10 +3,11 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use acme::{AccountFile, ChallengeKind, Client, Http01, Order, Solvers, TlsAlpn};
+use acme::{AccountFile, Challenge, ChallengeKind, Client, Http01, Order, Solver, SolverError, Solvers, TlsAlpn};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::liar::{Liar, Lie, csr};
@@ -104,9 +105,55 @@ async fn a_request_is_sent_once_if_it_arrives() {
             liar.client().account().await.expect("an account").proceed(&order, &solvers).await.expect("a certificate");
         }
         assert_eq!(liar.state.new_orders.lock().expect("no panic").len(), 1);
-        let finalized = liar.state.finalized.load(std::sync::atomic::Ordering::Relaxed);
+        let finalized = liar.state.finalized.load(Ordering::Relaxed);
         assert_eq!(finalized, 1, "after {polls} polls");
         if first.is_some() {
+            return;
+        }
+    }
+    panic!("it never ends");
+}
+
+/// Counts, and takes its time.
+#[derive(Default)]
+struct Slow {
+    presented: AtomicU32,
+    withdrawn: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl Solver for Slow {
+    async fn present(&self, _: &Challenge) -> Result<(), SolverError> {
+        self.presented.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Ok(())
+    }
+
+    async fn withdraw(&self, _: &Challenge) -> Result<(), SolverError> {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        self.withdrawn.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What has been presented is withdrawn, once, whenever somebody leaves: also in the middle of either.
+#[tokio::test]
+async fn what_is_presented_is_withdrawn() {
+    for polls in 1..200 {
+        let mut liar = Liar::start(Lie::None).await;
+        liar.settings.limits.linger = Duration::from_millis(20);
+        let slow = Arc::new(Slow::default());
+        let solvers = Solvers::new().with(ChallengeKind::Http01, Arc::clone(&slow) as Arc<dyn Solver>);
+        let (names, csr) = (names(&["a.example.test"]), csr());
+        let account = liar.client().account().await.expect("an account");
+        let url = account.begin(&names, None).await.expect("an order");
+        let order = Order { url: &url, names: &names, csr: &csr, failures: 0 };
+        let done = leave_after(polls, account.proceed(&order, &solvers)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let counted = [&slow.presented, &slow.withdrawn].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(counted[0], counted[1], "after {polls} polls");
+        if done.is_some() {
+            assert_eq!(counted[0], 1);
             return;
         }
     }

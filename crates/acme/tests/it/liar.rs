@@ -283,7 +283,7 @@ fn honest(state: &State, path: &str, payload: &Value) -> Answer {
                 "revokeCert": at("/revoke"), "keyChange": at("/key"), "renewalInfo": at("/ari"),
                 "meta": {"termsOfService": "https://ca.example/terms", "caaIdentities": ["ca.example"]}}),
         ),
-        "/nonce" => return full(200, ""),
+        "/nonce" => return full(204, ""),
         "/account" => {
             state.accounts.fetch_add(1, Ordering::Relaxed);
             location = Some(at("/account/1"));

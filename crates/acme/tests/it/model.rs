@@ -350,8 +350,9 @@ proptest! {
                         progress.presented(&name);
                         // What had been told before a restart is not told again.
                         let is_told = view.iter().flat_map(|view| &view.authorizations).any(|one| {
-                            let begun = |one: &Challenge| one.kind == Some(kind) && one.status != ChallengeStatus::Pending;
-                            one.name == name && one.challenges.iter().any(begun)
+                            let is_begun = |one: &Challenge| one.status != ChallengeStatus::Pending;
+                            let mut same = one.challenges.iter().filter(|one| one.kind == Some(kind));
+                            one.name == name && same.any(is_begun)
                         });
                         log.push(Event::Presented(name.clone(), kind));
                         if is_told {

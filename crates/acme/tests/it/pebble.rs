@@ -65,7 +65,8 @@ impl Pebble {
             "listenAddress": format!("127.0.0.1:{directory}"),
             "managementListenAddress": format!("127.0.0.1:{management}"),
             "certificate": path("pebble.crt"), "privateKey": path("pebble.key"),
-            "httpPort": http, "tlsPort": tls, "ocspResponderURL": "", "externalAccountBindingRequired": habits.external_account.is_some(),
+            "httpPort": http, "tlsPort": tls, "ocspResponderURL": "",
+            "externalAccountBindingRequired": habits.external_account.is_some(),
             "externalAccountMACKeys": habits.external_account.into_iter().collect::<BTreeMap<_, _>>(),
         }});
         std::fs::write(path("pebble.json"), config.to_string()).expect("written");

@@ -187,6 +187,26 @@ async fn connections_have_places_and_wait_for_them() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn quiet_connections_go_sooner_when_places_are_few() {
+    let idle = Duration::from_secs(5);
+    let running = Running::start(Limits { connections: 8, idle, lifetime: idle, ..limits() }).await;
+    let mut held = Vec::new();
+    for taken in 1..=8 {
+        held.push(running.tcp().await);
+        while running.server.stats().connections < taken {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let begun = Instant::now();
+    for quiet in held.iter_mut().skip(4) {
+        assert_eq!(timeout(idle, quiet.read(&mut [0])).await.expect("its end").expect("an end"), 0);
+    }
+    assert!((idle / 20..idle / 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert_eq!(running.server.stats().connections, 4);
+    running.stop().await;
+}
+
 async fn read_rest(stream: &mut tokio::net::TcpStream) {
     timeout(Duration::from_secs(2), stream.read_u8()).await.expect("an answer").expect("an answer");
 }
