@@ -138,7 +138,7 @@ class Server:
 
     def launch(self):
         """Starts on the data directory and does not wait."""
-        self.port, self._metrics_port, edge_port = _free_ports(3)
+        self.port, self._metrics_port, edge_port = free_ports(3)
         self.edge_port = self._edge_port or edge_port
         command = ["faketime", "-m", "-f", self.clock] if self.clock else []
         command += [self._binary, "serve", "--data-dir", self.data_dir]
@@ -241,7 +241,7 @@ _PORTS = range(25_000, 32_000)
 _taken, _choosing = set(), threading.Lock()
 
 
-def _free_ports(count):
+def free_ports(count):
     """Ports that nobody has, and that no other server of this script was given."""
     ports = []
     with _choosing:
