@@ -52,7 +52,8 @@ class Pebble:
                 [
                     *"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split(),
                     *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-                    *("-addext", "extendedKeyUsage=serverAuth", "-keyout", key, "-out", certificate),
+                    *("-addext", "extendedKeyUsage=serverAuth", "-addext", "basicConstraints=critical,CA:false"),
+                    *("-keyout", key, "-out", certificate),
                 ],
                 check=True,
                 capture_output=True,

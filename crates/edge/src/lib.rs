@@ -6,6 +6,7 @@
 //! tunnel for visitors whose TLS ends in the agent. What a tunnel may do is
 //! decided by [`tunnel_model::Live`]; the wire to agents is `agent_proto`'s.
 
+mod ahead;
 pub mod client_hello;
 pub mod proxy_protocol;
 
@@ -36,8 +37,9 @@ use store::{Clock, ExecuteError, Observer, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
-use tunnel_model::{Caller, Carrier, Command, Event, LiveRules, Refusal, Rules, TlsMode, TunnelId, Zone};
+use tunnel_model::{Caller, Carrier, Command, LiveRules, Refusal, Rules, TunnelId, Zone};
 
+use crate::ahead::Ahead;
 use crate::link::LinkError;
 use crate::parked::{Buffered, Names};
 use crate::passthrough::Bridges;
@@ -159,24 +161,6 @@ pub type Rest = Arc<dyn Fn(Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> 
 /// What shows a certificate to whoever proves that a host is ours (RFC 8737), if that is being done for it.
 pub type Challenges = Arc<dyn Fn(&str) -> Option<Arc<ServerConfig>> + Send + Sync>;
 
-/// Hosts that end here are asked a certificate for as soon as they exist, where that takes long.
-struct Ahead {
-    certificates: Arc<Certificates>,
-    zone: Zone,
-}
-
-impl Observer for Ahead {
-    fn committed(&self, events: &[Event]) {
-        for event in events {
-            if let Event::TunnelCreated(tunnel) | Event::TunnelRenamed(tunnel) | Event::TunnelRestored(tunnel) = event
-                && tunnel.tls_mode == TlsMode::Edge
-            {
-                self.certificates.ask_ahead(self.zone.host(&tunnel.name).to_string());
-            }
-        }
-    }
-}
-
 /// Why the data plane cannot begin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -210,6 +194,7 @@ pub(crate) struct Shared {
     counters: Counters,
     zone_tls: Arc<ServerConfig>,
     visitor_tls: Arc<ServerConfig>,
+    ahead: Arc<Ahead>,
     rest: OnceLock<Rest>,
     challenges: OnceLock<Challenges>,
     certificates: Arc<Certificates>,
@@ -299,7 +284,8 @@ impl Edge {
         let (stop, stopping) = watch::channel(false);
         let tunnels = Arc::new(Tunnels::new(settings.live, settings.visitor.buffered, clock));
         store.observe(Arc::clone(&tunnels) as Arc<dyn Observer>);
-        store.observe(Arc::new(Ahead { certificates: Arc::clone(&certificates), zone: settings.zone.clone() }));
+        let ahead = Arc::new(Ahead::new(Arc::clone(&certificates), settings.zone.clone()));
+        store.observe(Arc::clone(&ahead) as Arc<dyn Observer>);
         let mut places = settings.places.clone();
         places.octets_per_address = (settings.visitor.buffered / 4).max(MAX_BODY);
         let shared = Shared {
@@ -318,6 +304,7 @@ impl Edge {
             counters: Counters::default(),
             zone_tls: tls::server_config(Arc::clone(&certificates), &[b"http/1.1", b"h2", b"http/1.0"])?,
             visitor_tls: tls::server_config(Arc::clone(&certificates), &[b"h2", b"http/1.1", b"http/1.0"])?,
+            ahead,
             rest: OnceLock::new(),
             challenges: OnceLock::new(),
             stopping,
@@ -391,7 +378,10 @@ impl Edge {
         // Several links, and windows that got smaller while it was on its way, are within a tunnel's half.
         let limits = Limits { all: agent.reply_buffers, tunnel: agent.reply_buffers / 2 };
         let keeper = tokio::spawn(Arc::clone(&shared.held).keep(limits, idle, shared.stopping.clone()));
-        self.certificates.ask_ahead(shared.settings.zone.as_str().to_owned());
+        let ahead = tokio::spawn({
+            let ahead = Arc::clone(&shared.ahead);
+            async move { ahead.ask().await }
+        });
         let is_proxied = shared.settings.proxy_protocol;
         let serve = |socket| listener::serve(socket, Arc::clone(shared));
         connections::accept(&listener, &shared.places, Kind::Stranger, is_proxied, stop, serve).await;
@@ -419,6 +409,7 @@ impl Edge {
         wait_for(|| shared.tunnels.observations.are_recorded(), Instant::now() + LEAVE).await;
         recorder.abort();
         keeper.abort();
+        ahead.abort();
     }
 }
 

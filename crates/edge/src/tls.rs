@@ -80,12 +80,9 @@ impl Certificates {
         Ok(())
     }
 
-    /// Asks for the certificate of a name before somebody visits, where that takes long.
-    pub(crate) fn ask_ahead(self: &Arc<Self>, name: String) {
-        if self.issuance.is_slow() {
-            let this = Arc::clone(self);
-            tokio::spawn(async move { this.prepare(&name).await });
-        }
+    /// Do they take so long that they are better asked for ahead?
+    pub(crate) fn are_slow(&self) -> bool {
+        self.issuance.is_slow()
     }
 
     /// Has a certificate ready for a name that is about to be shown one: it is on
