@@ -217,7 +217,7 @@ def plain_http(options, work):
 
 def wildcard(options, work):
     (dns,) = free_ports(1)
-    settings = {"dns_listen": f"127.0.0.1:{dns}", "public_address": "127.0.0.1", "acme_caa": "account"}
+    settings = {"dns_listen": f"127.0.0.1:{dns}", "public_address": "127.0.0.1"}
     with world(options, work, pebble={"dns": f"127.0.0.1:{dns}"}, **settings) as (server, authority):
         zone = believed(authority, server, ZONE)
         names = zone.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -233,8 +233,7 @@ def wildcard(options, work):
         verified(authority, signed.json["cert_pem"] + signed.json["chain_pem"], tunnel.host)
         texts = dig(dns, "TXT", f"_acme-challenge.{ZONE}")
         expect.equal("no challenge is left", texts, "")
-        caa = dig(dns, "CAA", ZONE)
-        expect.that("CAA names our account", "accounturi=" in caa and "validationmethods=dns-01" in caa, caa)
+        expect.equal("everybody may issue", dig(dns, "CAA", ZONE), "")
 
 
 def dig(port, kind, name):
@@ -290,6 +289,7 @@ def own_client(options, work):
         (port,) = free_ports(1)
         agent = run_agent(options, server, tunnel, work, f"tls://127.0.0.1:{port}")
         try:
+            expect.until("the agent is connected", 20, lambda: "connected url=" in (work / "agent.log").read_text())
             place = work / "lego"
             done = subprocess.run(
                 [
@@ -301,7 +301,7 @@ def own_client(options, work):
                 text=True,
                 timeout=120,
             )
-            expect.that("lego gets a certificate through the tunnel", done.returncode == 0, done.stderr[-3000:])
+            expect.that("lego gets a certificate through the tunnel", done.returncode == 0, done.stderr[-700:])
             verified(authority, (place / "certificates" / f"{tunnel.host}.crt").read_text(), tunnel.host)
             expect.equal("which we know nothing of", records(server, tunnel_id=tunnel.id), [])
         finally:
