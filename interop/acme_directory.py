@@ -154,7 +154,8 @@ class Directory:
 
     - `lies`: by resource (`directory`, `nonce`, `account`, `new-order`, `order`, `authorization`, `challenge`,
       `finalize`, `certificate`, `revoke`, `renewal`), what is done to its answer.
-    - `issues`: one of None, "other key", "other name", "one more name", "for clients", "expired", "future", "other root".
+    - `issues`: one of None, "other key", "other name", "one more name", "for clients", "expired", "future",
+      "other root".
     - `validates`: None proves nothing and is content, "never" leaves every challenge pending, "fails" refuses each.
     - `days`: how long certificates live; `renewal`: a function of a certificate to (start, end) as datetimes.
     - `shift`: a timedelta by which its clock is wrong, in certificates and in the header Date.
@@ -419,13 +420,13 @@ class Directory:
         name, kind = shown["identifier"]["value"], challenge["type"]
         thumbprint = encoded(hashlib.sha256(_compact(account["jwk"])).digest())
         answer = f"{challenge['token']}.{thumbprint}"
+        proofs = {"http-01": self._http, "tls-alpn-01": self._tls, "dns-01": self._txt}
+        proofs["dns-persist-01"] = self._standing
         try:
             if self.validates == "fails":
                 raise ValueError("as it was told to")
             if self.validates is not None:
-                {"http-01": self._http, "tls-alpn-01": self._tls, "dns-01": self._txt, "dns-persist-01": self._standing}[
-                    kind
-                ](name, challenge["token"], answer, account)
+                proofs[kind](name, challenge["token"], answer, account)
         except (OSError, ValueError, http.client.HTTPException) as error:
             with self._lock:
                 detail = f"{kind} for {name}: {error}"
