@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use files::{Partial, copy_file, empty, is_free, make_directory, read_document, sync, sync_tree, write_new};
 use manifest::{FORMAT, Kept, MANIFEST, Manifest, read_manifest};
 
+use crate::public::{ACCOUNT_FILE, EDGE_KEY_FILE};
 use crate::settings::Settings;
 use crate::start::ADMIN_KEY_FILE;
 
@@ -80,8 +81,10 @@ pub(crate) fn back_up(settings: &Settings, to: &Path, json: bool) -> anyhow::Res
         drop(held);
     }
     copy.directory(&data.join(CA), CA)?;
-    if data.join(ADMIN_KEY_FILE).exists() {
-        copy.file(&data.join(ADMIN_KEY_FILE), ADMIN_KEY_FILE)?;
+    for file in [ADMIN_KEY_FILE, ACCOUNT_FILE, EDGE_KEY_FILE] {
+        if data.join(file).exists() {
+            copy.file(&data.join(file), file)?;
+        }
     }
     say(&format!("copying the database, {}", size_of(&data.join(DATABASE))));
     let schema = store::copy(data, &partial.path.join(DATABASE))?;
@@ -192,6 +195,8 @@ impl Places {
             (DATABASE, data.join(DATABASE)),
             (CA, data.join(CA)),
             (ADMIN_KEY_FILE, data.join(ADMIN_KEY_FILE)),
+            (ACCOUNT_FILE, data.join(ACCOUNT_FILE)),
+            (EDGE_KEY_FILE, data.join(EDGE_KEY_FILE)),
             (PKI, settings.panel.pki_dir.clone()),
             (PANEL_CONFIG, settings.panel.config.clone()),
         ];

@@ -1,12 +1,13 @@
 //! A public authority: who we are there, how names are proved, and the ports that prove them.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use acme::{
-    AccountFile, Budget, Challenge, ChallengeKind, Client, ExternalAccount, Habits, Hook, Http01, Rate, Roots, Solver,
-    SolverError, Solvers, Standing, TlsAlpn,
+    AccountFile, AccountStore, Budget, Challenge, ChallengeKind, Client, ExternalAccount, Habits, Hook, Http01, Rate,
+    Roots, Solver, SolverError, Solvers, Standing, TlsAlpn,
 };
 use anyhow::{Context as _, bail};
 use api::App;
@@ -33,9 +34,9 @@ use crate::settings::acme::{CaaPolicy, Fallback, Issuer};
 use crate::start::secret;
 
 /// Where the account's key is, in the data directory.
-const ACCOUNT_FILE: &str = "acme-account.json";
+pub(crate) const ACCOUNT_FILE: &str = "acme-account.json";
 /// Where the key of the edge's own certificates is.
-const EDGE_KEY_FILE: &str = "edge.key";
+pub(crate) const EDGE_KEY_FILE: &str = "edge.key";
 
 /// What proves names.
 #[derive(Clone)]
@@ -99,8 +100,9 @@ impl Authority {
         proofs: &Proofs,
         store: &Arc<dyn Store>,
         rules: &Arc<Rules>,
+        passphrase: Option<Passphrase>,
     ) -> anyhow::Result<Self> {
-        let client = client(settings)?;
+        let client = client(settings, passphrase)?;
         let acme = &settings.acme;
         let kinds = acme.challenges();
         let mut solvers = Solvers::new();
@@ -172,7 +174,7 @@ impl Authority {
 const HOOK_TIME: Duration = Duration::from_secs(120);
 
 /// Who we are at the authority.
-pub(crate) fn client(settings: &Settings) -> anyhow::Result<Client> {
+pub(crate) fn client(settings: &Settings, passphrase: Option<Passphrase>) -> anyhow::Result<Client> {
     let acme = &settings.acme;
     let Some(directory) = &acme.directory else { bail!("acme_directory is not set") };
     let roots = match &acme.ca {
@@ -188,8 +190,30 @@ pub(crate) fn client(settings: &Settings) -> anyhow::Result<Client> {
     about.profile.clone_from(&acme.profile);
     about.external_account = external_account(acme.eab_key_id.as_deref())?;
     about.clock = Arc::new(crate::reload::now);
-    let file = AccountFile::new(settings.general.data_dir.join(ACCOUNT_FILE));
+    let path = settings.general.data_dir.join(ACCOUNT_FILE);
+    let file = Sealed { file: AccountFile::new(&path), path, passphrase };
     Ok(Client::new(about, Arc::new(file))?)
+}
+
+/// The account's key, encrypted like that of the authority, if that is.
+struct Sealed {
+    file: AccountFile,
+    path: PathBuf,
+    passphrase: Option<Passphrase>,
+}
+
+impl AccountStore for Sealed {
+    fn load(&self) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+        let Some(octets) = self.file.load()? else { return Ok(None) };
+        ca_dir::unseal(&octets, &self.path, self.passphrase.as_ref()).map(Some).map_err(io::Error::other)
+    }
+
+    fn store(&self, octets: &[u8]) -> io::Result<()> {
+        match &self.passphrase {
+            Some(passphrase) => self.file.store(ca_dir::seal(octets, passphrase).map_err(io::Error::other)?.as_bytes()),
+            None => self.file.store(octets),
+        }
+    }
 }
 
 fn external_account(key_id: Option<&str>) -> anyhow::Result<Option<ExternalAccount>> {

@@ -72,7 +72,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let private: Arc<dyn Issuance> =
         Arc::new(Private::new(authority, Arc::clone(&store), Arc::clone(&rules), Arc::new(SystemClock)));
     let public = match settings.acme.issuer {
-        Issuer::Acme => Some(public::Authority::new(settings, &proofs, &store, &rules)?),
+        Issuer::Acme => Some(public::Authority::new(settings, &proofs, &store, &rules, passphrase.clone())?),
         Issuer::Private => None,
     };
     let issuance: Arc<dyn Issuance> = match (&public, settings.acme.issuer_fallback) {

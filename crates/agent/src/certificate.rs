@@ -34,10 +34,15 @@ struct Held {
     not_after: SystemTime,
     /// When it was signed by the clock that nobody sets, if this process asked for it.
     signed: Option<Instant>,
+    /// When it is to be renewed, as the server says.
+    told: Option<SystemTime>,
 }
 
+const NEXT_KEY: &str = "next-key.pem";
 const KEY: &str = "key.pem";
 const CHAIN: &str = "cert.pem";
+/// Between two questions when the certificate is to be renewed.
+const ASK: Duration = Duration::from_secs(6 * 60 * 60);
 /// Between two attempts at a renewal that fails.
 pub(crate) const RETRY: Duration = Duration::from_secs(60);
 
@@ -64,6 +69,7 @@ impl Certificate {
         let certificate = Self { directory, current, config: Arc::new(config) };
         // A certificate that cannot be used is replaced, whatever is wrong with it.
         let stored = certificate.load(&tunnel.public_host).ok().flatten();
+        let stored = stored.map(|held| Held { told: tunnel.renew_at(), ..held });
         match stored.filter(|held| held.renew_at() > SystemTime::now() && tunnel.status == "active") {
             Some(held) => certificate.current.set(held),
             None => certificate.renew(rest, tunnel).await?,
@@ -76,11 +82,19 @@ impl Certificate {
         Arc::clone(&self.config)
     }
 
-    /// Waits until two thirds of the certificate's life are over and replaces
-    /// it, again and again. Connections that are open keep what they have.
+    /// Waits until the server, or else two thirds of the certificate's life, say that it is time, and
+    /// replaces it, again and again. Connections that are open keep what they have.
     pub(crate) async fn keep_fresh(&self, rest: &Rest, tunnel: impl Fn() -> Arc<Tunnel>, tell: impl Fn(crate::Event)) {
         let mut has_told = false;
+        let mut asked = self.current.was_told().then(Instant::now);
         loop {
+            // Whoever has issued it may want it renewed earlier, or later.
+            if asked.is_none_or(|asked| asked.elapsed() >= ASK) {
+                asked = Some(Instant::now());
+                if let Ok(found) = rest.tunnel_of(tunnel().id).await {
+                    self.current.told(found.renew_at());
+                }
+            }
             let wait = self.current.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
             // A clock that was set, or a machine that slept, is noticed within the hour.
             if wait > Duration::ZERO {
@@ -99,7 +113,11 @@ impl Certificate {
             }
             has_told = false;
             match self.renew(rest, &tunnel()).await {
-                Ok(()) => tell(crate::Event::CertificateRenewed { not_after: self.current.not_after() }),
+                Ok(()) => {
+                    // It has a time of its own.
+                    asked = None;
+                    tell(crate::Event::CertificateRenewed { not_after: self.current.not_after() });
+                }
                 Err(error) => {
                     tell(crate::Event::RenewalFailed { error: error.chain() });
                     tokio::time::sleep(RETRY.max(error.retry_after().unwrap_or_default())).await;
@@ -108,9 +126,10 @@ impl Certificate {
         }
     }
 
+    /// Replaces the certificate, with a new key.
     pub(crate) async fn renew(&self, rest: &Rest, tunnel: &Tunnel) -> Result<(), Error> {
         let certificate = |error: rcgen::Error| Error::Certificate(error.into());
-        let key = rcgen::KeyPair::generate().map_err(certificate)?;
+        let key = self.next_key()?;
         let mut params = rcgen::CertificateParams::new(vec![tunnel.public_host.clone()]).map_err(certificate)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
         // A longer host stands in the SAN alone (RFC 5280 appendix A.1).
@@ -123,8 +142,25 @@ impl Certificate {
         // The key first: a chain without its key is of no use, and is replaced at the next start.
         self.write(KEY, key.serialize_pem().as_bytes())?;
         self.write(CHAIN, chain.as_bytes())?;
+        // If it stays, the next one has the same key, which is no harm.
+        let _ = fs::remove_file(self.directory.join(NEXT_KEY));
         self.current.set(Held { signed: Some(Instant::now()), ..held });
         Ok(())
+    }
+
+    /// A key that stays the same until there is a certificate for it: where that takes long, the server has
+    /// ordered one, and with another key would have to begin anew.
+    fn next_key(&self) -> Result<rcgen::KeyPair, Error> {
+        let path = self.directory.join(NEXT_KEY);
+        // One that cannot be read is replaced.
+        if let Ok(text) = fs::read_to_string(&path)
+            && let Ok(key) = rcgen::KeyPair::from_pem(&text)
+        {
+            return Ok(key);
+        }
+        let key = rcgen::KeyPair::generate().map_err(|error| Error::Certificate(error.into()))?;
+        self.write(NEXT_KEY, key.serialize_pem().as_bytes())?;
+        Ok(key)
     }
 
     fn load(&self, host: &str) -> Result<Option<Held>, Error> {
@@ -156,11 +192,17 @@ impl Certificate {
 impl Held {
     fn renew_at(&self) -> SystemTime {
         let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_before + lifetime / 3 * 2
+        // Nobody may say that it is never.
+        let latest = self.not_before + lifetime / 10 * 9;
+        self.told.map_or(self.not_before + lifetime / 3 * 2, |told| told.min(latest))
     }
 
     /// Was it signed so short a time ago that it cannot be due, whatever the clock says?
     fn is_just_signed(&self, now: Instant) -> bool {
+        // Unless its issuer wants it back: it has said so after it was signed.
+        if self.told.is_some_and(|told| told <= SystemTime::now()) {
+            return self.signed.is_some_and(|signed| now.duration_since(signed) < ASK);
+        }
         let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
         self.signed.is_some_and(|signed| now.duration_since(signed) < lifetime / 3)
     }
@@ -169,6 +211,18 @@ impl Held {
 impl Current {
     fn set(&self, held: Held) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    }
+
+    /// Has the server said when it is to be renewed?
+    fn was_told(&self) -> bool {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().is_some_and(|held| held.told.is_some())
+    }
+
+    fn told(&self, renew_at: Option<SystemTime>) {
+        if let Some(held) = &mut *self.0.write().unwrap_or_else(PoisonError::into_inner) {
+            held.told = renew_at;
+        }
     }
 
     fn renew_at(&self) -> SystemTime {
@@ -224,6 +278,7 @@ fn held(chain: &str, key: &str, host: &str) -> Result<Held, Error> {
         not_before: validity.not_before.to_system_time(),
         not_after: validity.not_after.to_system_time(),
         signed: None,
+        told: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The control plane, as a client sees it.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_proto::Credential;
 use bytes::Bytes;
@@ -47,12 +47,25 @@ pub struct Tunnel {
     /// Is an agent connected now?
     #[serde(default)]
     pub currently_connected: bool,
+    /// When its certificate is to be renewed, RFC 3339, if it has one.
+    #[serde(default)]
+    pub renew_after: Option<String>,
+}
+
+impl Tunnel {
+    /// When its certificate is to be renewed, if the server says so.
+    pub(crate) fn renew_at(&self) -> Option<SystemTime> {
+        let time: jiff::Timestamp = self.renew_after.as_ref()?.parse().ok()?;
+        Some(SystemTime::from(time))
+    }
 }
 
 /// Octets of an answer that are read.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// How long an answer may take.
 const TIME: Duration = Duration::from_secs(30);
+/// How long the answer with a certificate may take: servers wait for a public authority, up to 170 s.
+const TIME_TO_SIGN: Duration = Duration::from_secs(190);
 
 impl Rest {
     /// A client of the server at `server`, an `http` or `https` URL.
@@ -150,7 +163,8 @@ impl Rest {
             chain_pem: String,
         }
         let path = format!("/api/v1/tunnels/{tunnel}/sign-csr");
-        let signed = self.call(Method::POST, &path, Some(json!({ "csr_pem": csr_pem }))).await?;
+        let signed = self.exchange(Method::POST, &path, Some(json!({ "csr_pem": csr_pem })));
+        let signed = timeout(TIME_TO_SIGN, signed).await.map_err(|_| Error::Slow("the certificate"))??;
         let signed: Signed = serde_json::from_value(signed).map_err(Error::Answer)?;
         Ok(signed.cert_pem + &signed.chain_pem)
     }

@@ -127,6 +127,11 @@ impl Error {
         Self::InvalidField { field, message: message.to_string() }
     }
 
+    /// Is it no failure of this server, though a client is to come back?
+    pub(crate) fn is_the_authoritys(&self) -> bool {
+        matches!(self, Self::AuthorityFailed { .. } | Self::CertificatePending { .. })
+    }
+
     /// As a problem document; exhaustive, so that a new error needs a new answer.
     pub fn problem(&self) -> Problem {
         let problem = |status, slug, title| Problem::new(status, slug, title, self.to_string());

@@ -95,6 +95,10 @@ impl Passphrase {
         let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         Self::new(text.lines().next().unwrap_or_default().to_owned())
     }
+
+    pub(crate) fn octets(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }
 
 const BYTE_ORDER_MARK: char = '\u{feff}';

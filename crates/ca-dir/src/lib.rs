@@ -10,6 +10,7 @@
 //! beside its place and moved there whole, so a crash leaves none or all of it.
 
 mod key;
+mod sealed;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -29,6 +30,7 @@ pub use key::{
     EmptyPassphrase, KeyAlgorithm, KeyFileError, Passphrase, generate_key, pkcs8_from_text, read_private_key,
     write_private_key,
 };
+pub use sealed::{seal, unseal};
 
 /// The root's certificate.
 pub const ROOT_CERTIFICATE: &str = "root.crt";

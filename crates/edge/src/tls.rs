@@ -46,8 +46,8 @@ struct Issued {
 /// Names whose certificate is kept; with one more, the one that came first is
 /// asked for again when it is needed.
 const MAX_CACHED: usize = 16 * 1024;
-/// Before a name that has no certificate is asked for again.
-const PAUSE: Duration = Duration::from_secs(5);
+/// Before a name that has no certificate is asked for again, and told of.
+const PAUSE: Duration = Duration::from_secs(10);
 /// Before one that should have been renewed is looked for again.
 const LOOK: Duration = Duration::from_secs(60);
 

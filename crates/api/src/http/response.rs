@@ -63,7 +63,10 @@ impl IntoResponse for Error {
 pub(super) fn finish(mut response: Response, id: &RequestId) -> Response {
     let Some(Failure(error)) = response.extensions_mut().remove::<Failure>() else { return response };
     let problem = error.problem();
-    if problem.status >= 500 {
+    if error.is_the_authoritys() {
+        // Whoever has ordered has told it, once.
+        tracing::debug!(request_id = %id, error = &*error as &dyn std::error::Error, "no certificate");
+    } else if problem.status >= 500 {
         tracing::error!(request_id = %id, error = &*error as &dyn std::error::Error, "request failed");
     }
     let mut answer = problem_response(Problem { request_id: Some(id.to_string()), ..problem });

@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     pub(super) caller: Caller,
 }
 
+/// The cause of a failure that another request may not have, as [`acme::Error::label`] calls it.
+const REFUSED_REQUEST: &str = "csr";
 /// The longest time for which a limit counts.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -56,16 +58,15 @@ impl Shared {
                 replaces = leaf.first().and_then(|leaf| CertId::of(leaf)).map(|id| id.to_string());
             }
             Some(Order {
-                state: OrderState::Failed { at, words, not_before, .. },
-                csr,
+                state: OrderState::Failed { at, cause, words, not_before },
+                key,
                 failures: before,
                 failing_since: since,
                 ..
             }) => {
-                // What is another request may fare better.
-                if let Some(until) = not_before.filter(|until| now < *until)
-                    && csr == wanted.csr.der()
-                {
+                // Another key helps where the request was what the authority did not like.
+                let is_another = cause == REFUSED_REQUEST && key != wanted.key;
+                if let Some(until) = not_before.filter(|until| now < *until && !is_another) {
                     let retry_after = until.since(now).max(Duration::from_secs(1));
                     return Err(Failed { words, by_request: false, retry_after }.into());
                 }

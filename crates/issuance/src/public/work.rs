@@ -48,14 +48,18 @@ impl Shared {
     async fn work(&self, mut order: Order) -> Result<Issued, Failed> {
         let names = order.names.join(" ");
         let (mut pause, mut is_forgiven) = (FIRST_PAUSE, false);
+        let was_interrupted = order.url.is_some();
         loop {
             let error = match self.step(&mut order).await {
                 Ok(chain) => return self.finish(order, chain).await,
                 Err(error) => error,
             };
             match &error {
-                // An authority that has forgotten us, or the order, is asked anew, once.
-                Error::AccountGone { .. } | Error::OrderGone { .. } if !is_forgiven => {
+                // An authority that has forgotten us, or the order, is asked anew, once; and so it is where it
+                // has looked while this server was not there.
+                Error::AccountGone { .. } | Error::OrderGone { .. } | Error::AuthorizationFailed { .. }
+                    if !is_forgiven && (was_interrupted || !matches!(error, Error::AuthorizationFailed { .. })) =>
+                {
                     tracing::warn!(error = &error as &dyn std::error::Error, names, "an order is begun anew");
                     is_forgiven = true;
                     order.url = None;
@@ -64,6 +68,18 @@ impl Shared {
                     {
                         return Err(self.fail(order, error).await);
                     }
+                }
+                // It is public already, whether or not it can be used.
+                Error::NotNow { leaf, .. } if self.now().since(order.begun_at) < LONGEST => {
+                    tracing::error!(error = &error as &dyn std::error::Error, names, "an order goes on later");
+                    if let Err(error) = self.store.record_certificate(record_of(&order, leaf, self.now())).await {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            "a certificate cannot be put on record"
+                        );
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 _ if error.remedy() == Remedy::Again && self.now().since(order.begun_at) < LONGEST => {
                     tracing::warn!(error = &error as &dyn std::error::Error, names, "an order goes on later");
@@ -182,7 +198,9 @@ impl Shared {
             let first = time(order.failing_since.unwrap_or(now));
             let count = order.failures.saturating_add(1);
             let failures = Failures { count, first, latest: time(now), not_before: error.not_before() };
-            failures.try_again_at(getrandom::u64().unwrap_or_default()).map(timestamp)
+            let again = failures.try_again_at(getrandom::u64().unwrap_or_default()).map(timestamp);
+            // It has been tried for a month: once a day is enough until somebody has looked.
+            Some(again.unwrap_or(now.plus(LONGEST)))
         };
         let words = in_words(&error);
         order.state = OrderState::Failed { at: now, cause: error.label().to_owned(), words: words.clone(), not_before };
