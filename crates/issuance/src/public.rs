@@ -18,11 +18,11 @@ use async_trait::async_trait;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Csr, DnsName, KeyPolicy, Time};
 use sha2::{Digest as _, Sha256};
-use store::{Clock, Holder, Order, OrderState, Store};
+use store::{Clock, Holder, OrderState, Store};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tunnel_model::{Certificate, Refusal, Rules, Timestamp, TunnelId};
+use tunnel_model::{Caller, Certificate, Refusal, Rules, Timestamp, TunnelId};
 
 use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
 
@@ -132,8 +132,19 @@ impl Public {
         }))
     }
 
-    /// What comes of an order, if it comes within `wait`.
-    async fn outcome(mut done: Done, wait: Duration) -> Result<Issued, IssuanceError> {
+    /// The latest certificate for the same names and key, if it is good, and when it is to be renewed.
+    async fn issued_before(&self, wanted: &begin::Wanted) -> Result<Option<(Issued, Timestamp)>, IssuanceError> {
+        let order = self.0.store.latest_issued_order(&wanted.holder).await?;
+        let order = order.filter(|order| order.key == wanted.key && order.names == begin::texts(&wanted.names));
+        let Some(OrderState::Issued { chain, renew_at, .. }) = order.map(|order| order.state) else { return Ok(None) };
+        let now = self.0.now();
+        let issued = issued(&chain, renew_at).filter(|issued| now < issued.certificate.expires_at);
+        Ok(issued.map(|issued| (issued, renew_at)))
+    }
+
+    /// Begins an order, or joins it; what comes of it, if it comes within `wait`.
+    async fn obtain(&self, wanted: begin::Wanted, wait: Duration) -> Result<Issued, IssuanceError> {
+        let mut done = self.begin(wanted).await?;
         let pending = IssuanceError::Pending { retry_after: ASK_AGAIN };
         match timeout(wait, done.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => match outcome.as_ref() {
@@ -155,13 +166,6 @@ impl Shared {
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The certificate of an order, if it is good and for this key.
-fn issued_before(order: &Order, key: &[u8; 32], now: Timestamp) -> Option<(Issued, Timestamp)> {
-    let OrderState::Issued { chain, renew_at, .. } = &order.state else { return None };
-    let issued = issued(chain, *renew_at).filter(|_| order.key == *key)?;
-    (now < issued.certificate.expires_at).then_some((issued, *renew_at))
 }
 
 /// A stored chain as it is handed out.
@@ -195,20 +199,18 @@ impl Issuance for Public {
             name: tunnel.name.clone(),
             organization: Some(tunnel.organization.clone()),
         };
-        // An agent that starts anew with the key that it has gets what it has.
-        let now = self.0.now();
-        let latest = self.0.store.latest_order(&holder).await?;
-        let before = latest.as_ref().and_then(|order| issued_before(order, &key, now));
-        let current = tunnel.certificate.as_ref().map(|certificate| certificate.fingerprint);
-        if let Some((issued, renew_at)) = before
-            && Some(issued.certificate.fingerprint) == current
-            && now < renew_at
-        {
-            return Ok(issued);
-        }
         let wanted = begin::Wanted { holder, names: vec![Name::host(host.clone())], csr, key, caller: caller.clone() };
-        let done = self.begin(wanted).await?;
-        Self::outcome(done, self.0.settings.wait).await
+        // An agent that starts anew with the key that it has gets what it has.
+        let current = tunnel.certificate.as_ref().map(|certificate| certificate.fingerprint);
+        let before = self.issued_before(&wanted).await?;
+        let before = before.filter(|(issued, _)| Some(issued.certificate.fingerprint) == current);
+        match before {
+            Some((issued, renew_at)) if self.0.now() < renew_at => Ok(issued),
+            Some((issued, _)) => {
+                Ok(self.obtain(wanted, self.0.settings.wait).await.or_else(|error| error.instead(issued))?)
+            }
+            None => self.obtain(wanted, self.0.settings.wait).await,
+        }
     }
 
     async fn for_edge(&self, host: &DnsName, csr_pem: &[u8]) -> Result<Issued, IssuanceError> {
@@ -216,18 +218,14 @@ impl Issuance for Public {
         let csr = Csr::from_pem(csr_pem)?;
         let key = Sha256::digest(csr.spki()).into();
         let holder = Holder::Edge(names.first().cloned().unwrap_or_default());
-        let now = self.0.now();
-        let latest = self.0.store.latest_order(&holder).await?;
-        let before = latest.as_ref().and_then(|order| issued_before(order, &key, now));
-        // The next one comes by itself, see `tend.rs`; until then this one is good.
-        if let Some((issued, _)) = before {
-            return Ok(issued);
-        }
         let names = names.iter().map(|name| name.parse()).collect::<Result<_, _>>();
         let names = names.map_err(|error: pki_core::DnsNameError| IssuanceError::Failed(Box::new(error)))?;
-        let wanted = begin::Wanted { holder, names, csr, key, caller: tunnel_model::Caller::System };
-        let done = self.begin(wanted).await?;
-        Self::outcome(done, self.0.settings.wait_of_edge).await
+        let wanted = begin::Wanted { holder, names, csr, key, caller: Caller::System };
+        // The next one comes by itself, see `tend.rs`; until then this one is good.
+        match self.issued_before(&wanted).await? {
+            Some((issued, _)) => Ok(issued),
+            None => self.obtain(wanted, self.0.settings.wait_of_edge).await,
+        }
     }
 
     fn names(&self, host: &str) -> Vec<String> {
@@ -251,6 +249,17 @@ impl Issuance for Public {
 impl fmt::Debug for Public {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Public").field("client", self.0.client.settings()).finish_non_exhaustive()
+    }
+}
+
+impl IssuanceError {
+    /// What there is still good where the authority has not issued the next one.
+    fn instead(self, issued: Issued) -> Result<Issued, Self> {
+        let is_the_authoritys = matches!(
+            self,
+            Self::Exhausted { .. } | Self::Pending { .. } | Self::Unavailable(_) | Self::Upstream { .. }
+        );
+        if is_the_authoritys { Ok(issued) } else { Err(self) }
     }
 }
 

@@ -205,12 +205,16 @@ impl Orders for MemoryStore {
     }
 
     async fn latest_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
-        let is_same = |order: &&Order| match (&order.holder, holder) {
-            (Holder::Tunnel { id, .. }, Holder::Tunnel { id: wanted, .. }) => id == wanted,
-            (Holder::Edge(host), Holder::Edge(wanted)) => host == wanted,
-            _ => false,
-        };
-        Ok(self.state().orders.values().filter(is_same).max_by_key(|order| order.begun_at).cloned())
+        let state = self.state();
+        let orders = state.orders.values().filter(|order| is_same(&order.holder, holder));
+        Ok(orders.max_by_key(|order| order.begun_at).cloned())
+    }
+
+    async fn latest_issued_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
+        let state = self.state();
+        let is_issued = |order: &&Order| matches!(order.state, OrderState::Issued { .. });
+        let orders = state.orders.values().filter(|order| is_same(&order.holder, holder)).filter(is_issued);
+        Ok(orders.max_by_key(|order| order.begun_at).cloned())
     }
 
     async fn pending_orders(&self) -> Result<Vec<Order>, StoreError> {
@@ -245,6 +249,15 @@ impl Orders for MemoryStore {
 impl Store for MemoryStore {
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+/// The same tunnel, whatever its name, or the same host.
+fn is_same(one: &Holder, other: &Holder) -> bool {
+    match (one, other) {
+        (Holder::Tunnel { id, .. }, Holder::Tunnel { id: other, .. }) => id == other,
+        (Holder::Edge(host), Holder::Edge(other)) => host == other,
+        _ => false,
     }
 }
 

@@ -331,6 +331,10 @@ impl Orders for SqliteStore {
         self.read(|connection| rows::latest_order(connection, holder))
     }
 
+    async fn latest_issued_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
+        self.read(|connection| rows::latest_issued_order(connection, holder))
+    }
+
     async fn pending_orders(&self) -> Result<Vec<Order>, StoreError> {
         self.read_many(rows::pending_orders).await
     }

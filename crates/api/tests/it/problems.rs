@@ -73,8 +73,12 @@ fn errors() -> Vec<(String, Error)> {
     let cause = || std::io::Error::other(CAUSE).into();
     let retry_after = Duration::from_millis(61_500);
     let mut errors = vec![
+        Error::AuthorityExhausted { words: "the orders that the authority takes are used up".to_owned(), retry_after },
+        Error::AuthorityFailed { words: "the authority could not verify a host".to_owned(), retry_after },
         Error::BodyTooLarge { limit: 65_536 },
+        Error::CertificatePending { retry_after },
         Error::Csr(CsrError::TooLarge { size: 70_000, limit: 16_384 }),
+        Error::CsrUnacceptable("the request needs a subjectAltName".to_owned()),
         Error::HandleUnavailable(Refusal::NameTaken { by_identity: true }),
         Error::HandleUnavailable(Refusal::NameTaken { by_identity: false }),
         Error::HandleUnavailable(Refusal::NameUnavailable(Unavailable::Denied)),

@@ -41,40 +41,30 @@ impl Shared {
         let _one = self.begins.lock().await;
         let now = self.now();
         let latest = self.store.latest_order(&wanted.holder).await?;
-        let (mut ask, mut replaces, mut failures, mut failing_since) = (Ask::New, None, 0, None);
+        let (mut failures, mut failing_since) = (0, None);
         match latest {
-            Some(order) if order.state == OrderState::Pending && order.names == texts(&wanted.names) => {
-                return self.join(order, wanted).await;
-            }
-            // Its tunnel has another name now: nobody waits for it.
-            Some(order) if order.state == OrderState::Pending => self.give_up(order, now).await?,
-            Some(Order { state: OrderState::Issued { chain, renew_at, ask_again_at, .. }, names, .. })
-                if names == texts(&wanted.names) =>
-            {
-                // Where the authority says when, it is told which one is replaced, and asks nothing for it.
-                let is_within = ask_again_at.is_some() && now >= renew_at;
-                ask = if is_within { Ask::RenewalInWindow } else { Ask::Renewal };
-                let leaf = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default();
-                replaces = leaf.first().and_then(|leaf| CertId::of(leaf)).map(|id| id.to_string());
-            }
-            Some(Order {
-                state: OrderState::Failed { at, cause, words, not_before },
-                key,
-                failures: before,
-                failing_since: since,
-                ..
-            }) => {
-                // Another key helps where the request was what the authority did not like.
-                let is_another = cause == REFUSED_REQUEST && key != wanted.key;
-                if let Some(until) = not_before.filter(|until| now < *until && !is_another) {
-                    let retry_after = until.since(now).max(Duration::from_secs(1));
-                    return Err(Failed { words, by_request: false, retry_after }.into());
+            Some(order) if order.state == OrderState::Pending => {
+                if order.names == texts(&wanted.names) {
+                    return self.join(order, wanted).await;
                 }
-                failures = before.saturating_add(1);
-                failing_since = since.or(Some(at));
+                // Its tunnel has another name now: nobody waits for it.
+                self.give_up(order, now).await?;
+            }
+            Some(order) if order.names == texts(&wanted.names) => {
+                if let OrderState::Failed { at, cause, words, not_before } = order.state {
+                    // Another key helps where the request was what the authority did not like.
+                    let is_another = cause == REFUSED_REQUEST && order.key != wanted.key;
+                    if let Some(until) = not_before.filter(|until| now < *until && !is_another) {
+                        let retry_after = until.since(now).max(Duration::from_secs(1));
+                        return Err(Failed { words, by_request: false, retry_after }.into());
+                    }
+                    failures = order.failures.saturating_add(1);
+                    failing_since = order.failing_since.or(Some(at));
+                }
             }
             _ => {}
         }
+        let (ask, replaces) = self.what_kind(&wanted, now).await?;
         self.check_budget(ask, &wanted.names, now).await?;
         if let Holder::Tunnel { id, name, .. } = &wanted.holder {
             let command = Command::BeginOrder { id: *id, name: name.clone() };
@@ -100,6 +90,20 @@ impl Shared {
         };
         self.store.record_order(order.clone()).await?;
         Ok(self.work_on(order))
+    }
+
+    /// What an order is for the authority's limits, and the certificate that it follows.
+    async fn what_kind(&self, wanted: &Wanted, now: Timestamp) -> Result<(Ask, Option<String>), IssuanceError> {
+        let before = self.store.latest_issued_order(&wanted.holder).await?;
+        let before = before.filter(|order| order.names == texts(&wanted.names)).map(|order| order.state);
+        let Some(OrderState::Issued { chain, renew_at, ask_again_at, .. }) = before else {
+            return Ok((Ask::New, None));
+        };
+        // Where the authority says when, it is told which one is replaced, and asks nothing for it.
+        let is_within = ask_again_at.is_some() && now >= renew_at;
+        let certificates = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default();
+        let replaces = certificates.first().and_then(|leaf| CertId::of(leaf)).map(|id| id.to_string());
+        Ok((if is_within { Ask::RenewalInWindow } else { Ask::Renewal }, replaces))
     }
 
     /// An order that goes on is everybody's who wants the same. Another key takes its place: an agent

@@ -100,9 +100,8 @@ impl Shared {
         if !is_there {
             return Ok(Fate::Gone);
         }
-        let latest = self.store.latest_order(&order.holder).await?;
-        let is_last =
-            latest.is_none_or(|latest| latest.id == order.id || !matches!(latest.state, OrderState::Issued { .. }));
+        let latest = self.store.latest_issued_order(&order.holder).await?;
+        let is_last = latest.is_none_or(|latest| latest.id == order.id);
         Ok(if is_last { Fate::Current } else { Fate::Past })
     }
 

@@ -660,6 +660,17 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
     assert!(ordered.iter().all(|one| one.names == second.names));
     assert_eq!(store.ordered_since(NOW.plus(SECOND)).await.expect("an answer").len(), 1);
 
+    let again = Order { failures: 4, ..order(5, &holder, NOW.plus(2 * DAY)) };
+    store.record_order(again.clone()).await.expect("recorded");
+    assert_eq!(store.latest_order(&holder).await.expect("an answer"), Some(again.clone()));
+    let issued_of = async |holder: &Holder| store.latest_issued_order(holder).await.expect("an answer");
+    assert_eq!(issued_of(&holder).await, Some(second.clone()));
+    assert_eq!(issued_of(&third.holder).await, Some(third.clone()));
+    assert_eq!(issued_of(&Holder::Edge("other.test".to_owned())).await, None);
+    let at = NOW.plus(2 * DAY);
+    let failed = OrderState::Failed { at, cause: "caa".to_owned(), words: String::new(), not_before: None };
+    store.record_order(Order { state: failed, ..again }).await.expect("recorded");
+
     // Good are those whose certificate is on record, lives and was not revoked.
     let issued = async |now| sorted(store.issued_orders(now).await.expect("an answer"));
     assert_eq!(issued(NOW).await, []);
@@ -686,7 +697,7 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
 
     store.record_order(order(4, &holder, NOW)).await.expect("recorded");
     store.forget_orders(NOW.plus(DAY)).await.expect("forgotten");
-    assert_eq!(store.ordered_since(NOW).await.expect("an answer").len(), 2, "one is pending, one is younger");
+    assert_eq!(store.ordered_since(NOW).await.expect("an answer").len(), 3, "one is pending, two are younger");
 }
 
 async fn everything(store: &dyn Store) -> String {

@@ -468,6 +468,11 @@ fn look_ups_use_an_index() {
              ORDER BY certificates.not_after LIMIT 1",
             "certificates_by_end",
         ),
+        ("SELECT * FROM orders WHERE tunnel = ?1 ORDER BY begun_at DESC LIMIT 1", "orders_by_tunnel"),
+        ("SELECT * FROM orders WHERE host = ?1 ORDER BY begun_at DESC LIMIT 1", "orders_by_host"),
+        ("SELECT * FROM orders WHERE state = 'pending'", "orders_by_state"),
+        ("SELECT * FROM orders WHERE begun_at >= ?1", "orders_by_beginning"),
+        ("DELETE FROM orders WHERE begun_at < ?1 AND state <> 'pending'", "orders_by_beginning"),
         (
             "UPDATE certificates SET revoked_at = ?2 WHERE fingerprint = ?1 AND revoked_at IS NULL",
             "certificates_by_fingerprint",

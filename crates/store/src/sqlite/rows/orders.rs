@@ -79,6 +79,19 @@ pub(in crate::sqlite) fn latest_order(connection: &Connection, holder: &Holder) 
     connection.prepare_cached(statement)?.query_row([parameter], read_order).optional()
 }
 
+pub(in crate::sqlite) fn latest_issued_order(connection: &Connection, holder: &Holder) -> Result<Option<Order>> {
+    let (statement, parameter): (_, &dyn rusqlite::ToSql) = match holder {
+        Holder::Tunnel { id, .. } => (
+            "SELECT * FROM orders WHERE tunnel = ?1 AND state = 'issued' ORDER BY begun_at DESC LIMIT 1",
+            &id.as_bytes().as_slice(),
+        ),
+        Holder::Edge(host) => {
+            ("SELECT * FROM orders WHERE host = ?1 AND state = 'issued' ORDER BY begun_at DESC LIMIT 1", host)
+        }
+    };
+    connection.prepare_cached(statement)?.query_row([parameter], read_order).optional()
+}
+
 pub(in crate::sqlite) fn pending_orders(connection: &Connection) -> Result<Vec<Order>> {
     connection.prepare_cached("SELECT * FROM orders WHERE state = 'pending'")?.query_map([], read_order)?.collect()
 }
