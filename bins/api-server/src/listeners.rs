@@ -116,6 +116,9 @@ pub(crate) async fn serve(started: Started, settings: &Settings, metrics: Arc<Me
         let name = stop_signal().await?;
         tracing::info!(signal = name, "stopping: finishing what is in flight");
         stop.send_replace(true);
+        if let Some(public) = &started.public {
+            public.issuance.stop();
+        }
         tokio::spawn(quit_at_a_second_signal());
         anyhow::Ok(())
     };

@@ -55,6 +55,8 @@ pub(crate) struct Authority {
     caa: CaaPolicy,
     methods: Vec<&'static str>,
     zone: Option<Arc<Zone>>,
+    /// The zone's wildcard.
+    everything: acme::Name,
 }
 
 impl Proofs {
@@ -121,6 +123,7 @@ impl Authority {
             solvers = solvers.with(*kind, solver);
         }
         let zone: DnsName = settings.general.zone.0.as_str().parse().context("the zone is no host name")?;
+        let everything = acme::Name::wildcard(zone.clone());
         let mut about = PublicSettings::new(zone);
         about.wait = acme.wait.0.0;
         about.budget = Budget {
@@ -134,28 +137,68 @@ impl Authority {
         let issuance = Public::new(client.clone(), solvers, Arc::clone(store), Arc::clone(rules), clock, about);
         let methods = kinds.iter().map(|kind| kind.as_str()).collect();
         let zone = proofs.dns.as_ref().map(|dns| Arc::clone(dns.zone()));
-        Ok(Self { issuance, client, caa: acme.caa, methods, zone })
+        Ok(Self { issuance, client, caa: acme.caa, methods, zone, everything })
     }
 
     /// Keeps everything going that nobody asks for, until it is dropped.
     pub(crate) async fn keep(self) {
-        tokio::join!(self.issuance.tend(), self.keep_caa());
+        tokio::join!(self.issuance.tend(), self.keep_caa(), self.keep_standing());
     }
 
     /// CAA names an authority, and perhaps an account, that have to be asked who they are.
     async fn keep_caa(&self) {
-        const PAUSE: Duration = Duration::from_secs(60);
+        /// The account is known, or it is one question; an authority that has lost it gets another one.
+        const LOOK: Duration = Duration::from_secs(5);
 
         let Some(zone) = self.zone.as_ref().filter(|_| self.caa != CaaPolicy::None) else { return };
+        let (mut said, mut has_failed) = (Vec::new(), false);
         loop {
             match self.caa().await {
-                Ok(caa) => {
+                Ok(caa) if caa.values() != said => {
                     tracing::info!(caa = ?caa.values(), "the zone says who may issue certificates");
-                    return zone.set_caa(&caa);
+                    zone.set_caa(&caa);
+                    said = caa.values().to_vec();
                 }
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "the zone does not say yet who may issue"),
+                Ok(_) => {}
+                Err(error) if !has_failed => {
+                    has_failed = true;
+                    tracing::warn!(error = format!("{error:#}"), "the zone does not say yet who may issue");
+                }
+                Err(_) => {}
             }
-            sleep(PAUSE).await;
+            sleep(LOOK).await;
+        }
+    }
+
+    /// For dns-persist-01 there is a record that stays: in the own zone, or it is said which.
+    async fn keep_standing(&self) {
+        const PAUSE: Duration = Duration::from_secs(60);
+
+        if !self.methods.contains(&ChallengeKind::DnsPersist01.as_str()) {
+            return;
+        }
+        let account = loop {
+            match self.client.account().await {
+                Ok(account) => break account,
+                Err(_) => sleep(PAUSE).await,
+            }
+        };
+        let Some(issuer) = account.caa_identities().first() else {
+            tracing::error!("the authority does not say by which name dns-persist-01 is to name it");
+            return;
+        };
+        let (name, value) = acme::persistent_record(&self.everything, issuer, account.uri());
+        match &self.zone {
+            Some(zone) => {
+                let presented = || -> anyhow::Result<()> {
+                    Challenges::of(zone).present(&name.parse()?, &value)?.keep();
+                    Ok(())
+                };
+                if let Err(error) = presented() {
+                    tracing::error!(error = format!("{error:#}"), "the record of dns-persist-01 cannot be shown");
+                }
+            }
+            None => tracing::info!(name, value, "dns-persist-01 needs this TXT record, which stays"),
         }
     }
 

@@ -58,8 +58,10 @@ pub enum Error {
         retry_after: Duration,
     },
     /// A certificate was ordered, and is not there yet.
-    #[error("the certificate has been ordered and is not there yet: ask again")]
+    #[error("{words}")]
     CertificatePending {
+        /// That, and what the authority has said.
+        words: String,
         /// When to ask again.
         retry_after: Duration,
     },
@@ -145,7 +147,7 @@ impl Error {
                 retry_after: Some(*retry_after),
                 ..problem(StatusCode::SERVICE_UNAVAILABLE, "authority-failed", "No certificate was issued")
             },
-            Self::CertificatePending { retry_after } => Problem {
+            Self::CertificatePending { retry_after, .. } => Problem {
                 retry_after: Some(*retry_after),
                 ..problem(StatusCode::SERVICE_UNAVAILABLE, "certificate-pending", "The certificate is not there yet")
             },
@@ -323,7 +325,9 @@ impl From<IssuanceError> for Error {
         match error {
             IssuanceError::Csr(error) => Self::Csr(error),
             IssuanceError::Exhausted { words, retry_after } => Self::AuthorityExhausted { words, retry_after },
-            IssuanceError::Pending { retry_after } => Self::CertificatePending { retry_after },
+            IssuanceError::Pending { retry_after, .. } => {
+                Self::CertificatePending { words: error.to_string(), retry_after }
+            }
             IssuanceError::Unacceptable(words) => Self::CsrUnacceptable(words),
             IssuanceError::Upstream { words, retry_after } => Self::AuthorityFailed { words, retry_after },
             IssuanceError::Refused(refusal) => Self::Refused(refusal),

@@ -48,7 +48,7 @@ struct Issued {
 const MAX_CACHED: usize = 16 * 1024;
 /// Before a name that has no certificate is asked for again, and told of.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Before one that should have been renewed is looked for again.
+/// Before the next one is looked for again.
 const LOOK: Duration = Duration::from_secs(60);
 
 impl Certificates {
@@ -173,8 +173,11 @@ impl Certificates {
         let key = PrivateKeyDer::try_from(self.key_pair.serialize_der()).map_err(Error::certificate)?;
         let key = sign::any_supported_type(&key).map_err(Error::certificate)?;
         let expires_at = issued.certificate.expires_at;
-        // One that is due is good until the next one comes.
-        let renew_at = issued.certificate.renew_at.unwrap_or(expires_at).max(now.plus(LOOK));
+        // One that is due is good until the next one comes; who takes long may have it at any time.
+        let renew_at = match self.issuance.is_slow() {
+            true => now.plus(LOOK),
+            false => issued.certificate.renew_at.unwrap_or(expires_at).max(now.plus(LOOK)),
+        };
         Ok(Issued { certified: Arc::new(CertifiedKey::new(chain, key)), renew_at, expires_at })
     }
 }

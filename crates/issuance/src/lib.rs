@@ -96,8 +96,10 @@ pub enum IssuanceError {
     #[error("the certificate could not be made")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It was ordered, and is not there yet: asking again joins the order.
-    #[error("the certificate has been ordered and is not there yet: ask again")]
+    #[error("the certificate has been ordered and is not there yet: ask again{}", said(words))]
     Pending {
+        /// What the authority said last, if it was not satisfied.
+        words: Option<String>,
         /// When to ask again.
         retry_after: Duration,
     },
@@ -121,6 +123,10 @@ pub enum IssuanceError {
     /// Whoever signs cannot do so now; the operator can mend it.
     #[error("nothing can be signed now")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn said(words: &Option<String>) -> String {
+    words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default()
 }
 
 impl fmt::Debug for dyn Issuance {

@@ -75,6 +75,10 @@ struct Shared {
     places: Semaphore,
     /// Something has changed that is to be looked at.
     changed: Notify,
+    stop: watch::Sender<bool>,
+    started_at: Timestamp,
+    /// When the account was last made anew, because the authority had forgotten it.
+    renewed_account_at: Mutex<Option<Timestamp>>,
 }
 
 /// For whom an order is; one at a time.
@@ -89,18 +93,33 @@ struct Running {
     order: [u8; 16],
     done: Done,
     task: AbortHandle,
+    /// How often another key has taken its place.
+    switches: u32,
 }
 
-/// What an order comes to.
-type Done = watch::Receiver<Option<Result<Issued, Failed>>>;
+/// How an order goes on, for all who wait for it.
+type Done = watch::Receiver<Progress>;
 
-/// Why an order has not come to a certificate, for all who wait for it.
+/// How far an order is.
 #[derive(Clone, Debug)]
-struct Failed {
-    words: String,
-    /// Can whoever sent the request mend it?
-    by_request: bool,
-    retry_after: Duration,
+enum Progress {
+    /// The authority is being asked.
+    Asking,
+    /// It said something, and is asked again later.
+    Waiting { words: String, until: Timestamp },
+    /// It has ended.
+    Ended(Result<Issued, Failed>),
+}
+
+/// Why an order has not come to a certificate.
+#[derive(Clone, Debug)]
+enum Failed {
+    /// Whoever sent the request can mend it.
+    Request(String),
+    /// Its tunnel is not what it was.
+    Refused(Refusal),
+    /// The authority says so.
+    Authority { words: String, retry_after: Duration },
 }
 
 /// Orders that talk to the authority at once; the others wait.
@@ -118,6 +137,7 @@ impl Public {
         clock: Arc<dyn Clock>,
         settings: PublicSettings,
     ) -> Self {
+        let started_at = clock.now();
         Self(Arc::new(Shared {
             client,
             solvers,
@@ -129,6 +149,9 @@ impl Public {
             running: Mutex::default(),
             places: Semaphore::new(AT_ONCE),
             changed: Notify::new(),
+            stop: watch::Sender::new(false),
+            started_at,
+            renewed_account_at: Mutex::default(),
         }))
     }
 
@@ -145,16 +168,31 @@ impl Public {
     /// Begins an order, or joins it; what comes of it, if it comes within `wait`.
     async fn obtain(&self, wanted: begin::Wanted, wait: Duration) -> Result<Issued, IssuanceError> {
         let mut done = self.begin(wanted).await?;
-        let pending = IssuanceError::Pending { retry_after: ASK_AGAIN };
-        match timeout(wait, done.wait_for(Option::is_some)).await {
-            Ok(Ok(outcome)) => match outcome.as_ref() {
-                Some(Ok(issued)) => Ok(issued.clone()),
-                Some(Err(failed)) => Err(failed.clone().into()),
-                None => Err(pending),
-            },
-            // Its request was replaced by a newer one, or it takes longer.
-            Ok(Err(_)) | Err(_) => Err(pending),
+        let latest = self.0.now().plus(wait);
+        let is_worth_waiting = |progress: &Progress| match progress {
+            Progress::Asking => true,
+            Progress::Waiting { until, .. } => *until <= latest,
+            Progress::Ended(_) => false,
+        };
+        let mut stopping = self.0.stop.subscribe();
+        tokio::select! {
+            _ = timeout(wait, done.wait_for(|progress| !is_worth_waiting(progress))) => {}
+            _ = stopping.wait_for(|stops| *stops) => {}
         }
+        let progress = done.borrow().clone();
+        match progress {
+            Progress::Ended(outcome) => outcome.map_err(IssuanceError::from),
+            Progress::Asking => Err(IssuanceError::Pending { words: None, retry_after: ASK_AGAIN }),
+            Progress::Waiting { words, until } => {
+                let retry_after = until.since(self.0.now()).max(ASK_AGAIN);
+                Err(IssuanceError::Pending { words: Some(words), retry_after })
+            }
+        }
+    }
+
+    /// Nobody is kept waiting any more; what was ordered goes on at the next start.
+    pub fn stop(&self) {
+        self.0.stop.send_replace(true);
     }
 }
 
@@ -273,14 +311,12 @@ impl Key {
 }
 
 impl From<Failed> for IssuanceError {
-    fn from(Failed { words, by_request, retry_after }: Failed) -> Self {
-        if by_request { Self::Unacceptable(words) } else { Self::Upstream { words, retry_after } }
-    }
-}
-
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Self {
-        Self { words: refusal.to_string(), by_request: false, retry_after: ASK_AGAIN }
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Request(words) => Self::Unacceptable(words),
+            Failed::Refused(refusal) => Self::Refused(refusal),
+            Failed::Authority { words, retry_after } => Self::Upstream { words, retry_after },
+        }
     }
 }
 

@@ -38,7 +38,9 @@ fn a_5xx_does_not_tell_its_cause() {
     let mut seen = 0;
     for (label, error) in errors() {
         let problem = error.problem();
-        if problem.status >= 500 {
+        // What a public authority has said is no secret of this server.
+        let is_the_authoritys = matches!(error, Error::AuthorityFailed { .. } | Error::CertificatePending { .. });
+        if problem.status >= 500 && !is_the_authoritys {
             seen += 1;
             let told = serde_json::to_string(&problem).expect("JSON");
             assert!(!told.contains(CAUSE), "{label}: {told}");
@@ -76,7 +78,7 @@ fn errors() -> Vec<(String, Error)> {
         Error::AuthorityExhausted { words: "the orders that the authority takes are used up".to_owned(), retry_after },
         Error::AuthorityFailed { words: "the authority could not verify a host".to_owned(), retry_after },
         Error::BodyTooLarge { limit: 65_536 },
-        Error::CertificatePending { retry_after },
+        Error::CertificatePending { words: "the certificate has been ordered".to_owned(), retry_after },
         Error::Csr(CsrError::TooLarge { size: 70_000, limit: 16_384 }),
         Error::CsrUnacceptable("the request needs a subjectAltName".to_owned()),
         Error::HandleUnavailable(Refusal::NameTaken { by_identity: true }),

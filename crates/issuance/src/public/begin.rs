@@ -8,7 +8,7 @@ use pki_core::{Csr, Time};
 use store::{Ask, Holder, Order, OrderState, Ordered};
 use tunnel_model::{Caller, Command, Timestamp};
 
-use super::{Done, Failed, Key, Public, Shared, time};
+use super::{ASK_AGAIN, Done, Failed, Key, Public, Shared, time};
 use crate::IssuanceError;
 
 /// What is to be ordered.
@@ -23,6 +23,9 @@ pub(super) struct Wanted {
 
 /// The cause of a failure that another request may not have, as [`acme::Error::label`] calls it.
 const REFUSED_REQUEST: &str = "csr";
+/// How often another key may take an order over.
+const MAX_SWITCHES: u32 = 3;
+const ANOTHER: &str = "it is for the key of another agent of this tunnel, which is served first";
 /// The longest time for which a limit counts.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -52,11 +55,17 @@ impl Shared {
             }
             Some(order) if order.names == texts(&wanted.names) => {
                 if let OrderState::Failed { at, cause, words, not_before } = order.state {
-                    // Another key helps where the request was what the authority did not like.
-                    let is_another = cause == REFUSED_REQUEST && order.key != wanted.key;
-                    if let Some(until) = not_before.filter(|until| now < *until && !is_another) {
+                    // Another key helps where the request was what the authority did not like. And who
+                    // starts the server anew has looked at what was wrong.
+                    let is_of_request = cause == REFUSED_REQUEST;
+                    let may_be_mended = is_of_request && order.key != wanted.key || at < self.started_at;
+                    if let Some(until) = not_before.filter(|until| now < *until && !may_be_mended) {
                         let retry_after = until.since(now).max(Duration::from_secs(1));
-                        return Err(Failed { words, by_request: false, retry_after }.into());
+                        let failed = match is_of_request {
+                            true => Failed::Request(words),
+                            false => Failed::Authority { words, retry_after },
+                        };
+                        return Err(failed.into());
                     }
                     failures = order.failures.saturating_add(1);
                     failing_since = order.failing_since.or(Some(at));
@@ -89,7 +98,7 @@ impl Shared {
             state: OrderState::Pending,
         };
         self.store.record_order(order.clone()).await?;
-        Ok(self.work_on(order))
+        Ok(self.work_on(order, 0))
     }
 
     /// What an order is for the authority's limits, and the certificate that it follows.
@@ -107,18 +116,24 @@ impl Shared {
     }
 
     /// An order that goes on is everybody's who wants the same. Another key takes its place: an agent
-    /// without a memory makes a new one at each start, and nobody has the old one any more.
+    /// without a memory makes a new one at each start, and nobody has the old one any more. But not for ever:
+    /// of two agents that ask in turns, one has to be done before the other.
     async fn join(self: &Arc<Self>, mut order: Order, wanted: Wanted) -> Result<Done, IssuanceError> {
+        let running =
+            self.running().get(&Key::of(&order.holder)).map(|running| (running.done.clone(), running.switches));
+        let switches = running.as_ref().map_or(0, |(_, switches)| *switches);
         if order.key == wanted.key {
-            let running = self.running().get(&Key::of(&order.holder)).map(|running| running.done.clone());
-            return Ok(running.unwrap_or_else(|| self.work_on(order)));
+            return Ok(running.map_or_else(|| self.work_on(order, 0), |(done, _)| done));
+        }
+        if switches >= MAX_SWITCHES {
+            return Err(IssuanceError::Pending { words: Some(ANOTHER.to_owned()), retry_after: ASK_AGAIN });
         }
         order.csr = wanted.csr.der().to_vec();
         order.key = wanted.key;
         order.requested_by = wanted.caller.key();
         self.stop(&order);
         self.store.record_order(order.clone()).await?;
-        Ok(self.work_on(order))
+        Ok(self.work_on(order, switches + 1))
     }
 
     async fn give_up(&self, mut order: Order, now: Timestamp) -> Result<(), IssuanceError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use acme::{Account, CertId, Error, RevocationReason};
 use pki_core::Csr;
-use store::{ExecuteError, Holder, Order, OrderState, StoreError};
+use store::{Ask, ExecuteError, Holder, Order, OrderState, StoreError};
 use tunnel_model::{Caller, Command, Timestamp, TlsMode};
 
 use super::begin::Wanted;
@@ -38,7 +38,7 @@ impl Public {
         for order in shared.store.pending_orders().await? {
             let _one = shared.begins.lock().await;
             if !shared.running().contains_key(&Key::of(&order.holder)) {
-                shared.work_on(order);
+                shared.work_on(order, 0);
             }
         }
         let now = shared.now();
@@ -128,7 +128,8 @@ impl Shared {
 
     /// Asks the authority when it wants the certificate renewed (RFC 9773), if it is time to ask.
     async fn ask_when(&self, mut order: Order, now: Timestamp) -> Result<Order, StoreError> {
-        let OrderState::Issued { fingerprint, chain, renew_at, ask_again_at, .. } = &mut order.state else {
+        let names = order.names.join(" ");
+        let OrderState::Issued { at, fingerprint, chain, renew_at, ask_again_at } = &mut order.state else {
             return Ok(order);
         };
         if ask_again_at.is_some_and(|at| now < at) {
@@ -145,7 +146,16 @@ impl Shared {
             Ok(told) => {
                 // The same moment of the window each time, another one for each certificate.
                 let random = u64::from_be_bytes(std::array::from_fn(|at| fingerprint[at]));
-                *renew_at = timestamp(told.window.choose(random));
+                let chosen = timestamp(told.window.choose(random));
+                // One that was brought forward is not brought forward again at once, whatever it says.
+                let soonest = if order.ask == Ask::RenewalInWindow { at.plus(DAY) } else { chosen };
+                if chosen < soonest {
+                    tracing::warn!(
+                        names,
+                        "the authority wants a certificate renewed again at once: it is not, for a day"
+                    );
+                }
+                *renew_at = chosen.max(soonest);
                 *ask_again_at = Some(now.plus(told.ask_again_after));
             }
             Err(error) => {

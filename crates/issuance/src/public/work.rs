@@ -1,17 +1,18 @@
 //! How an order goes on, and how it ends: a certificate is on record before anybody has it, and what is
 //! wrong is taken back.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use acme::{CertId, Chain, Error, Failures, Fault, Name, Remedy, RevocationReason};
+use acme::{CertId, Chain, Error, Failures, Fault, Name, Remedy, RevocationReason, Wrong};
 use pki_core::{Certificate, Csr, Time};
+use sha2::{Digest as _, Sha256};
 use store::{ExecuteError, Holder, IssuedCertificate, Order, OrderState, StoreError};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tunnel_model::{Caller, Command, Issuer, Origin, Timestamp};
 
-use super::{ASK_AGAIN, Done, Failed, Key, Running, Shared, time};
+use super::{ASK_AGAIN, Done, Failed, Key, Progress, Running, Shared, time};
 use crate::Issued;
 use crate::private::{renewal, timestamp};
 
@@ -20,75 +21,107 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two attempts, at first and at last.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 60);
-/// Before somebody who has to change something is likely to have done it.
 const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 impl Shared {
     /// Works on an order until it has ended, whoever waits for it.
-    pub(super) fn work_on(self: &Arc<Self>, order: Order) -> Done {
+    pub(super) fn work_on(self: &Arc<Self>, order: Order, switches: u32) -> Done {
         let (key, id) = (Key::of(&order.holder), order.id);
-        let (tell, done) = watch::channel(None);
+        let (tell, done) = watch::channel(Progress::Asking);
         let shared = Arc::clone(self);
         let of = key.clone();
         // The task must be known before it can end.
         let mut running = self.running();
         let task = tokio::spawn(async move {
-            let outcome = shared.work(order).await;
+            let outcome = shared.work(order, &tell).await;
             let mut running = shared.running();
             if running.get(&of).is_some_and(|running| running.order == id) {
                 running.remove(&of);
             }
             drop(running);
-            tell.send_replace(Some(outcome));
+            tell.send_replace(Progress::Ended(outcome));
         });
-        running.insert(key, Running { order: id, done: done.clone(), task: task.abort_handle() });
+        running.insert(key, Running { order: id, done: done.clone(), task: task.abort_handle(), switches });
         done
     }
 
-    async fn work(&self, mut order: Order) -> Result<Issued, Failed> {
+    async fn work(&self, mut order: Order, tell: &watch::Sender<Progress>) -> Result<Issued, Failed> {
         let names = order.names.join(" ");
         let (mut pause, mut is_forgiven) = (FIRST_PAUSE, false);
         let was_interrupted = order.url.is_some();
         loop {
-            let error = match self.step(&mut order).await {
+            tell.send_replace(Progress::Asking);
+            let error = match self.patient_step(&mut order, &names).await {
                 Ok(chain) => return self.finish(order, chain).await,
                 Err(error) => error,
             };
+            let is_young = self.now().since(order.begun_at) < LONGEST;
             match &error {
                 // An authority that has forgotten us, or the order, is asked anew, once; and so it is where it
-                // has looked while this server was not there.
-                Error::AccountGone { .. } | Error::OrderGone { .. } | Error::AuthorizationFailed { .. }
+                // has looked while this server was not there, or has issued for the key of another agent.
+                Error::AccountGone { .. }
+                | Error::OrderGone { .. }
+                | Error::AuthorizationFailed { .. }
+                | Error::Wrong { wrong: Wrong::Key, .. }
                     if !is_forgiven && (was_interrupted || !matches!(error, Error::AuthorizationFailed { .. })) =>
                 {
                     tracing::warn!(error = &error as &dyn std::error::Error, names, "an order is begun anew");
                     is_forgiven = true;
                     order.url = None;
-                    if let Error::AccountGone { .. } = error
-                        && let Err(error) = self.client.forget().await
-                    {
-                        return Err(self.fail(order, error).await);
+                    match &error {
+                        Error::Wrong { leaf: Some(leaf), .. } => self.take_back(&order, leaf).await,
+                        Error::AccountGone { .. } if !self.forget_account().await => {
+                            return Err(self.fail(order, error).await);
+                        }
+                        _ => {}
                     }
+                    continue;
                 }
                 // It is public already, whether or not it can be used.
-                Error::NotNow { leaf, .. } if self.now().since(order.begun_at) < LONGEST => {
-                    tracing::error!(error = &error as &dyn std::error::Error, names, "an order goes on later");
+                Error::NotNow { leaf, .. } if is_young => {
                     if let Err(error) = self.store.record_certificate(record_of(&order, leaf, self.now())).await {
                         tracing::error!(
                             error = &error as &dyn std::error::Error,
                             "a certificate cannot be put on record"
                         );
                     }
-                    sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
-                _ if error.remedy() == Remedy::Again && self.now().since(order.begun_at) < LONGEST => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, names, "an order goes on later");
-                    let told = error.not_before().map(|at| at.unix().saturating_sub(time(self.now()).unix()));
-                    let told = Duration::from_secs(told.unwrap_or_default().max(0).unsigned_abs());
-                    sleep(pause.max(told.min(LONGEST_PAUSE))).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
+                _ if error.remedy() == Remedy::Again && is_young => {}
                 _ => return Err(self.fail(order, error).await),
+            }
+            let now = self.now();
+            let told = error.not_before().map_or(now, timestamp).since(now).min(LONGEST);
+            let wait = pause.max(told);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            let seconds = wait.as_secs();
+            tracing::warn!(error = &error as &dyn std::error::Error, names, seconds, "an order goes on later");
+            tell.send_replace(Progress::Waiting { words: in_words(&error), until: now.plus(wait) });
+            sleep(wait).await;
+        }
+    }
+
+    /// The authority does not know the account any more: there will be another one, but not often.
+    async fn forget_account(&self) -> bool {
+        let now = self.now();
+        {
+            let mut renewed_at = self.renewed_account_at.lock().unwrap_or_else(PoisonError::into_inner);
+            if renewed_at.is_some_and(|at| now.since(at) < HOUR) {
+                return false;
+            }
+            *renewed_at = Some(now);
+        }
+        self.client.forget().await.inspect_err(|error: &Error| tracing::error!(%error, "the account stays")).is_ok()
+    }
+
+    /// Says that it takes long, now and then.
+    async fn patient_step(&self, order: &mut Order, names: &str) -> Result<Chain, Error> {
+        let step = self.step(order);
+        let mut step = std::pin::pin!(step);
+        loop {
+            match timeout(MINUTE, &mut step).await {
+                Ok(result) => return result,
+                Err(_) => tracing::info!(names, "the authority has not issued a certificate yet: still asking"),
             }
         }
     }
@@ -131,7 +164,7 @@ impl Shared {
                 Err(ExecuteError::Refused(refusal)) => {
                     // Nobody can use it: `tend` takes it back.
                     self.changed.notify_one();
-                    return Err(refusal.into());
+                    return Err(Failed::Refused(refusal));
                 }
                 // A disk that is full may have room again, and the certificate cannot be had twice.
                 Err(ExecuteError::Store(error)) => {
@@ -186,37 +219,37 @@ impl Shared {
     /// There is none: why, and when to try again, is kept for whoever asks.
     async fn fail(&self, mut order: Order, error: Error) -> Failed {
         let now = self.now();
-        let names = order.names.join(" ");
-        tracing::error!(error = &error as &dyn std::error::Error, names, "an order has failed");
+        let (names, url) = (order.names.join(" "), order.url.clone().unwrap_or_default());
+        tracing::error!(error = &error as &dyn std::error::Error, names, url, "an order has failed");
         if let Error::Wrong { leaf: Some(leaf), .. } = &error {
             self.take_back(&order, leaf).await;
         }
-        let by_request = error.fault() == Fault::Requester;
-        let not_before = if error.remedy() == Remedy::Change {
-            Some(now.plus(MINUTE))
-        } else {
-            let first = time(order.failing_since.unwrap_or(now));
-            let count = order.failures.saturating_add(1);
-            let failures = Failures { count, first, latest: time(now), not_before: error.not_before() };
-            let again = failures.try_again_at(getrandom::u64().unwrap_or_default()).map(timestamp);
-            // It has been tried for a month: once a day is enough until somebody has looked.
-            Some(again.unwrap_or(now.plus(LONGEST)))
-        };
+        let first = time(order.failing_since.unwrap_or(now));
+        let count = order.failures.saturating_add(1);
+        let failures = Failures { count, first, latest: time(now), not_before: error.not_before() };
+        let again = failures.try_again_at(getrandom::u64().unwrap_or_default()).map(timestamp);
+        // It has been tried for a month: once a day is enough until somebody has looked.
+        let not_before = again.unwrap_or(now.plus(LONGEST));
         let words = in_words(&error);
-        order.state = OrderState::Failed { at: now, cause: error.label().to_owned(), words: words.clone(), not_before };
+        let (cause, told) = (error.label().to_owned(), words.clone());
+        order.state = OrderState::Failed { at: now, cause, words: told, not_before: Some(not_before) };
         if let Err(error) = self.store.record_order(order).await {
             // It is still on record as one that goes on, and will, at the next start.
             tracing::error!(error = &error as &dyn std::error::Error, names, "cannot record that an order has failed");
         }
-        let retry_after = not_before.map_or(LONGEST, |until| until.since(now)).max(ASK_AGAIN);
-        Failed { words, by_request, retry_after }
+        match error.fault() {
+            Fault::Requester => Failed::Request(words),
+            Fault::Authority | Fault::Operator => {
+                Failed::Authority { words, retry_after: not_before.since(now).max(ASK_AGAIN) }
+            }
+        }
     }
 
     /// What is not what was asked for is recorded and revoked.
     async fn take_back(&self, order: &Order, leaf: &[u8]) {
         let now = self.now();
         let record = record_of(order, leaf, now);
-        let fingerprint = record.fingerprint;
+        let (fingerprint, serial) = (record.fingerprint, record.serial.clone());
         if let Err(error) = self.store.record_certificate(record).await {
             tracing::error!(error = &error as &dyn std::error::Error, "a wrong certificate cannot be put on record");
         }
@@ -229,7 +262,8 @@ impl Shared {
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = noted {
-            tracing::error!(error, "a wrong certificate is not revoked: do it by hand");
+            let (names, serial) = (order.names.join(" "), hex(&serial));
+            tracing::error!(error, names, serial, "a wrong certificate is not revoked: do it by hand");
         }
     }
 }
@@ -244,13 +278,17 @@ fn record_of(order: &Order, leaf: &[u8], now: Timestamp) -> IssuedCertificate {
         fingerprint: *pki_core::Fingerprint::of(leaf).as_bytes(),
         issuer: Issuer::Acme,
         profile: order.profile.clone(),
-        key: Some(order.key),
+        key: read.as_ref().map(|leaf| Sha256::digest(leaf.spki()).into()),
         requested_by: order.requested_by,
         not_before: read.as_ref().map(|leaf| timestamp(leaf.not_before())),
         not_after: timestamp(end),
         issued_at: Some(now),
         revoked_at: None,
     }
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 /// An error with its causes, in one line that is not too long.
