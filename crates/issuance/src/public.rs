@@ -10,7 +10,7 @@ mod work;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use acme::{Budget, Client, Habits, Name, Solvers, acceptable};
@@ -18,11 +18,11 @@ use async_trait::async_trait;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Csr, DnsName, KeyPolicy, Time};
 use sha2::{Digest as _, Sha256};
-use store::{Clock, Holder, OrderState, Store};
+use store::{Clock, Holder, Observer, OrderState, Store};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tunnel_model::{Caller, Certificate, Refusal, Rules, Timestamp, TunnelId};
+use tunnel_model::{Caller, Certificate, Event, Refusal, Rules, Timestamp, TunnelId};
 
 use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
 
@@ -138,7 +138,7 @@ impl Public {
         settings: PublicSettings,
     ) -> Self {
         let started_at = clock.now();
-        Self(Arc::new(Shared {
+        let this = Self(Arc::new(Shared {
             client,
             solvers,
             store,
@@ -152,7 +152,9 @@ impl Public {
             stop: watch::Sender::new(false),
             started_at,
             renewed_account_at: Mutex::default(),
-        }))
+        }));
+        this.0.store.observe(Arc::new(GivenUp(Arc::downgrade(&this.0))));
+        this
     }
 
     /// The latest certificate for the same names and key, if it is good, and when it is to be renewed.
@@ -193,6 +195,20 @@ impl Public {
     /// Nobody is kept waiting any more; what was ordered goes on at the next start.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
+    }
+}
+
+/// Names that are given up: `tend` looks at once.
+struct GivenUp(Weak<Shared>);
+
+impl Observer for GivenUp {
+    fn committed(&self, events: &[Event]) {
+        let is_it = |event: &Event| matches!(event, Event::TunnelFinalized(_) | Event::TunnelRenamed(_));
+        if events.iter().any(is_it)
+            && let Some(shared) = self.0.upgrade()
+        {
+            shared.changed.notify_one();
+        }
     }
 }
 
