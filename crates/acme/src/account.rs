@@ -107,7 +107,10 @@ impl Client {
         let directory = self.directory().await?;
         let known = &directory.meta.profiles;
         if let Some(profile) = settings.profile.as_ref().filter(|profile| !known.contains_key(*profile)) {
-            let known = known.keys().map(|name| cleaned(name, 60)).collect::<Vec<_>>().join(", ");
+            let known = match known.is_empty() {
+                true => "none, so leave it out".to_owned(),
+                false => known.keys().map(|name| cleaned(name, 60)).collect::<Vec<_>>().join(", "),
+            };
             return Err(Error::UnknownProfile { profile: profile.clone(), known: cleaned(&known, 500) });
         }
         let mut stored = self.load().await?;

@@ -27,6 +27,9 @@ pub struct Order<'a> {
     pub failures: u32,
 }
 
+/// Nonces that may be refused in one call before each counts as an answer that did not come; each is the
+/// last of several that were tried.
+const BAD_NONCES: u32 = 50;
 /// The most authorizations of an order that are looked at, beyond those that were asked for.
 const AUTHORIZATIONS: usize = 8;
 
@@ -64,6 +67,7 @@ impl Account {
         // What is kept for the error, when a solver fails and no other challenge is left, or time is over.
         let mut last_solver = None;
         let mut last_failure = None;
+        let mut bad_nonces = 0;
         loop {
             let step = match self.look(order, &mut handle).await {
                 Ok(view) => {
@@ -83,6 +87,11 @@ impl Account {
             };
             let step = match step {
                 Ok(step) => step,
+                // Chance, and no reason to wait; an authority that likes none is another matter.
+                Err(failure) if failure.is_bad_nonce() && bad_nonces < BAD_NONCES => {
+                    bad_nonces += 1;
+                    continue;
+                }
                 Err(failure) => {
                     let (retry_at, is_over) = transient(&failure);
                     if is_over {

@@ -1,8 +1,8 @@
 //! Load, decide, apply: the same on every backend.
 
 use tunnel_model::{
-    ApiKey, Caller, Command, Event, Facts, Identity, IdentityId, IdentityKey, KeyId, Rules, Timestamp, Tunnel,
-    TunnelId, TunnelName, Usage, Wants, decide,
+    ApiKey, Caller, Command, Event, Facts, Identity, IdentityId, IdentityKey, KeyId, OrganizationId, Rules, Timestamp,
+    Tunnel, TunnelId, TunnelName, Usage, Wants, decide,
 };
 
 use crate::{ExecuteError, IssuedCertificate, StoreError};
@@ -11,6 +11,12 @@ use crate::{ExecuteError, IssuedCertificate, StoreError};
 pub(crate) trait Transaction {
     fn tunnel(&self, id: TunnelId) -> Result<Option<Tunnel>, StoreError>;
     fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError>;
+    /// When the last certificate of a public authority ends for a name that another organization's tunnel had.
+    fn others_certificate_until(
+        &self,
+        name: &TunnelName,
+        organization: &OrganizationId,
+    ) -> Result<Option<Timestamp>, StoreError>;
     fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError>;
     fn active_keys(&self, identity: IdentityId) -> Result<Vec<ApiKey>, StoreError>;
     fn api_key(&self, id: KeyId) -> Result<Option<ApiKey>, StoreError>;
@@ -46,7 +52,7 @@ pub(crate) fn run(
     rules: &Rules,
     now: Timestamp,
 ) -> Result<Vec<Event>, ExecuteError> {
-    let facts = load(transaction, &command.wants(caller, rules), now)?;
+    let facts = load(transaction, caller, &command.wants(caller, rules), now)?;
     let events = decide(caller, command, facts, rules, now)?;
     for event in &events {
         apply(transaction, event, now)?;
@@ -54,7 +60,12 @@ pub(crate) fn run(
     Ok(events)
 }
 
-fn load(transaction: &mut impl Transaction, wants: &Wants<'_>, now: Timestamp) -> Result<Facts, StoreError> {
+fn load(
+    transaction: &mut impl Transaction,
+    caller: &Caller,
+    wants: &Wants<'_>,
+    now: Timestamp,
+) -> Result<Facts, StoreError> {
     let mut facts = Facts::default();
     if let Some(id) = wants.tunnel {
         facts.tunnel = transaction.tunnel(id)?;
@@ -68,6 +79,9 @@ fn load(transaction: &mut impl Transaction, wants: &Wants<'_>, now: Timestamp) -
     }
     if let Some(name) = wants.name {
         facts.holder = transaction.tunnel_by_name(name)?;
+        if let Some(organization) = caller.organization() {
+            facts.others_certificate_until = transaction.others_certificate_until(name, organization)?;
+        }
     }
     if let Some(id) = wants.key {
         facts.key = transaction.api_key(id)?;

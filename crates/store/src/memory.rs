@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use tunnel_model::{
-    ApiKey, Caller, Command, Event, Identity, IdentityId, IdentityKey, KeyId, OrganizationId, Rules, Scope, Timestamp,
-    Tunnel, TunnelId, TunnelName, Usage,
+    ApiKey, Caller, Command, Event, Identity, IdentityId, IdentityKey, Issuer, KeyId, OrganizationId, Rules, Scope,
+    Timestamp, Tunnel, TunnelId, TunnelName, Usage,
 };
 
 use crate::decide::{Transaction, run};
@@ -276,6 +276,20 @@ impl Transaction for State {
 
     fn tunnel_by_name(&self, name: &TunnelName) -> Result<Option<Tunnel>, StoreError> {
         Ok(self.names.get(name).and_then(|id| self.tunnels.get(id)).cloned())
+    }
+
+    fn others_certificate_until(
+        &self,
+        name: &TunnelName,
+        organization: &OrganizationId,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let is_others = |certificate: &&IssuedCertificate| match &certificate.holder {
+            Holder::Tunnel { name: had, organization: owner, .. } => {
+                certificate.issuer == Issuer::Acme && had == name && owner.as_ref() != Some(organization)
+            }
+            Holder::Edge(_) => false,
+        };
+        Ok(self.certificates.values().filter(is_others).map(|certificate| certificate.not_after).max())
     }
 
     fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError> {

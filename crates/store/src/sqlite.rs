@@ -563,6 +563,14 @@ impl Transaction for Rows<'_> {
         rows::tunnel_by_name(self.0, name).map_err(store_error)
     }
 
+    fn others_certificate_until(
+        &self,
+        name: &TunnelName,
+        organization: &OrganizationId,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        rows::others_certificate_until(self.0, name, organization).map_err(store_error)
+    }
+
     fn identity(&self, key: IdentityKey<'_>) -> Result<Option<Identity>, StoreError> {
         rows::identity(self.0, key).map_err(store_error)
     }

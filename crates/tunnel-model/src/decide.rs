@@ -199,6 +199,9 @@ pub struct Facts {
     pub identity: Option<Identity>,
     /// The tunnel that has the name of [`Wants::name`].
     pub holder: Option<Tunnel>,
+    /// When the last certificate ends that strangers trust for the name of [`Wants::name`], and that
+    /// another organization than the caller's has.
+    pub others_certificate_until: Option<Timestamp>,
     /// The active keys of the identity.
     pub keys: Vec<ApiKey>,
     /// The key of [`Wants::key`].
@@ -847,6 +850,10 @@ impl Decision<'_> {
     /// window is over.
     fn free_name(&mut self, name: &TunnelName) -> Result<Vec<Event>, Refusal> {
         self.rules.names.check(name).map_err(Refusal::NameUnavailable)?;
+        // Whoever gave a name up could still pass for its next owner: browsers hardly ask what was revoked.
+        if self.facts.others_certificate_until.is_some_and(|until| self.now <= until) {
+            return Err(Refusal::NameUnavailable(Unavailable::Quarantined));
+        }
         match self.facts.holder.take() {
             None => Ok(Vec::new()),
             Some(holder) if holder.is_expired(self.now) => Ok(vec![self.finalized(holder)]),

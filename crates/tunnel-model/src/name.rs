@@ -172,6 +172,8 @@ pub struct NamePolicy {
 pub enum Unavailable {
     /// On the operator's deny list.
     Denied,
+    /// Somebody else has a certificate for it that strangers trust, and that is good still.
+    Quarantined,
     /// Reserved for the zone itself.
     Reserved,
 }

@@ -78,8 +78,8 @@ exec curl -sS -o /dev/null -d "{{\"host\": \"$2.\", \"value\": \"$3\"}}" http://
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_second_nonce_is_refused() {
-    let Some(pebble) = Pebble::start(&Habits { refused_nonces: 50, ..Habits::default() }).await else { return };
+async fn every_third_nonce_is_refused() {
+    let Some(pebble) = Pebble::start(&Habits { refused_nonces: 34, ..Habits::default() }).await else { return };
     let account = loop {
         // Making an account has seven attempts in a row, of which each fails by chance.
         match pebble.client().account().await {

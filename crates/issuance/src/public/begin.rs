@@ -8,7 +8,7 @@ use pki_core::{Csr, Time};
 use store::{Ask, Holder, Order, OrderState, Ordered};
 use tunnel_model::{Caller, Command, Timestamp};
 
-use super::{ASK_AGAIN, Done, Failed, Key, Public, Shared, time};
+use super::{ASK_AGAIN, Done, Failed, Key, Progress, Public, Shared, time};
 use crate::IssuanceError;
 
 /// What is to be ordered.
@@ -98,7 +98,7 @@ impl Shared {
             state: OrderState::Pending,
         };
         self.store.record_order(order.clone()).await?;
-        Ok(self.work_on(order, 0))
+        Ok(self.work_on(order, 0, Progress::Asking))
     }
 
     /// What an order is for the authority's limits, and the certificate that it follows.
@@ -123,7 +123,7 @@ impl Shared {
             self.running().get(&Key::of(&order.holder)).map(|running| (running.done.clone(), running.switches));
         let switches = running.as_ref().map_or(0, |(_, switches)| *switches);
         if order.key == wanted.key {
-            return Ok(running.map_or_else(|| self.work_on(order, 0), |(done, _)| done));
+            return Ok(running.map_or_else(|| self.work_on(order, 0, Progress::Asking), |(done, _)| done));
         }
         if switches >= MAX_SWITCHES {
             return Err(IssuanceError::Pending { words: Some(ANOTHER.to_owned()), retry_after: ASK_AGAIN });
@@ -131,9 +131,13 @@ impl Shared {
         order.csr = wanted.csr.der().to_vec();
         order.key = wanted.key;
         order.requested_by = wanted.caller.key();
+        let begun = match running.map(|(done, _)| done.borrow().clone()) {
+            Some(waiting @ Progress::Waiting { .. }) => waiting,
+            _ => Progress::Asking,
+        };
         self.stop(&order);
         self.store.record_order(order.clone()).await?;
-        Ok(self.work_on(order, switches + 1))
+        Ok(self.work_on(order, switches + 1, begun))
     }
 
     async fn give_up(&self, mut order: Order, now: Timestamp) -> Result<(), IssuanceError> {

@@ -10,7 +10,7 @@ use store::{Ask, ExecuteError, Holder, Order, OrderState, StoreError};
 use tunnel_model::{Caller, Command, Timestamp, TlsMode};
 
 use super::begin::Wanted;
-use super::{Key, Public, Shared};
+use super::{Key, Progress, Public, Shared};
 use crate::private::timestamp;
 
 /// Between two looks.
@@ -38,7 +38,7 @@ impl Public {
         for order in shared.store.pending_orders().await? {
             let _one = shared.begins.lock().await;
             if !shared.running().contains_key(&Key::of(&order.holder)) {
-                shared.work_on(order, 0);
+                shared.work_on(order, 0, Progress::Asking);
             }
         }
         let now = shared.now();

@@ -26,9 +26,9 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 
 impl Shared {
     /// Works on an order until it has ended, whoever waits for it.
-    pub(super) fn work_on(self: &Arc<Self>, order: Order, switches: u32) -> Done {
+    pub(super) fn work_on(self: &Arc<Self>, order: Order, switches: u32, begun: Progress) -> Done {
         let (key, id) = (Key::of(&order.holder), order.id);
-        let (tell, done) = watch::channel(Progress::Asking);
+        let (tell, done) = watch::channel(begun);
         let shared = Arc::clone(self);
         let of = key.clone();
         // The task must be known before it can end.
@@ -50,6 +50,11 @@ impl Shared {
         let names = order.names.join(" ");
         let (mut pause, mut is_forgiven) = (FIRST_PAUSE, false);
         let was_interrupted = order.url.is_some();
+        // What the authority has said counts for whoever takes the order over.
+        let before = tell.borrow().clone();
+        if let Progress::Waiting { until, .. } = before {
+            sleep(until.since(self.now())).await;
+        }
         loop {
             tell.send_replace(Progress::Asking);
             let error = match self.patient_step(&mut order, &names).await {

@@ -9,7 +9,8 @@ use store::{
     OrderState, Page, Place, Placed, SqliteStore, Store,
 };
 use tunnel_model::{
-    Caller, Command, Event, IdentityKey, Issuer, Kind, Metadata, OrganizationId, Refusal, Rules, Scope, Status, TlsMode,
+    Caller, Command, Event, IdentityKey, Issuer, Kind, Metadata, OrganizationId, Origin, Refusal, Rules, Scope, Status,
+    TlsMode, Unavailable,
 };
 
 use crate::world::*;
@@ -55,6 +56,7 @@ on_every_backend! {
     pruned_uses_do_not_count_and_others_do,
     signings_are_counted_by_tunnel,
     certificates_are_found_by_what_is_on_record,
+    a_name_with_anothers_public_certificate_is_not_free,
     orders_are_kept_until_they_are_forgotten,
     the_store_is_in_order,
     touching_a_key_changes_its_last_use_only,
@@ -593,6 +595,29 @@ async fn certificates_are_found_by_what_is_on_record(store: &dyn Store) {
     assert_eq!(found, [IssuedCertificate { revoked_at: Some(NOW.plus(DAY)), ..other }]);
     let good = CertificateFilter { revoked: Some(false), ..none() };
     assert_eq!(store.certificates(&good, Page::ALL).await.expect("an answer"), [first, second]);
+}
+
+async fn a_name_with_anothers_public_certificate_is_not_free(store: &dyn Store) {
+    done(store, create_tunnel(1, "my-agent", TlsMode::Passthrough)).await;
+    let finish = |serial: u8, issuer| Command::FinishOrder {
+        id: tunnel_id(1),
+        name: name("my-agent"),
+        certificate: certificate(serial),
+        origin: Origin { issuer, ..origin(serial) },
+    };
+    execute(store, Caller::System, finish(1, Issuer::Acme), NOW).await.expect("recorded");
+    let delete = |by| execute(store, by, Command::DeleteTunnel { id: tunnel_id(1) }, NOW);
+    delete(admin()).await.expect("deleted");
+    execute(store, admin(), Command::ForceDeleteTunnel { id: tunnel_id(1) }, NOW).await.expect("gone");
+    let stranger = admin_of("org_other");
+    let wanted = |number| create_tunnel(number, "my-agent", TlsMode::Edge);
+    let end = certificate(1).expires_at;
+    let refused = execute(store, stranger.clone(), wanted(2), end).await;
+    assert_eq!(refused.err(), Some(Refusal::NameUnavailable(Unavailable::Quarantined)));
+    execute(store, admin(), wanted(3), NOW).await.expect("it was its own");
+    execute(store, admin(), Command::DeleteTunnel { id: tunnel_id(3) }, NOW).await.expect("deleted");
+    execute(store, admin(), Command::ForceDeleteTunnel { id: tunnel_id(3) }, NOW).await.expect("gone");
+    execute(store, stranger, wanted(4), end.plus(SECOND)).await.expect("the certificate has ended");
 }
 
 async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {

@@ -253,6 +253,7 @@ fn outcome(caller: &Caller, command: &Command, tunnel: Option<&Tunnel>) -> Strin
         identity: identity.filter(|_| wants.identity.is_some()),
         key: wants.key.map(|_| key),
         nth_use: None,
+        others_certificate_until: None,
     };
     match decide(caller, command.clone(), facts, &rules, NOW) {
         Ok(events) if events.is_empty() => "-".to_owned(),

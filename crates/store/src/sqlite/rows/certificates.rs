@@ -2,7 +2,7 @@
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params, params_from_iter};
-use tunnel_model::{Issuer, KeyId, OrganizationId, Timestamp, TunnelId};
+use tunnel_model::{Issuer, KeyId, OrganizationId, Timestamp, TunnelId, TunnelName};
 
 use super::{BEGINNING, Result, optional, optional_timestamp, parse, timestamp};
 use crate::certificates::UNKNOWN;
@@ -160,6 +160,19 @@ fn issuer_word(issuer: Issuer) -> &'static str {
         Issuer::Private => "private",
         Issuer::Acme => "acme",
     }
+}
+
+pub(in crate::sqlite) fn others_certificate_until(
+    connection: &Connection,
+    name: &TunnelName,
+    organization: &OrganizationId,
+) -> Result<Option<Timestamp>> {
+    connection
+        .prepare_cached(
+            "SELECT max(not_after) AS until FROM certificates
+             WHERE name = ?1 AND issuer = 'acme' AND organization IS NOT ?2",
+        )?
+        .query_row(params![name.as_str(), organization.as_str()], |row| optional_timestamp(row, "until"))
 }
 
 /// Keeps the first time.
