@@ -13,13 +13,16 @@ use axum::routing::get;
 use ca_dir::{CaDirError, Validity};
 use edge::{Edge, Rest};
 use listenfd::ListenFd;
+use name_server::NameServer;
 use panel::Panel;
+use store::Timestamp;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::panel::Served;
+use crate::public::Authority;
 use crate::reload::now;
 use crate::settings::{Settings, panel_limits};
 use crate::start::Started;
@@ -77,7 +80,8 @@ pub(crate) async fn serve(started: Started, settings: &Settings, metrics: Arc<Me
     let routes = api::router(Arc::clone(&started.app), Arc::clone(&metrics), &limits);
     let served = panel.as_ref().map(|(served, _)| Arc::clone(&served.panel));
     let watched = Watched { app: Arc::clone(&started.app), panel: served, validity: started.validity };
-    let side_routes = side_routes(watched, started.edge.clone(), Arc::clone(&metrics));
+    let (public, dns_server) = (started.public.clone(), started.proofs.dns.clone());
+    let side_routes = side_routes(watched, started.edge.clone(), public, dns_server, Arc::clone(&metrics));
     let rest: Rest = {
         let (routes, stopped) = (routes.clone(), stopped.clone());
         Arc::new(move |arrival| {
@@ -204,7 +208,13 @@ impl Watched {
     }
 }
 
-fn side_routes(watched: Watched, edge: Edge, metrics: Arc<Metrics>) -> Router {
+fn side_routes(
+    watched: Watched,
+    edge: Edge,
+    public: Option<Authority>,
+    names: Option<NameServer>,
+    metrics: Arc<Metrics>,
+) -> Router {
     const TEXT: [(header::HeaderName, &str); 1] =
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     let app = Arc::clone(&watched.app);
@@ -225,8 +235,27 @@ fn side_routes(watched: Watched, edge: Edge, metrics: Arc<Metrics>) -> Router {
             answered: stats.answered,
             failed: stats.failed,
         });
+        if let Some(public) = &public {
+            let orders = public.issuance.stats();
+            metrics.set_certificate_expiry("public_edge", orders.edge_ends_at.map(seconds));
+            metrics.set_orders(orders.pending, orders.issued, orders.failed);
+        }
+        if let Some(names) = &names {
+            let stats = names.stats();
+            metrics.set_names([
+                ("answered", stats.answered),
+                ("ignored", stats.ignored),
+                ("limited", stats.limited),
+                ("malformed", stats.malformed),
+                ("not_implemented", stats.not_implemented),
+                ("refused", stats.refused),
+                ("slipped", stats.slipped),
+                ("truncated", stats.truncated),
+                ("unsent", stats.unsent),
+            ]);
+        }
         match app.next_certificate_end().await {
-            Ok(end) => metrics.set_certificate_expiry("tunnel", end.map(|end| end.micros().div_euclid(1_000_000))),
+            Ok(end) => metrics.set_certificate_expiry("tunnel", end.map(seconds)),
             // The rest can be told all the same.
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot tell which certificate ends first");
@@ -238,6 +267,10 @@ fn side_routes(watched: Watched, edge: Edge, metrics: Arc<Metrics>) -> Router {
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(numbers))
+}
+
+fn seconds(time: Timestamp) -> i64 {
+    time.micros().div_euclid(1_000_000)
 }
 
 /// The listening socket that a supervisor has passed on (systemd's

@@ -28,7 +28,21 @@ pub struct Metrics {
     certificate_refusals: Family<CertificateLabels, Counter>,
     issuer_expiry: Gauge<f64, AtomicU64>,
     expiry: Family<CertificateLabels, Gauge<f64, AtomicU64>>,
+    orders: Orders,
+    names: Family<OutcomeLabels, Counter>,
     traffic: Traffic,
+}
+
+#[derive(Default)]
+struct Orders {
+    pending: Gauge,
+    issued: Counter,
+    failed: Family<CauseLabels, Counter>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OutcomeLabels {
+    outcome: &'static str,
 }
 
 /// What a data plane tells when it is asked.
@@ -103,6 +117,8 @@ impl Metrics {
             certificate_refusals: Family::default(),
             issuer_expiry: Gauge::default(),
             expiry: Family::default(),
+            orders: Orders::default(),
+            names: Family::default(),
             traffic: Traffic::default(),
         };
         let registry = &mut metrics.registry;
@@ -130,6 +146,11 @@ impl Metrics {
             "When the issuing certificate ends, seconds since the Unix epoch",
             metrics.issuer_expiry.clone(),
         );
+        let orders = &metrics.orders;
+        registry.register("orders_pending", "Orders at a public authority that go on", orders.pending.clone());
+        registry.register("orders_issued", "Orders that came to a certificate", orders.issued.clone());
+        registry.register("orders_failed", "Orders that failed", orders.failed.clone());
+        registry.register("dns_queries", "Messages to the name server", metrics.names.clone());
         let traffic = &metrics.traffic;
         registry.register("edge_connections", "Open connections at the edge", traffic.connections.clone());
         registry.register("edge_refused", "Connections that found no place", traffic.refused.clone());
@@ -141,6 +162,22 @@ impl Metrics {
         metrics
     }
 
+    /// Takes over what has come of orders at a public authority since the start.
+    pub fn set_orders(&self, pending: usize, issued: u64, failed: BTreeMap<&'static str, u64>) {
+        self.orders.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        raise(&self.orders.issued, issued);
+        for (cause, value) in failed {
+            raise(&self.orders.failed.get_or_create(&CauseLabels { cause: cause.to_owned() }), value);
+        }
+    }
+
+    /// Takes over what a name server has counted since its start, by outcome.
+    pub fn set_names<const N: usize>(&self, counts: [(&'static str, u64); N]) {
+        for (outcome, value) in counts {
+            raise(&self.names.get_or_create(&OutcomeLabels { outcome }), value);
+        }
+    }
+
     /// Takes over what a data plane has counted since its start.
     pub fn set_traffic(&self, stats: TrafficStats) {
         let gauge = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -150,8 +187,6 @@ impl Metrics {
         }
         gauge(&self.traffic.agents, stats.agents);
         gauge(&self.traffic.exchanges, stats.exchanges);
-        // Counters only grow: what is new is added.
-        let raise = |counter: &Counter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
         raise(&self.traffic.refused, stats.refused);
         raise(&self.traffic.unaccepted, stats.unaccepted);
         raise(&self.traffic.answered, stats.answered);
@@ -215,6 +250,11 @@ impl Metrics {
     pub(crate) fn connection_closed(&self) {
         self.connections.dec();
     }
+}
+
+/// Counters only grow: what is new is added.
+fn raise(counter: &Counter, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
 }
 
 #[expect(clippy::cast_precision_loss, reason = "seconds of the next millennia fit 52 bits")]

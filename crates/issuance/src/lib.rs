@@ -18,7 +18,7 @@ use tunnel_model::{Caller, Certificate, Refusal, Timestamp, Tunnel};
 
 pub use fallback::Fallback;
 pub use private::Private;
-pub use public::{Public, PublicSettings};
+pub use public::{OrderStats, Public, PublicSettings};
 
 /// Whoever issues certificates.
 #[async_trait]

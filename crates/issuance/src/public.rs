@@ -8,9 +8,9 @@ mod begin;
 mod tend;
 mod work;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use acme::{Budget, Client, Habits, Name, Solvers, acceptable};
@@ -61,6 +61,19 @@ impl PublicSettings {
     }
 }
 
+/// What has come of orders.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct OrderStats {
+    /// Orders that go on.
+    pub pending: usize,
+    /// Orders that came to a certificate, since the start.
+    pub issued: u64,
+    /// Orders that failed, by a word for why, since the start.
+    pub failed: BTreeMap<&'static str, u64>,
+    /// When the first of the edge's certificates ends, of those in use.
+    pub edge_ends_at: Option<Timestamp>,
+}
+
 struct Shared {
     client: Client,
     solvers: Solvers,
@@ -77,6 +90,7 @@ struct Shared {
     changed: Notify,
     stop: watch::Sender<bool>,
     started_at: Timestamp,
+    counted: Mutex<OrderStats>,
     /// When the account was last made anew, because the authority had forgotten it.
     renewed_account_at: Mutex<Option<Timestamp>>,
 }
@@ -151,6 +165,7 @@ impl Public {
             changed: Notify::new(),
             stop: watch::Sender::new(false),
             started_at,
+            counted: Mutex::default(),
             renewed_account_at: Mutex::default(),
         }));
         this.0.store.observe(Arc::new(GivenUp(Arc::downgrade(&this.0))));
@@ -192,6 +207,11 @@ impl Public {
         }
     }
 
+    /// What has come of orders.
+    pub fn stats(&self) -> OrderStats {
+        OrderStats { pending: self.0.running().len(), ..self.0.counted().clone() }
+    }
+
     /// Nobody is kept waiting any more; what was ordered goes on at the next start.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
@@ -217,7 +237,11 @@ impl Shared {
         self.clock.now()
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Running>> {
+    fn counted(&self) -> MutexGuard<'_, OrderStats> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -42,17 +42,22 @@ impl Public {
             }
         }
         let now = shared.now();
+        let mut edge_ends_at: Option<Timestamp> = None;
         for order in shared.store.issued_orders(now).await? {
             let fate = shared.fate(&order).await?;
             match fate {
                 Fate::Gone => shared.revoke(&order).await?,
                 Fate::Past => {}
                 Fate::Current => {
+                    if let (Holder::Edge(_), Some(end)) = (&order.holder, end_of(&order)) {
+                        edge_ends_at = Some(edge_ends_at.map_or(end, |first| first.min(end)));
+                    }
                     let order = shared.ask_when(order, now).await?;
                     self.renew(order, now).await;
                 }
             }
         }
+        shared.counted().edge_ends_at = edge_ends_at;
         shared.store.forget_orders(now.minus(KEPT)).await
     }
 
@@ -69,6 +74,11 @@ impl Public {
             tracing::warn!(error = &error as &dyn std::error::Error, "a certificate of the edge is not renewed yet");
         }
     }
+}
+
+fn end_of(order: &Order) -> Option<Timestamp> {
+    let OrderState::Issued { chain, renew_at, .. } = &order.state else { return None };
+    Some(super::issued(chain, *renew_at)?.certificate.expires_at)
 }
 
 /// What has become of a certificate that is good.

@@ -163,6 +163,7 @@ impl Shared {
             match self.record(&mut order, &chain).await {
                 Ok(issued) => {
                     let names = order.names.join(" ");
+                    self.counted().issued += 1;
                     tracing::info!(names, until = %chain.not_after(), "a public authority has issued a certificate");
                     return Ok(issued);
                 }
@@ -226,6 +227,7 @@ impl Shared {
         let now = self.now();
         let (names, url) = (order.names.join(" "), order.url.clone().unwrap_or_default());
         tracing::error!(error = &error as &dyn std::error::Error, names, url, "an order has failed");
+        *self.counted().failed.entry(error.label()).or_default() += 1;
         if let Error::Wrong { leaf: Some(leaf), .. } = &error {
             self.take_back(&order, leaf).await;
         }
