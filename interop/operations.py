@@ -7,6 +7,7 @@ that want it.
     judges/bin/python operations.py --server ../target/release/api-server
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -18,6 +19,7 @@ import socket
 import sqlite3
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -192,10 +194,16 @@ def changed(binary):
             pair.certificate.write_bytes(certificate)
             time.sleep(0.5)
             pair.key.write_bytes(key)
-            deadline = time.monotonic() + 60
-            while other.serial not in seen and time.monotonic() < deadline:
-                seen.add(served(server.edge_port))
+            with handshakes(server.edge_port) as shown:
+                deadline = time.monotonic() + 60
+                while other.serial not in seen and time.monotonic() < deadline:
+                    seen.add(served(server.edge_port))
+                    time.sleep(0.05)
+                time.sleep(0.5)
             expect.equal("then the second, and nothing between", seen, {first, other.serial})
+            serials = set(shown.serials)
+            expect.equal("every one of many handshakes is good", (shown.failures, serials), ([], {first, other.serial}))
+            print(f"    {shown.count} handshakes, {shown.count / shown.seconds:.0f} a second", file=sys.stderr)
             expect.equal("it was read once", server.log.read_text().count("its files have changed: read"), 1)
             pair.certificate.write_text("rubbish")
             until = time.monotonic() + 60
@@ -203,6 +211,46 @@ def changed(binary):
                 expect.that("what cannot be used is told of", time.monotonic() < until)
                 time.sleep(0.1)
             expect.equal("and is not used", served(server.edge_port), other.serial)
+
+
+class Shown:
+    def __init__(self):
+        self.count, self.seconds, self.serials, self.failures = 0, 0.0, set(), []
+
+
+@contextlib.contextmanager
+def handshakes(port, workers=4):
+    """As many handshakes as the machine has room for, until the block ends: what they showed."""
+    shown, stop, lock = Shown(), threading.Event(), threading.Lock()
+
+    def shake():
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        count, serials, failures = 0, set(), []
+        while not stop.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+                    with context.wrap_socket(plain, server_hostname=ZONE) as tls:
+                        serials.add(tls.getpeercert(binary_form=True))
+                count += 1
+            except OSError as error:
+                failures.append(repr(error))
+        with lock:
+            shown.count += count
+            shown.serials |= {x509.load_der_x509_certificate(der).serial_number for der in serials}
+            shown.failures += failures[:3]
+
+    begun = time.monotonic()
+    threads = [threading.Thread(target=shake) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield shown
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        shown.seconds = time.monotonic() - begun
 
 
 def made(directory):

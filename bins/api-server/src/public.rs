@@ -17,8 +17,6 @@ use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header, uri};
 use axum::response::{IntoResponse as _, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ca_dir::Passphrase;
 use edge::Edge;
 use issuance::{Public, PublicSettings};
@@ -265,12 +263,7 @@ fn external_account(key_id: Option<&str>) -> anyhow::Result<Option<ExternalAccou
         (None, None) => Ok(None),
         (None, Some(_)) => bail!("{VARIABLE} is set and acme_eab_key_id is not: they belong together"),
         (Some(_), None) => bail!("acme_eab_key_id needs {VARIABLE}, or {VARIABLE}_FILE"),
-        (Some(key_id), Some(text)) => {
-            // With padding or without: authorities hand out both.
-            let key = URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('='));
-            let Ok(key) = key else { bail!("{VARIABLE} is not base64url") };
-            Ok(Some(ExternalAccount { key_id: key_id.to_owned(), key: Zeroizing::new(key) }))
-        }
+        (Some(key_id), Some(text)) => ExternalAccount::new(key_id, &text).map(Some).context(VARIABLE),
     }
 }
 

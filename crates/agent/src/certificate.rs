@@ -47,8 +47,7 @@ const ASK: Duration = Duration::from_secs(6 * 60 * 60);
 pub(crate) const RETRY: Duration = Duration::from_secs(60);
 
 impl Certificate {
-    /// The certificate in `directory` if it is for the tunnel and good for a
-    /// while, else a new one.
+    /// The certificate in `directory` if it is for the tunnel and good, else a new one.
     pub(crate) async fn open(directory: PathBuf, rest: &Rest, tunnel: &Tunnel) -> Result<Self, Error> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -70,7 +69,8 @@ impl Certificate {
         // A certificate that cannot be used is replaced, whatever is wrong with it.
         let stored = certificate.load(&tunnel.public_host).ok().flatten();
         let stored = stored.map(|held| Held { told: tunnel.renew_at(), ..held });
-        match stored.filter(|held| held.renew_at() > SystemTime::now() && tunnel.status == "active") {
+        // One that is due is as good as before until the next one is there, see `keep_fresh`.
+        match stored.filter(|held| held.not_after > SystemTime::now() && tunnel.status == "active") {
             Some(held) => certificate.current.set(held),
             None => certificate.renew(rest, tunnel).await?,
         }
