@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header, uri};
+use axum::http::{HeaderValue, Method, StatusCode, header, uri};
 use axum::response::{IntoResponse as _, Response};
 use ca_dir::Passphrase;
 use edge::Edge;
@@ -296,6 +296,18 @@ impl Solver for OwnZone {
     }
 }
 
+/// The host that a request is for: its target's, if it has one, else the one in Host (RFC 9112 section 3.2).
+fn authority(request: &Parts) -> Option<uri::Authority> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let authority = match (request.uri.authority(), hosts.next(), hosts.next()) {
+        (_, _, Some(_)) => None,
+        (Some(authority), _, None) => Some(authority.clone()),
+        (None, Some(host), None) => uri::Authority::try_from(host.as_bytes()).ok(),
+        (None, None, None) => None,
+    };
+    authority.filter(|authority| !authority.as_str().contains('@'))
+}
+
 /// Port 80: proofs by http-01, and for hosts that there are the way to https. Nothing else is known here.
 pub(crate) fn plain_routes(app: Arc<App>, http: Http01, https_port: u16) -> Router {
     let answer = move |request: Request| {
@@ -306,11 +318,14 @@ pub(crate) fn plain_routes(app: Arc<App>, http: Http01, https_port: u16) -> Rout
 }
 
 async fn answer_plain(request: &Parts, app: &App, http: &Http01, https_port: u16) -> Response {
-    let authority = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = authority.and_then(|authority| authority.parse::<uri::Authority>().ok());
-    let host: Option<DnsName> = host.and_then(|authority| authority.host().parse().ok());
-    let Some(host) = host else { return StatusCode::NOT_FOUND.into_response() };
-    if let Some(answer) = http.answer_path(&host, request.uri.path()) {
+    let Some(authority) = authority(request) else { return StatusCode::BAD_REQUEST.into_response() };
+    if !request.uri.path().starts_with('/') {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let host: Result<DnsName, _> = authority.host().trim_end_matches('.').parse();
+    let Ok(host) = host else { return StatusCode::NOT_FOUND.into_response() };
+    let is_read = matches!(request.method, Method::GET | Method::HEAD);
+    if let Some(answer) = http.answer_path(&host, request.uri.path()).filter(|_| is_read) {
         const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
         return ([(header::CONTENT_TYPE, OCTETS)], answer).into_response();
     }

@@ -119,12 +119,14 @@ impl Certificates {
                 self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(&first, issued);
             }
             Err(error) => {
-                if self.issuance.is_slow() {
-                    in_vain.insert(first, Instant::now() + PAUSE);
-                }
+                let is_slow = self.issuance.is_slow();
+                let was_told = is_slow && in_vain.insert(first, Instant::now() + PAUSE).is_some();
                 drop(in_vain);
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(error, name, "no certificate for a name that ends here");
+                // Of all who have waited, one says so.
+                if !was_told {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, name, "no certificate for a name that ends here");
+                }
             }
         }
     }

@@ -18,11 +18,11 @@ use async_trait::async_trait;
 use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Csr, DnsName, KeyPolicy, Time};
 use sha2::{Digest as _, Sha256};
-use store::{Clock, Holder, Observer, OrderState, Store};
+use store::{CertificateFilter, Clock, Holder, Observer, OrderState, Page, Store};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tunnel_model::{Caller, Certificate, Event, Refusal, Rules, Timestamp, TunnelId};
+use tunnel_model::{Caller, Certificate, Command, Event, Issuer, Origin, Refusal, Rules, Timestamp, Tunnel, TunnelId};
 
 use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
 
@@ -174,12 +174,41 @@ impl Public {
 
     /// The latest certificate for the same names and key, if it is good, and when it is to be renewed.
     async fn issued_before(&self, wanted: &begin::Wanted) -> Result<Option<(Issued, Timestamp)>, IssuanceError> {
-        let order = self.0.store.latest_issued_order(&wanted.holder).await?;
-        let order = order.filter(|order| order.key == wanted.key && order.names == begin::texts(&wanted.names));
-        let Some(OrderState::Issued { chain, renew_at, .. }) = order.map(|order| order.state) else { return Ok(None) };
+        let store = &self.0.store;
+        let order = store.latest_issued_order(&wanted.holder, Some(wanted.key)).await?;
+        let order = order.filter(|order| order.names == begin::texts(&wanted.names));
+        let Some(OrderState::Issued { fingerprint, chain, renew_at, .. }) = order.map(|order| order.state) else {
+            return Ok(None);
+        };
+        let filter = CertificateFilter { fingerprint: Some(fingerprint), ..CertificateFilter::default() };
+        let is_revoked = store.certificates(&filter, Page::ALL).await?.iter().any(|one| one.revoked_at.is_some());
         let now = self.0.now();
-        let issued = issued(&chain, renew_at).filter(|issued| now < issued.certificate.expires_at);
+        let issued = issued(&chain, renew_at).filter(|issued| now < issued.certificate.expires_at && !is_revoked);
         Ok(issued.map(|issued| (issued, renew_at)))
+    }
+
+    /// Of several agents with keys of their own, the tunnel shows the certificate of the one that asked last.
+    async fn make_current(
+        &self,
+        wanted: &begin::Wanted,
+        tunnel: &Tunnel,
+        issued: &Issued,
+    ) -> Result<(), IssuanceError> {
+        let current = tunnel.certificate.as_ref().map(|certificate| certificate.fingerprint);
+        if current == Some(issued.certificate.fingerprint) {
+            return Ok(());
+        }
+        let origin = Origin {
+            issuer: Issuer::Acme,
+            requested_by: wanted.caller.key(),
+            key: wanted.key,
+            not_before: issued.not_before,
+            profile: None,
+        };
+        let (name, certificate) = (tunnel.name.clone(), issued.certificate.clone());
+        let command = Command::FinishOrder { id: tunnel.id, name, certificate, origin };
+        self.0.store.execute(Caller::System, command, &self.0.rules, self.0.now()).await?;
+        Ok(())
     }
 
     /// Begins an order, or joins it; what comes of it, if it comes within `wait`.
@@ -279,9 +308,10 @@ impl Issuance for Public {
         };
         let wanted = begin::Wanted { holder, names: vec![Name::host(host.clone())], csr, key, caller: caller.clone() };
         // An agent that starts anew with the key that it has gets what it has.
-        let current = tunnel.certificate.as_ref().map(|certificate| certificate.fingerprint);
         let before = self.issued_before(&wanted).await?;
-        let before = before.filter(|(issued, _)| Some(issued.certificate.fingerprint) == current);
+        if let Some((issued, _)) = &before {
+            self.make_current(&wanted, tunnel, issued).await?;
+        }
         match before {
             Some((issued, renew_at)) if self.0.now() < renew_at => Ok(issued),
             Some((issued, _)) => {

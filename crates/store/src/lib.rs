@@ -159,8 +159,9 @@ pub trait Orders: Send + Sync + 'static {
     /// The latest order for a tunnel, whatever its name was, or for a host of the edge.
     async fn latest_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError>;
 
-    /// The latest order for a holder that has come to a certificate, whatever others came to since.
-    async fn latest_issued_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError>;
+    /// The latest order for a holder that has come to a certificate, for this key if one is given, whatever
+    /// others came to since.
+    async fn latest_issued_order(&self, holder: &Holder, key: Option<[u8; 32]>) -> Result<Option<Order>, StoreError>;
 
     /// Those that go on.
     async fn pending_orders(&self) -> Result<Vec<Order>, StoreError>;

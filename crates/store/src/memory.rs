@@ -210,9 +210,10 @@ impl Orders for MemoryStore {
         Ok(orders.max_by_key(|order| order.begun_at).cloned())
     }
 
-    async fn latest_issued_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
+    async fn latest_issued_order(&self, holder: &Holder, key: Option<[u8; 32]>) -> Result<Option<Order>, StoreError> {
         let state = self.state();
-        let is_issued = |order: &&Order| matches!(order.state, OrderState::Issued { .. });
+        let is_issued =
+            |order: &&Order| matches!(order.state, OrderState::Issued { .. }) && key.is_none_or(|key| key == order.key);
         let orders = state.orders.values().filter(|order| is_same(&order.holder, holder)).filter(is_issued);
         Ok(orders.max_by_key(|order| order.begun_at).cloned())
     }

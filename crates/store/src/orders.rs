@@ -88,8 +88,8 @@ pub struct Ordered {
     pub ask: Ask,
     /// When it was decided.
     pub begun_at: Timestamp,
-    /// When it ended with a certificate.
-    pub issued_at: Option<Timestamp>,
+    /// When it ended with a certificate, and the leaf's SHA-256.
+    pub issued: Option<(Timestamp, [u8; 32])>,
     /// When it ended without one, and why.
     pub failed: Option<(Timestamp, String)>,
 }
@@ -97,11 +97,11 @@ pub struct Ordered {
 impl Order {
     /// As limits count it.
     pub(crate) fn counted(&self) -> Ordered {
-        let (issued_at, failed) = match &self.state {
+        let (issued, failed) = match &self.state {
             OrderState::Pending => (None, None),
-            OrderState::Issued { at, .. } => (Some(*at), None),
+            OrderState::Issued { at, fingerprint, .. } => (Some((*at, *fingerprint)), None),
             OrderState::Failed { at, cause, .. } => (None, Some((*at, cause.clone()))),
         };
-        Ordered { names: self.names.clone(), ask: self.ask, begun_at: self.begun_at, issued_at, failed }
+        Ordered { names: self.names.clone(), ask: self.ask, begun_at: self.begun_at, issued, failed }
     }
 }

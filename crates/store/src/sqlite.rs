@@ -331,8 +331,8 @@ impl Orders for SqliteStore {
         self.read(|connection| rows::latest_order(connection, holder))
     }
 
-    async fn latest_issued_order(&self, holder: &Holder) -> Result<Option<Order>, StoreError> {
-        self.read(|connection| rows::latest_issued_order(connection, holder))
+    async fn latest_issued_order(&self, holder: &Holder, key: Option<[u8; 32]>) -> Result<Option<Order>, StoreError> {
+        self.read(|connection| rows::latest_issued_order(connection, holder, key))
     }
 
     async fn pending_orders(&self) -> Result<Vec<Order>, StoreError> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use acme::{CertId, Name, Spent};
 use pki_core::{Csr, Time};
-use store::{Ask, Holder, Order, OrderState, Ordered};
-use tunnel_model::{Caller, Command, Timestamp};
+use store::{Ask, CertificateFilter, Holder, Order, OrderState, Ordered, Page, Place};
+use tunnel_model::{Caller, Command, Issuer, Timestamp};
 
 use super::{ASK_AGAIN, Done, Failed, Key, Progress, Public, Shared, time};
 use crate::IssuanceError;
@@ -74,7 +74,7 @@ impl Shared {
             _ => {}
         }
         let (ask, replaces) = self.what_kind(&wanted, now).await?;
-        self.check_budget(ask, &wanted.names, now).await?;
+        self.check_budget(ask, &wanted, now).await?;
         if let Holder::Tunnel { id, name, .. } = &wanted.holder {
             let command = Command::BeginOrder { id: *id, name: name.clone() };
             self.store.execute(wanted.caller.clone(), command, &self.rules, now).await?;
@@ -103,7 +103,7 @@ impl Shared {
 
     /// What an order is for the authority's limits, and the certificate that it follows.
     async fn what_kind(&self, wanted: &Wanted, now: Timestamp) -> Result<(Ask, Option<String>), IssuanceError> {
-        let before = self.store.latest_issued_order(&wanted.holder).await?;
+        let before = self.store.latest_issued_order(&wanted.holder, None).await?;
         let before = before.filter(|order| order.names == texts(&wanted.names)).map(|order| order.state);
         let Some(OrderState::Issued { chain, renew_at, ask_again_at, .. }) = before else {
             return Ok((Ask::New, None));
@@ -154,13 +154,23 @@ impl Shared {
     }
 
     /// Is there room in the authority's limits for one more?
-    async fn check_budget(&self, ask: Ask, names: &[Name], now: Timestamp) -> Result<(), IssuanceError> {
-        let ordered = self.store.ordered_since(now.minus(WEEK)).await?;
-        let texts = texts(names);
-        let counts = |one: &&Ordered| one.ask != Ask::RenewalInWindow && one.failed.is_none();
-        let at = |one: &Ordered| time(one.issued_at.unwrap_or(one.begun_at));
-        let domain: Vec<Time> = ordered.iter().filter(counts).map(at).collect();
-        let same_names: Vec<Time> = ordered.iter().filter(counts).filter(|one| one.names == texts).map(at).collect();
+    async fn check_budget(&self, ask: Ask, wanted: &Wanted, now: Timestamp) -> Result<(), IssuanceError> {
+        let since = now.minus(WEEK);
+        let ordered = self.store.ordered_since(since).await?;
+        let texts = texts(&wanted.names);
+        // What has been issued counts, whatever has become of it, but for renewals that the authority has asked for.
+        let is_free = |one: &&Ordered| one.ask == Ask::RenewalInWindow;
+        let free: Vec<_> = ordered.iter().filter(is_free).filter_map(|one| Some(one.issued?.1)).collect();
+        let filter = CertificateFilter { issuer: Some(Issuer::Acme), ..CertificateFilter::default() };
+        let page = Page { after: Some(Place { created_at: since, id: [0; 16] }), limit: None };
+        let issued = self.store.certificates(&filter, page).await?;
+        let issued = issued.iter().filter(|one| !free.contains(&one.fingerprint));
+        let issued = issued.map(|one| (is_for(&one.holder, &wanted.holder), one.issued_at.unwrap_or(now)));
+        let pending = ordered.iter().filter(|one| one.issued.is_none() && one.failed.is_none() && !is_free(one));
+        let pending = pending.map(|one| (one.names == texts, one.begun_at));
+        let had: Vec<_> = issued.chain(pending).map(|(is_same, at)| (is_same, time(at))).collect();
+        let domain: Vec<Time> = had.iter().map(|(_, at)| *at).collect();
+        let same_names: Vec<Time> = had.iter().filter(|(is_same, _)| *is_same).map(|(_, at)| *at).collect();
         let orders: Vec<Time> = ordered.iter().map(|one| time(one.begun_at)).collect();
         let is_failure = |one: &&Ordered| one.names.iter().any(|name| texts.contains(name));
         let failures: Vec<Time> = ordered
@@ -183,6 +193,15 @@ impl Shared {
                 retry_after: Duration::from_secs(seconds.unsigned_abs()),
             }
         })
+    }
+}
+
+/// Is it a certificate for the same host?
+fn is_for(one: &Holder, other: &Holder) -> bool {
+    match (one, other) {
+        (Holder::Tunnel { name, .. }, Holder::Tunnel { name: other, .. }) => name == other,
+        (Holder::Edge(host), Holder::Edge(other)) => host == other,
+        _ => false,
     }
 }
 

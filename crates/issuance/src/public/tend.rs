@@ -110,7 +110,7 @@ impl Shared {
         if !is_there {
             return Ok(Fate::Gone);
         }
-        let latest = self.store.latest_issued_order(&order.holder).await?;
+        let latest = self.store.latest_issued_order(&order.holder, Some(order.key)).await?;
         let is_last = latest.is_none_or(|latest| latest.id == order.id);
         Ok(if is_last { Fate::Current } else { Fate::Past })
     }

@@ -674,13 +674,13 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
     assert_eq!(pending().await, []);
     assert_eq!(store.latest_order(&holder).await.expect("an answer"), Some(second.clone()));
     let mut ordered = store.ordered_since(NOW).await.expect("an answer");
-    ordered.sort_by_key(|ordered| (ordered.begun_at, ordered.issued_at));
-    let outcomes: Vec<_> = ordered.iter().map(|one| (one.ask, one.issued_at, one.failed.clone())).collect();
+    ordered.sort_by_key(|ordered| (ordered.begun_at, ordered.issued));
+    let outcomes: Vec<_> = ordered.iter().map(|one| (one.ask, one.issued, one.failed.clone())).collect();
     let failed = Some((NOW.plus(SECOND), "caa".to_owned()));
-    let issued_at = Some(NOW.plus(2 * DAY));
+    let issued = |octet: u8| Some((NOW.plus(2 * DAY), [octet; 32]));
     assert_eq!(
         outcomes,
-        [(Ask::New, None, failed), (Ask::Renewal, issued_at, None), (Ask::RenewalInWindow, issued_at, None)]
+        [(Ask::New, None, failed), (Ask::Renewal, issued(3), None), (Ask::RenewalInWindow, issued(2), None)]
     );
     assert!(ordered.iter().all(|one| one.names == second.names));
     assert_eq!(store.ordered_since(NOW.plus(SECOND)).await.expect("an answer").len(), 1);
@@ -688,7 +688,9 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
     let again = Order { failures: 4, ..order(5, &holder, NOW.plus(2 * DAY)) };
     store.record_order(again.clone()).await.expect("recorded");
     assert_eq!(store.latest_order(&holder).await.expect("an answer"), Some(again.clone()));
-    let issued_of = async |holder: &Holder| store.latest_issued_order(holder).await.expect("an answer");
+    let issued_of = async |holder: &Holder| store.latest_issued_order(holder, None).await.expect("an answer");
+    let of_key = async |key: u8| store.latest_issued_order(&holder, Some([key; 32])).await.expect("an answer");
+    assert_eq!((of_key(2).await, of_key(1).await), (Some(second.clone()), None));
     assert_eq!(issued_of(&holder).await, Some(second.clone()));
     assert_eq!(issued_of(&third.holder).await, Some(third.clone()));
     assert_eq!(issued_of(&Holder::Edge("other.test".to_owned())).await, None);

@@ -79,17 +79,24 @@ pub(in crate::sqlite) fn latest_order(connection: &Connection, holder: &Holder) 
     connection.prepare_cached(statement)?.query_row([parameter], read_order).optional()
 }
 
-pub(in crate::sqlite) fn latest_issued_order(connection: &Connection, holder: &Holder) -> Result<Option<Order>> {
+pub(in crate::sqlite) fn latest_issued_order(
+    connection: &Connection,
+    holder: &Holder,
+    key: Option<[u8; 32]>,
+) -> Result<Option<Order>> {
     let (statement, parameter): (_, &dyn rusqlite::ToSql) = match holder {
         Holder::Tunnel { id, .. } => (
-            "SELECT * FROM orders WHERE tunnel = ?1 AND state = 'issued' ORDER BY begun_at DESC LIMIT 1",
+            "SELECT * FROM orders WHERE tunnel = ?1 AND state = 'issued' AND (?2 IS NULL OR key = ?2)
+             ORDER BY begun_at DESC LIMIT 1",
             &id.as_bytes().as_slice(),
         ),
-        Holder::Edge(host) => {
-            ("SELECT * FROM orders WHERE host = ?1 AND state = 'issued' ORDER BY begun_at DESC LIMIT 1", host)
-        }
+        Holder::Edge(host) => (
+            "SELECT * FROM orders WHERE host = ?1 AND state = 'issued' AND (?2 IS NULL OR key = ?2)
+             ORDER BY begun_at DESC LIMIT 1",
+            host,
+        ),
     };
-    connection.prepare_cached(statement)?.query_row([parameter], read_order).optional()
+    connection.prepare_cached(statement)?.query_row(params![parameter, key], read_order).optional()
 }
 
 pub(in crate::sqlite) fn pending_orders(connection: &Connection) -> Result<Vec<Order>> {
