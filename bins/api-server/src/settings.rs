@@ -266,6 +266,10 @@ mod tests {
             ("acme_wait = \"180s\"", "170s or less"),
             ("acme_dns_hook = \"hook\"", "absolute path"),
             ("dns_listen = \"127.0.0.1:53\"", "public_address"),
+            ("acme_caa = \"account\"", "needs dns_listen"),
+            ("issuer = \"acme\"\nacme_directory = \"https://a:b@ca.test/\"", "without user"),
+            ("issuer = \"acme\"\nacme_directory = \"https://ca.test/\"\nacme_contact = [\"me\"]", "mail address"),
+            ("issuer = \"acme\"\nacme_directory = \"https://ca.test/\"\nacme_certificates_per_week = 0", "1 or more"),
         ] {
             let error = format!("{:#}", resolve(toml).expect_err(toml));
             assert!(error.contains(words), "{toml}: {error}");

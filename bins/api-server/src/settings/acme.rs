@@ -85,6 +85,9 @@ impl Acme {
         if self.dns_address().is_some() && self.addresses.is_empty() {
             bail!("dns_listen needs public_address: the addresses at which visitors reach this server");
         }
+        if self.caa != CaaPolicy::None && self.dns_address().is_none() {
+            bail!("acme_caa needs dns_listen: where the zone's DNS is elsewhere, make the CAA record there");
+        }
         if self.dns_hook.as_ref().is_some_and(|path| !path.is_absolute()) {
             bail!("acme_dns_hook: use an absolute path");
         }
@@ -100,8 +103,22 @@ impl Acme {
                  to try it and https://acme-v02.api.letsencrypt.org/directory then"
             );
         };
-        if !directory.starts_with("https://") {
-            bail!("acme_directory is {directory:?}: use an https URL");
+        let host = directory.strip_prefix("https://").and_then(|rest| rest.split('/').next());
+        match host {
+            Some(host) if host.contains('@') => bail!("acme_directory: use a URL without user and password"),
+            Some(host) if !host.is_empty() => {}
+            _ => bail!("acme_directory is {directory:?}: use an https URL"),
+        }
+        let is_address = |contact: &&String| {
+            let address = contact.strip_prefix("mailto:").unwrap_or(contact);
+            let is_plain = |octet: u8| octet.is_ascii_graphic() && !matches!(octet, b'?' | b',' | b'<' | b'>');
+            address.split('@').count() == 2 && address.bytes().all(is_plain)
+        };
+        if let Some(contact) = self.contacts.iter().find(|contact| !is_address(contact)) {
+            bail!("acme_contact: {contact:?} is not a mail address such as you@example.com");
+        }
+        if self.certificates_per_week == 0 {
+            bail!("acme_certificates_per_week is 0: use 1 or more");
         }
         for kind in self.challenges.iter().map(|kind| kind.0) {
             if kind == ChallengeKind::Http01 && self.http_address().is_none() {
