@@ -146,6 +146,7 @@ struct Seen {
     /// `None` without a public authority.
     client: Option<Result<acme::Client, String>>,
     directory: OnceCell<Result<acme::Directory, String>>,
+    account: OnceCell<Result<Option<String>, String>>,
     server: OnceCell<Option<ports::Server>>,
     addresses: OnceCell<[Result<Vec<IpAddr>, String>; 2]>,
 }
@@ -156,14 +157,15 @@ impl Seen {
         // No secret: without chance it is a name that a resolver may know already.
         let _ = getrandom::fill(&mut random);
         let probe = format!("check-{}.{}", base16ct::lower::encode_string(&random), settings.general.zone.0);
-        let client = (settings.acme.issuer == Issuer::Acme)
-            .then(|| crate::public::client(&settings).map_err(|error| format!("{error:#}")));
+        let client = || crate::public::client(&settings, crate::start::passphrase()?);
+        let client = (settings.acme.issuer == Issuer::Acme).then(|| client().map_err(|error| format!("{error:#}")));
         Self {
             settings,
             resolver: Resolver::new(resolver),
             probe,
             client,
             directory: OnceCell::new(),
+            account: OnceCell::new(),
             server: OnceCell::new(),
             addresses: OnceCell::new(),
         }
@@ -195,6 +197,13 @@ impl Seen {
             }
         };
         Some(self.directory.get_or_init(|| ask).await.as_ref().map_err(String::as_str))
+    }
+
+    /// The URI of our account there, if there is one already.
+    async fn account(&self) -> Result<Option<&str>, &str> {
+        let Some(client) = self.client() else { return Ok(None) };
+        let look = async { client.stored_account().await.map_err(|error| in_words(&error)) };
+        self.account.get_or_init(|| look).await.as_ref().map(Option::as_deref).map_err(String::as_str)
     }
 
     /// The server that runs with these settings, as far as its metrics port says.

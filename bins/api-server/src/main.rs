@@ -129,13 +129,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Check { json, resolver } = command {
         return check::check(&cli.options, resolver, json);
     }
-    serve(command, cli.options).map(|()| ExitCode::SUCCESS)
+    carry_out(&command, cli.options).map(|()| ExitCode::SUCCESS)
 }
 
-/// Everything that either ends well or with an error.
-fn serve(command: Command, options: Options) -> anyhow::Result<()> {
+/// What either ends well or with an error.
+fn carry_out(command: &Command, options: Options) -> anyhow::Result<()> {
     let settings = Settings::resolve(&options)?;
-    match &command {
+    match command {
         Command::ShowConfig => return print(&settings.to_toml()?),
         Command::Backup { to, json } => return backup::back_up(&settings, to, *json),
         Command::Restore { from, json } => return backup::restore(&settings, from, *json),
@@ -145,7 +145,7 @@ fn serve(command: Command, options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
         if let Command::ResetAdmin { files_only } = command {
-            return panel::reset_admin(&settings, files_only).await;
+            return panel::reset_admin(&settings, *files_only).await;
         }
         let reload = Reload::new(options, set_filter)?;
         let started = start::start(&settings).await?;

@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use acme::ChallengeKind;
+use hickory_proto::rr::{RData, RecordType};
+use pki_core::DnsName;
 
 use super::{Finding, Seen, list};
 use crate::settings::acme::{Acme, Fallback};
@@ -20,7 +22,7 @@ pub(super) async fn check(seen: Arc<Seen>) -> Vec<Finding> {
         None => return Vec::new(),
     };
     let mut findings = Vec::new();
-    let stored = client.stored_account().await;
+    let account = seen.account().await;
     match directory {
         Err(error) => {
             let remedy = "see that this machine reaches it (HTTPS outwards, a resolver, the clock) and that \
@@ -29,18 +31,41 @@ pub(super) async fn check(seen: Arc<Seen>) -> Vec<Finding> {
         }
         Ok(directory) => {
             findings.push(Finding::ok(NAME, format!("{url} answers")));
-            findings.extend(wanted(directory, settings, matches!(stored, Ok(Some(_))), client));
+            findings.extend(wanted(directory, settings, matches!(account, Ok(Some(_))), client));
         }
     }
-    findings.push(match stored {
+    findings.push(match account {
         Ok(Some(account)) => Finding::ok("acme.account", account),
         Ok(None) => Finding::ok("acme.account", "there is none yet: the server makes it at its first order"),
-        Err(error) => {
-            Finding::fail("acme.account", super::in_words(&error), "mend acme-account.json in the data directory")
-        }
+        Err(error) => Finding::fail("acme.account", error, "mend acme-account.json in the data directory"),
     });
+    if settings.challenges().contains(&ChallengeKind::DnsPersist01)
+        && let (Ok(directory), Ok(Some(account))) = (directory, account)
+    {
+        findings.extend(standing(&seen, directory, account).await);
+    }
     findings.extend(challenges(&seen));
     findings
+}
+
+/// The record of dns-persist-01, which stays: is it there?
+async fn standing(seen: &Seen, directory: &acme::Directory, account: &str) -> Option<Finding> {
+    const NAME: &str = "acme.persistent";
+    let zone: DnsName = seen.zone().parse().ok()?;
+    let Some(issuer) = directory.caa_identities().first() else {
+        let detail = "the authority does not say by which name dns-persist-01 is to name it";
+        return Some(Finding::fail(NAME, detail, "use another one of acme_challenge"));
+    };
+    let (name, value) = acme::persistent_record(&acme::Name::wildcard(zone), issuer, account);
+    let has_value = |data: &RData| match data {
+        RData::TXT(text) => text.txt_data.concat() == value.as_bytes(),
+        _ => false,
+    };
+    Some(match seen.resolver.records(&name, RecordType::TXT).await {
+        Ok(records) if records.iter().any(has_value) => Finding::ok(NAME, format!("{name} has the record")),
+        Ok(_) => Finding::fail(NAME, format!("{name} has no such record"), format!("make it: {name} TXT \"{value}\"")),
+        Err(error) => Finding::warn(NAME, format!("{name} is not seen: {error}"), format!("{name} TXT \"{value}\"")),
+    })
 }
 
 /// What the authority wants before it makes an account or takes an order.
@@ -92,11 +117,6 @@ fn challenges(seen: &Seen) -> Vec<Finding> {
                 let detail = format!("acme_dns_hook {} is no program that can be run", path.display());
                 (!is_program).then(|| Finding::fail("acme.hook", detail, "chmod 755, or another path"))
             }),
-            ChallengeKind::DnsPersist01 => Some(Finding::warn(
-                "acme.persistent",
-                "dns-persist-01 needs a TXT record that stands, and that is not looked for here",
-                "make it as the authority's documents say, with the account's URI",
-            )),
             _ => None,
         };
         findings.extend(finding);

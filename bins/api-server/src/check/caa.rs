@@ -13,7 +13,9 @@ use crate::settings::acme::{CaaPolicy, Fallback};
 /// Asks as the authority does, and judges.
 pub(super) async fn check(seen: Arc<Seen>) -> Vec<Finding> {
     const NAME: &str = "dns.caa";
-    let Some(client) = seen.client() else { return Vec::new() };
+    if seen.client().is_none() {
+        return Vec::new();
+    }
     let acme = &seen.settings.acme;
     let mut found = None;
     for name in climb(seen.zone()) {
@@ -51,8 +53,8 @@ pub(super) async fn check(seen: Arc<Seen>) -> Vec<Finding> {
         let detail = format!("{shown}; the authority does not say which name it looks for");
         return vec![Finding::warn(NAME, detail, "compare it with the authority's documents")];
     }
-    let account = client.stored_account().await.unwrap_or_default();
-    let asker = Asker { identities, account: account.as_deref(), methods: &acme.challenges() };
+    let account = seen.account().await.unwrap_or_default();
+    let asker = Asker { identities, account, methods: &acme.challenges() };
     let has_wildcard =
         acme.issuer_fallback == Fallback::Refuse && asker.methods.iter().any(|one| one.proves_wildcards());
     let answer = asker.may_issue(&properties, false).and_then(|()| match has_wildcard {
