@@ -36,6 +36,7 @@ def main():
     checks = [
         ("before the first start", before),
         ("a private server on defaults", private),
+        ("certificates that end soon", ending),
         ("a wrong zone", wrong_zone),
         ("a port that is taken", taken),
         ("an authority that has expired, and wrong clocks", clocks),
@@ -43,6 +44,7 @@ def main():
         ("what a public authority wants", wanted),
         ("who may issue", caa),
         ("names that lead elsewhere", elsewhere),
+        ("a resolver that says nothing", silent),
         ("Pebble, and the zone's own name server: everything is ok", everything),
         ("flags and settings", flags),
     ]
@@ -62,7 +64,7 @@ def _run(command, **how):
 class Told:
     """What the command says, as a document and for people."""
 
-    def __init__(self, binary, data_dir, clock=None, resolver=None, **settings):
+    def __init__(self, binary, data_dir, clock=None, resolver=None, environment=(), **settings):
         ports = iter(free_ports(3))
         settings = {
             "zone": ZONE,
@@ -78,7 +80,8 @@ class Told:
                 flags += [f"--{name.replace('_', '-')}", str(each)]
         if resolver:
             flags += ["--resolver", resolver]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ADIT_")}
+        environment = {**inherited, **dict(environment)}
         command = []
         if clock:
             command = ["faketime", "-m", "-f", clock]
@@ -177,6 +180,23 @@ def private(binary, work):
         told.has("server.ready", "ok", "no server runs here")
         expect.equal("nor without a server", listing(server.data_dir, ("-shm",)), before)
         server.start()
+
+
+def ending(binary, work):
+    with Server(binary, data_dir=work / "data", cert_days=10) as server:
+        Told(binary, server.data_dir, **beside(server)).has("certificates.zone", "ok", "days")
+        told = Told(binary, server.data_dir, **beside(server))
+        told.has("certificates.record", "warn", "within 14 days", ZONE)
+        told.only("ok", "warn")
+
+
+def silent(binary, work):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        asked = f"127.0.0.1:{nobody.getsockname()[1]}"
+        told = Told(binary, work / "data", resolver=asked, zone=PUBLIC_ZONE, public_address="127.77.0.1")
+        told.has("dns.zone", "fail", "cannot be looked up", "no answer from")
+        told.has("dns.hosts", "fail", "no answer from")
 
 
 def wrong_zone(binary, work):
@@ -324,6 +344,15 @@ def wanted(binary, work):
         told = Told(binary, work / "data", **{**settings, "acme_ca": work / "nowhere.pem"})
         told.has("acme.directory", "fail", "nowhere.pem")
         url = directory.url
+    with acme_directory.Directory(work / "bound", external_accounts={"ours": "key"}) as directory:
+        bound = {**settings, "acme_directory": directory.url, "acme_ca": directory.ca_file}
+        told = Told(binary, work / "data", **bound)
+        told.has("acme.external_account", "fail", "--acme-eab-key-id", "ADIT_ACME_EAB_KEY_FILE")
+        (work / "key").write_text("a2V5\n")
+        told = Told(
+            binary, work / "data", environment={"ADIT_ACME_EAB_KEY_FILE": work / "key"}, acme_eab_key_id="ours", **bound
+        )
+        told.has("acme.external_account", "ok", "given")
     told = Told(binary, work / "data", **settings)
     told.has("acme.directory", "fail", url, "cannot be used", "HTTPS outwards")
     expect.that(

@@ -237,6 +237,11 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
+/// What others have said may have lines, and worse for a terminal.
+fn one_line(text: &str) -> String {
+    text.split(char::is_control).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut before = "";
@@ -251,9 +256,9 @@ impl std::fmt::Display for Report {
                 Status::Warn => "warn",
                 Status::Fail => "FAIL",
             };
-            writeln!(f, "  {word:<4}  {what}: {detail}")?;
+            writeln!(f, "  {word:<4}  {what}: {}", one_line(detail))?;
             if let Some(remedy) = remedy {
-                writeln!(f, "        -> {remedy}")?;
+                writeln!(f, "        -> {}", one_line(remedy))?;
             }
         }
         let count = |status| self.checks.iter().filter(|finding| finding.status == status).count();
@@ -271,7 +276,7 @@ mod tests {
     fn a_report_is_grouped_and_says_what_to_do() {
         let checks = vec![
             Finding::ok("dns.zone", "leads here"),
-            Finding::warn("dns.caa", "not seen", "ask again"),
+            Finding::warn("dns.caa", "not\n\u{1b}seen", "ask again"),
             Finding::fail("acme", "no end", "wait"),
         ];
         let report = Report { ok: false, checks };

@@ -105,8 +105,8 @@ fn is_global(address: std::net::IpAddr) -> bool {
 pub(super) async fn data_directory(seen: Arc<Seen>) -> Vec<Finding> {
     blocking(move || {
         let directory = &seen.settings.general.data_dir;
-        let mut findings = directory_itself(directory);
-        if directory.is_dir() {
+        let mut findings = vec![directory_itself(directory)];
+        if directory.read_dir().is_ok() {
             findings.push(authority(&seen.settings));
         }
         findings
@@ -114,33 +114,37 @@ pub(super) async fn data_directory(seen: Arc<Seen>) -> Vec<Finding> {
     .await
 }
 
-fn directory_itself(directory: &Path) -> Vec<Finding> {
+fn directory_itself(directory: &Path) -> Finding {
     const NAME: &str = "data.directory";
     let shown = directory.display();
     let metadata = match directory.metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return vec![Finding::ok(NAME, format!("{shown} is not there yet: the first start makes it"))];
+            return Finding::ok(NAME, format!("{shown} is not there yet: the first start makes it"));
         }
-        Err(error) => return vec![Finding::fail(NAME, format!("{shown}: {error}"), "let this user look into it")],
+        Err(error) => return Finding::fail(NAME, format!("{shown}: {error}"), "let this user look into it"),
     };
     if !metadata.is_dir() {
-        return vec![Finding::fail(NAME, format!("{shown} is no directory"), "name another one with --data-dir")];
+        return Finding::fail(NAME, format!("{shown} is no directory"), "name another one with --data-dir");
     }
     if let Err(error) = crate::backup::require_restored(directory) {
-        return vec![Finding::fail(NAME, error.to_string(), "finish the restore")];
+        return Finding::fail(NAME, error.to_string(), "finish the restore");
+    }
+    if let Err(error) = directory.read_dir() {
+        let remedy = "run this command as the server's user, with sudo -u";
+        return Finding::fail(NAME, format!("{shown} cannot be looked into: {error}"), remedy);
     }
     let (owner, user) = (metadata.uid(), rustix::process::geteuid());
     if owner != user.as_raw() {
         let detail = format!("{shown} belongs to user {owner}, and this is user {}", user.as_raw());
-        return vec![Finding::warn(NAME, detail, "run this command and the server as that user: a service's User=")];
+        return Finding::warn(NAME, detail, "run this command and the server as that user: a service's User=");
     }
     let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
         let detail = format!("{shown} has mode {mode:04o}: others can look into it");
-        return vec![Finding::warn(NAME, detail, format!("chmod 700 {shown}"))];
+        return Finding::warn(NAME, detail, format!("chmod 700 {shown}"));
     }
-    vec![Finding::ok(NAME, format!("{shown}, mode {mode:04o}, user {owner}"))]
+    Finding::ok(NAME, format!("{shown}, mode {mode:04o}, user {owner}"))
 }
 
 fn authority(settings: &Settings) -> Finding {

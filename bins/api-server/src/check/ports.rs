@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use acme::ChallengeKind;
 use anyhow::Context as _;
 use hickory_proto::rr::RecordType;
 use pki_core::inspect_certificate;
@@ -20,7 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::host::unsuitable;
 use super::resolver::{Transport, ask};
-use super::{Finding, SOON_DAYS, Seen, days_until};
+use super::{Finding, SOON_DAYS, Seen, Status, days_until};
 use crate::panel::reachable;
 use crate::settings::Settings;
 use crate::settings::acme::Issuer;
@@ -68,7 +69,9 @@ pub(super) async fn server(seen: Arc<Seen>) -> Vec<Finding> {
         None => {
             Finding::ok(NAME, format!("no server runs here (nobody at {}, metrics_listen)", seen.settings.api.metrics))
         }
-        Some(server) if server.status == 200 => Finding::ok(NAME, "a server runs, and is ready"),
+        Some(server) if server.status == 200 => {
+            Finding::ok(NAME, format!("a server runs, and is ready, says {}", seen.settings.api.metrics))
+        }
         Some(server) => Finding::fail(NAME, format!("a server runs, and says: {}", server.words.trim()), "see its log"),
     }]
 }
@@ -91,6 +94,12 @@ pub(super) async fn listeners(seen: Arc<Seen>) -> Vec<Finding> {
         let mut bound = bind(address);
         if setting == "dns_listen" && bound.is_ok() {
             bound = UdpSocket::bind(address).await.map(drop);
+        }
+        if is_running && bound.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+            // Ports below 1024 are refused before it is seen that somebody has them.
+            let dialled = SocketAddr::new(reachable(address.ip()), address.port());
+            let is_there = matches!(timeout(WAIT, TcpStream::connect(dialled)).await, Ok(Ok(_)));
+            bound = if is_there { Err(ErrorKind::AddrInUse.into()) } else { Ok(()) };
         }
         findings.push(listener(setting, address, bound, is_running));
     }
@@ -121,10 +130,11 @@ fn listener(setting: &str, address: SocketAddr, bound: std::io::Result<()>, is_r
             format!("{address} is taken, and not by this server"),
             "stop what has it (ss -lntup shows it), or use another one; a socket unit that holds it for the server is right",
         ),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Finding::fail(
+        // What a unit allows the server, this command is not allowed.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Finding::warn(
             name,
-            format!("this user may not listen at {address}"),
-            "run this as the server's user, and let it: AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+            format!("{address} is for programs that may have ports below 1024, and this one may not"),
+            "let the server: AmbientCapabilities=CAP_NET_BIND_SERVICE in its unit, or a socket unit",
         ),
         Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
             Finding::fail(name, format!("{address} is no address of this machine"), "use one that it has, or 0.0.0.0")
@@ -148,7 +158,7 @@ pub(super) async fn reach(seen: Arc<Seen>) -> Vec<Finding> {
     for address in addresses.into_iter().take(8) {
         let is_plain = !edge.proxy_protocol;
         let one = |port, what| (address, port, what);
-        tasks.extend([Some(one(443, if is_plain { What::Certificate } else { What::Tcp }))].into_iter().flatten());
+        tasks.push(one(443, if is_plain { What::Certificate } else { What::Tcp }));
         tasks.extend(acme.http_address().map(|_| one(80, What::Tcp)));
         tasks.extend(acme.dns_address().map(|_| one(53, What::Dns)));
     }
@@ -192,8 +202,31 @@ async fn reached(seen: &Seen, address: SocketAddr, what: What) -> Finding {
         return Finding::warn(name, format!("not reached from here: {error}"), remedy);
     }
     match what {
-        What::Certificate => shown(seen, &name, address).await,
+        What::Certificate => {
+            let finding = shown(seen, &name, address).await;
+            if finding.status == Status::Ok && is_in_front(seen, address).await {
+                let remedy = "have port 443 lead to edge_listen without ending TLS before it, or prove names otherwise";
+                let detail =
+                    format!("{}; another one than at edge_listen, where tls-alpn-01 is answered", finding.detail);
+                return Finding::warn(name, detail, remedy);
+            }
+            finding
+        }
         What::Dns | What::Tcp => Finding::ok(name, "reached from here"),
+    }
+}
+
+/// Does something else end TLS at an address, while the authority looks for proofs of ours there?
+async fn is_in_front(seen: &Seen, address: SocketAddr) -> bool {
+    let Settings { acme, edge, .. } = &seen.settings;
+    if acme.issuer == Issuer::Private || !acme.challenges().contains(&ChallengeKind::TlsAlpn01) {
+        return false;
+    }
+    let here = SocketAddr::new(reachable(edge.listen.ip()), edge.listen.port());
+    let both = async { tokio::join!(chain_of(address, seen.zone()), chain_of(here, seen.zone())) };
+    match timeout(Duration::from_secs(1), both).await {
+        Ok((Ok(there), Ok(here))) => there.first() != here.first(),
+        _ => false,
     }
 }
 
@@ -353,7 +386,6 @@ impl ServerCertVerifier for Witness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Status;
 
     #[test]
     fn a_port_is_listened_at_free_or_in_the_way() {
@@ -363,7 +395,7 @@ mod tests {
             (None, true, Status::Warn, "nobody listens"),
             (Some(ErrorKind::AddrInUse), true, Status::Ok, "listened at"),
             (Some(ErrorKind::AddrInUse), false, Status::Fail, "taken"),
-            (Some(ErrorKind::PermissionDenied), false, Status::Fail, "may not"),
+            (Some(ErrorKind::PermissionDenied), false, Status::Warn, "may not"),
             (Some(ErrorKind::AddrNotAvailable), true, Status::Fail, "no address of this machine"),
         ] {
             let bound = error.map_or(Ok(()), |kind| Err(kind.into()));

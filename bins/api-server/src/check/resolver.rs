@@ -113,15 +113,18 @@ impl Resolver {
             None => configured(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         };
         let mut told = "no resolver is configured in /etc/resolv.conf".to_owned();
-        for _ in 0..ATTEMPTS {
-            for server in &servers {
+        let asked = async {
+            for server in servers.iter().cycle().take(servers.len() * ATTEMPTS) {
                 match records(*server, name, kind).await {
-                    Ok(records) => return Ok(records),
+                    Ok(records) => return Some(records),
                     Err(error) => told = format!("{error:#}"),
                 }
             }
-        }
-        Err(told)
+            None
+        };
+        // Of several that are silent, the last ones are not asked again.
+        let records = timeout(PATIENCE, asked).await.unwrap_or_default();
+        records.ok_or(told)
     }
 }
 
