@@ -21,37 +21,32 @@ pub(super) async fn zone(seen: Arc<Seen>) -> Vec<Finding> {
     let [zone, probe] = seen.addresses().await;
     let public = &seen.settings.acme.addresses;
     let is_delegated = seen.settings.acme.dns_address().is_some();
-    // Nobody else answers for a zone that is ours, and nobody elsewhere looks such a name up.
-    let is_no_matter = unsuitable(seen.zone()).is_some() || (is_delegated && seen.server().await.is_none());
-    let one = |what: &str, host: &str, found: &Result<Vec<IpAddr>, String>| {
-        let finding = leads_here(&format!("dns.{what}"), host, found, public);
-        match &finding.remedy {
-            Some(_) if is_delegated && seen.is_public() && found.as_ref().is_ok_and(Vec::is_empty) => Finding {
-                remedy: Some(format!("delegate {} to this machine: see `delegation` below", seen.zone())),
-                ..finding
-            },
-            _ => finding,
+    let is_silent = is_delegated && seen.server().await.is_none();
+    let one = |what: &str, record: &str, host: &str, found: &Result<Vec<IpAddr>, String>| {
+        let mut finding = leads_here(&format!("dns.{what}"), record, host, found, public);
+        let is_found = found.as_ref().is_ok_and(|found| !found.is_empty());
+        if is_delegated && !is_found {
+            finding.remedy = Some(format!("delegate {} to this machine: see `delegation` below", seen.zone()));
         }
+        // Nobody else answers for a zone that is ours, and nobody elsewhere looks such a name up.
+        if unsuitable(seen.zone()).is_some() || (is_silent && !is_found) { finding.softened() } else { finding }
     };
-    let mut findings = vec![one("zone", seen.zone(), zone), one("hosts", &seen.probe, probe)];
+    let every = format!("*.{}", seen.zone());
+    let mut findings = vec![one("zone", seen.zone(), seen.zone(), zone), one("hosts", &every, &seen.probe, probe)];
     if let (Ok(zone), Ok(probe)) = (zone, probe)
         && public.is_empty()
         && !probe.is_empty()
         && zone != probe
     {
         let detail = format!("{} leads to {}, and hosts below it to {}", seen.zone(), list(zone), list(probe));
-        let remedy = format!("point {} and *.{0} to the same addresses", seen.zone());
+        let remedy = format!("point {} and {every} to the same addresses", seen.zone());
         findings.push(Finding::fail("dns.same", detail, remedy));
     }
-    if is_no_matter { findings.into_iter().map(Finding::softened).collect() } else { findings }
+    findings
 }
 
-fn leads_here(name: &str, host: &str, found: &Result<Vec<IpAddr>, String>, public: &[IpAddr]) -> Finding {
-    // The probe stands for every host.
-    let record = match host.split_once('.') {
-        Some((label, zone)) if label.starts_with("check-") => format!("*.{zone}"),
-        _ => host.to_owned(),
-    };
+/// `record` is what has to be there, and `host` who was asked for.
+fn leads_here(name: &str, record: &str, host: &str, found: &Result<Vec<IpAddr>, String>, public: &[IpAddr]) -> Finding {
     let wanted = match public {
         [] => "the addresses of this machine that visitors reach".to_owned(),
         public => list(public),
@@ -239,7 +234,7 @@ mod tests {
             |texts: &[&str]| texts.iter().map(|text| text.parse().expect("an address")).collect::<Vec<IpAddr>>();
         let public = addresses(&["192.0.2.1", "2001:db8::1"]);
         let check = |found: &[&str], public: &[IpAddr]| {
-            leads_here("dns.hosts", "check-00.example.org", &Ok(addresses(found)), public)
+            leads_here("dns.hosts", "*.example.org", "check-00.example.org", &Ok(addresses(found)), public)
         };
         assert_eq!(check(&["192.0.2.1", "2001:db8::1"], &public).status, Status::Ok);
         assert_eq!(check(&["192.0.2.1"], &public).status, Status::Warn);
