@@ -419,6 +419,7 @@ fn look_ups_use_an_index() {
         include_str!("../../src/sqlite/rows/certificates.rs"),
         include_str!("../../src/sqlite/rows/identities.rs"),
         include_str!("../../src/sqlite/rows/keys.rs"),
+        include_str!("../../src/sqlite/rows/orders.rs"),
         include_str!("../../src/sqlite/rows/tunnels.rs"),
         include_str!("../../src/sqlite/rows/uses.rs"),
     ));
