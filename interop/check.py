@@ -37,7 +37,7 @@ def main():
         ("before the first start", before),
         ("a private server on defaults", private),
         ("certificates that end soon", ending),
-        ("a wrong zone", wrong_zone),
+        ("a wrong zone, an authority for trying", wrong_zone),
         ("a port that is taken", taken),
         ("an authority that has expired, and wrong clocks", clocks),
         ("certificate files", files),
@@ -206,6 +206,9 @@ def wrong_zone(binary, work):
         told.has("data.authority", "fail", "may not sign for the zone other.example.org")
     told = Told(binary, work / "none", zone="a.test", issuer="acme", acme_directory="https://localhost:1/dir")
     told.has("settings.zone", "fail", "a.test", "reserved")
+    told = Told(binary, work / "none", zone=PUBLIC_ZONE, issuer="acme", acme_directory="https://localhost:1/staging")
+    told.has("settings.acme_ca", "warn", "--acme-ca")
+    told.has("settings.zone", "ok")
 
 
 def taken(binary, work):

@@ -48,6 +48,15 @@ pub(super) async fn settings(seen: Arc<Seen>) -> Vec<Finding> {
         let detail = "edge_tls_cert is shown for what it covers; the public authority is asked for the rest";
         warn("edge_tls_cert", detail, "remove edge_tls_cert, unless that is what you want");
     }
+    if acme.issuer == Issuer::Acme
+        && acme.ca.is_none()
+        && acme.directory.as_ref().is_some_and(|url| url.contains("staging"))
+    {
+        let detail = "what is issued for trying ends in roots that no system has, and a certificate that does not end in \
+                      a trusted root is not used";
+        let remedy = "--acme-ca FILE with the authority's roots for trying, and those that its directory is trusted by";
+        warn("acme_ca", detail, remedy);
+    }
     // An authority on this machine sees what is on this machine.
     let is_distant = !acme.directory.as_deref().is_some_and(|url| url.starts_with("https://localhost"));
     let hidden: Vec<_> = acme.addresses.iter().filter(|address| !is_global(**address)).collect();
