@@ -251,7 +251,11 @@ async fn shown(seen: &Seen, name: &str, address: SocketAddr) -> Finding {
             let remedy = "see the server's log: an order may still go on, or have failed";
             return Finding::fail(name, format!("no certificate is shown for {zone}: {error:#}"), remedy);
         }
-        Err(_) => return Finding::fail(name, "the TLS handshake does not end", "see what listens there"),
+        Err(_) => {
+            let remedy = "see the server's log: an order may still go on; or something else listens there";
+            let detail = format!("no certificate is shown for {zone} within {} s", WAIT.as_secs());
+            return Finding::fail(name, detail, remedy);
+        }
     };
     match judged(seen, &chain, zone) {
         Ok(finding) => Finding { name: name.to_owned(), ..finding },
