@@ -1,6 +1,7 @@
 //! The server: flags, configuration, wiring, signals.
 
 mod backup;
+mod check;
 mod listeners;
 mod logging;
 mod panel;
@@ -11,6 +12,7 @@ mod settings;
 mod start;
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,10 +45,12 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
                   api-server restore --from /backup/adit --data-dir /var/lib/adit\n                                              \
                   into a directory where nothing is yet\n  \
                   api-server reset-admin --data-dir /var/lib/adit\n                                              \
-                  a new bundle for an admin who lost the key\n\n\
+                  a new bundle for an admin who lost the key\n  \
+                  api-server check --config /etc/adit.toml    what is still to be done before the first visitor comes\n\n\
                   Signals: SIGTERM and SIGINT finish what is in flight and stop, at the second one at once; SIGHUP reads \
                   certificates and the log's filter again.\n\n\
-                  Exit status: 0 stopped as told, 1 could not start, failed, or was told twice, 2 wrong flags."
+                  Exit status: 0 stopped as told, 1 could not start, failed, was told twice, or `check` found \
+                  something that does not work, 2 wrong flags."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -61,6 +65,19 @@ enum Command {
     Serve,
     /// Make the data directory, the certificate authority and the first admin key, and stop
     Init,
+    /// Look whether everything is ready for visitors; a server may be running, or none have been started yet
+    ///
+    /// Changes nothing. Each line is ok, warn or FAIL, with what to do about it; all are told within a few seconds.
+    ///
+    /// Exit status: 0 nothing failed, though there may be warnings, 1 something failed, 2 wrong flags.
+    Check {
+        /// Print one JSON document: {"checks": [{"name", "status", "detail", "remedy"}], "ok"}
+        #[arg(long)]
+        json: bool,
+        /// Ask this one instead of the system's resolver
+        #[arg(long, hide = true, value_name = "IP:PORT")]
+        resolver: Option<SocketAddr>,
+    },
     /// Print the settings that would be used, as TOML
     ShowConfig,
     /// Print the OpenAPI document
@@ -93,7 +110,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("api-server: error: {error}");
             for cause in error.chain().skip(1) {
@@ -104,13 +121,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let command = cli.command.unwrap_or(Command::Serve);
     if let Command::Openapi = command {
-        return print(&api::openapi());
+        return print(&api::openapi()).map(|()| ExitCode::SUCCESS);
     }
-    let settings = Settings::resolve(&cli.options)?;
-    match &command {
+    if let Command::Check { json, resolver } = command {
+        return check::check(&cli.options, resolver, json);
+    }
+    carry_out(&command, cli.options).map(|()| ExitCode::SUCCESS)
+}
+
+/// What either ends well or with an error.
+fn carry_out(command: &Command, options: Options) -> anyhow::Result<()> {
+    let settings = Settings::resolve(&options)?;
+    match command {
         Command::ShowConfig => return print(&settings.to_toml()?),
         Command::Backup { to, json } => return backup::back_up(&settings, to, *json),
         Command::Restore { from, json } => return backup::restore(&settings, from, *json),
@@ -120,9 +145,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(async {
         if let Command::ResetAdmin { files_only } = command {
-            return panel::reset_admin(&settings, files_only).await;
+            return panel::reset_admin(&settings, *files_only).await;
         }
-        let reload = Reload::new(cli.options, set_filter)?;
+        let reload = Reload::new(options, set_filter)?;
         let started = start::start(&settings).await?;
         if let Command::Init = command {
             return Ok(());

@@ -172,6 +172,6 @@ Copy both to the admin's device, import the bundle there, and delete the copies:
 }
 
 /// Where clients on this host reach a listener of all addresses.
-fn reachable(address: IpAddr) -> IpAddr {
+pub(crate) fn reachable(address: IpAddr) -> IpAddr {
     if address.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address }
 }

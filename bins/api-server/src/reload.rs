@@ -269,7 +269,7 @@ impl PanelCertificate {
     }
 }
 
-fn certified(Pair { chain, key }: Pair) -> anyhow::Result<Arc<CertifiedKey>> {
+pub(crate) fn certified(Pair { chain, key }: Pair) -> anyhow::Result<Arc<CertifiedKey>> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(chain, key, &provider);
     certified.map(Arc::new).context("panel_tls_cert and panel_tls_key do not belong together")

@@ -55,15 +55,7 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
     let zone: DnsName = settings.general.zone.0.as_str().parse().context("the zone is no host name")?;
     let ca = open_ca(&data.join("ca"), &zone, passphrase.as_ref())?;
     let validity = ca.validity()?;
-    let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.tunnels.cert_days))?;
-    let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
-    if !authority.permits(&zone) {
-        bail!(
-            "the certificate authority in {} may not sign for the zone {zone}: \
-             use the zone that it was made for, or another data directory",
-            data.join("ca").display()
-        );
-    }
+    let authority = authority(settings, ca)?;
     let issuer_not_after = authority.not_after();
     warn_of_end(&validity, issuer_not_after, settings.tunnels.cert_days);
     let store: Arc<dyn Store> = Arc::new(store);
@@ -126,6 +118,21 @@ impl DataPlane for Joint {
     }
 }
 
+/// Who signs for the zone, if the settings are those that it was made for.
+pub(crate) fn authority(settings: &Settings, ca: CaDir) -> anyhow::Result<Authority> {
+    let zone: DnsName = settings.general.zone.0.as_str().parse().context("the zone is no host name")?;
+    let profile = Profile::try_from(leaf_profile(Usage::ServerAuth, settings.tunnels.cert_days))?;
+    let authority = Authority::new(&ca.issuing, Arc::new(ca.key), Arc::new(AwsLc), profile, KeyPolicy::new())?;
+    if !authority.permits(&zone) {
+        bail!(
+            "the certificate authority in {} may not sign for the zone {zone}: \
+             use the zone that it was made for, or another data directory",
+            settings.general.data_dir.join("ca").display()
+        );
+    }
+    Ok(authority)
+}
+
 fn open_ca(path: &Path, zone: &DnsName, passphrase: Option<&Passphrase>) -> anyhow::Result<CaDir> {
     if path.exists() {
         // What is there is opened at any time: tunnels that are served have to be served on. But
@@ -165,7 +172,7 @@ fn warn_of_end(validity: &Validity, issuer_not_after: Time, cert_days: u32) {
 
 /// `ADIT_CA_PASSPHRASE`, or the first line of the file that
 /// `ADIT_CA_PASSPHRASE_FILE` names.
-fn passphrase() -> anyhow::Result<Option<Passphrase>> {
+pub(crate) fn passphrase() -> anyhow::Result<Option<Passphrase>> {
     match (secret_variable("ADIT_CA_PASSPHRASE")?, std::env::var_os("ADIT_CA_PASSPHRASE_FILE")) {
         (Some(_), Some(_)) => bail!("ADIT_CA_PASSPHRASE and ADIT_CA_PASSPHRASE_FILE are both set: set one"),
         (Some(text), None) => Passphrase::new(text).map(Some).context("ADIT_CA_PASSPHRASE"),

@@ -102,6 +102,17 @@ impl Client {
         Ok(())
     }
 
+    /// The URI of the account that is stored for this authority, if there is one. Asks nobody, and makes none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AccountStore`].
+    pub async fn stored_account(&self) -> Result<Option<String>, Error> {
+        let stored = self.load().await?;
+        let credentials = stored.accounts.get(&self.0.settings.directory);
+        Ok(credentials.and_then(|one| one.get("id")?.as_str()).map(str::to_owned))
+    }
+
     async fn open(&self) -> Result<Account, Error> {
         let settings = &self.0.settings;
         let directory = self.directory().await?;

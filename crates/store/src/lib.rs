@@ -29,7 +29,7 @@ pub use memory::MemoryStore;
 pub use observer::Observer;
 pub use orders::{Ask, Order, OrderState, Ordered};
 pub use page::{Page, Place, Placed};
-pub use sqlite::{OpenError, SCHEMA_VERSION, SqliteStore, check_copy, copy, lock_directory};
+pub use sqlite::{OpenError, Records, SCHEMA_VERSION, SqliteStore, check_copy, copy, lock_directory};
 pub use tunnel_model::Timestamp;
 
 /// A place to keep the records of the model, and what was issued.

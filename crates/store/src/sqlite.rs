@@ -8,6 +8,7 @@
 
 mod copy;
 mod health;
+mod records;
 mod rows;
 
 use std::fs::{File, OpenOptions};
@@ -32,6 +33,7 @@ use crate::{
 };
 pub use copy::{check as check_copy, copy, lock as lock_directory};
 use health::{Health, Look};
+pub use records::Records;
 
 /// The version of the tables that this program reads and writes.
 pub const SCHEMA_VERSION: i64 = 4;

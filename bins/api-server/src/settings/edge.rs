@@ -21,7 +21,7 @@ pub(crate) struct Edge {
     #[serde(rename = "edge_tls_key", skip_serializing_if = "Option::is_none")]
     pub(crate) tls_key: Option<PathBuf>,
     #[serde(rename = "edge_proxy_protocol")]
-    proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
     #[serde(rename = "edge_connections_per_address")]
     connections_per_address: usize,
     #[serde(rename = "edge_proxies")]

@@ -152,6 +152,7 @@ pub(crate) struct Options {
 
     /// Directory of the public authority, such as https://acme-v02.api.letsencrypt.org/directory
     #[arg(long, global = true, value_name = "URL", env = "ADIT_ACME_DIRECTORY")]
+    #[allow(rustdoc::bare_urls, reason = "the words of --help")]
     acme_directory: Option<String>,
 
     /// PEM file of the roots that the authority and its certificates are trusted by [default: the system's]
