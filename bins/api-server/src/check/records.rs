@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use acme::{Budget, Rate};
 use pki_core::Time;
-use store::{Ask, CertificateFilter, Clock as _, Holder, Host, IssuedCertificate, Ordered, Page, Records, SystemClock};
-use tunnel_model::Timestamp;
+use store::{
+    Ask, CertificateFilter, Clock as _, Holder, Host, IssuedCertificate, Ordered, Page, Place, Records, SystemClock,
+};
+use tunnel_model::{Issuer, Timestamp};
 
 use super::host::blocking;
 use super::{Finding, SOON_DAYS, Seen, in_words, list};
@@ -24,19 +26,33 @@ pub(super) async fn budget(seen: Arc<Seen>) -> Vec<Finding> {
     blocking(move || {
         let now = SystemClock.now();
         let rate = Rate { count: seen.settings.acme.certificates_per_week, ..Budget::default().domain };
-        match read(&seen, "acme.budget", |records| records.ordered_since(now.minus(rate.window))) {
-            Ok(ordered) => tell(&ordered.unwrap_or_default(), rate, now),
+        let since = now.minus(rate.window);
+        let had = read(&seen, "acme.budget", |records| {
+            let filter = CertificateFilter { issuer: Some(Issuer::Acme), ..CertificateFilter::default() };
+            let page = Page { after: Some(Place { created_at: since, id: [0; 16] }), limit: None };
+            let issued = records.certificates(&filter, page)?.into_iter();
+            let issued = issued.map(|one| (one.fingerprint, one.issued_at.unwrap_or(now))).collect();
+            Ok((records.ordered_since(since)?, issued))
+        });
+        match had {
+            Ok(had) => {
+                let (ordered, issued): (_, Vec<_>) = had.unwrap_or_default();
+                tell(&ordered, &issued, rate, now)
+            }
             Err(finding) => vec![finding],
         }
     })
     .await
 }
 
-fn tell(ordered: &[Ordered], rate: Rate, now: Timestamp) -> Vec<Finding> {
+/// `issued` are fingerprints of the public authority's certificates, and when they came.
+fn tell(ordered: &[Ordered], issued: &[([u8; 32], Timestamp)], rate: Rate, now: Timestamp) -> Vec<Finding> {
     // As the server counts them when it orders.
-    let counts = |one: &&Ordered| one.ask != Ask::RenewalInWindow && one.failed.is_none();
-    let spent: Vec<Time> =
-        ordered.iter().filter(counts).map(|one| time(one.issued_at.unwrap_or(one.begun_at))).collect();
+    let is_free = |one: &&Ordered| one.ask == Ask::RenewalInWindow;
+    let free: Vec<_> = ordered.iter().filter(is_free).filter_map(|one| Some(one.issued?.1)).collect();
+    let issued = issued.iter().filter(|(fingerprint, _)| !free.contains(fingerprint)).map(|(_, at)| *at);
+    let pending = ordered.iter().filter(|one| one.issued.is_none() && one.failed.is_none() && !is_free(one));
+    let spent: Vec<Time> = issued.chain(pending.map(|one| one.begun_at)).map(time).collect();
     let left = rate.left(&spent, time(now));
     let detail = format!("{left} of {} new certificates are left for these 7 days", rate.count);
     let budget = match rate.free_at(&spent, time(now)) {
@@ -133,23 +149,30 @@ mod tests {
     fn the_budget_is_what_the_server_counts() {
         let now = Timestamp::from_micros(1_795_354_200_000_000);
         let rate = Rate::new(3, 7 * 86_400);
-        let order = |days: u32, ask, failed: Option<&str>| {
+        let order = |number: u8, days: u32, ask, failed: Option<&str>| {
             let at = now.minus(DAY * days);
             Ordered {
                 names: vec!["a.example.org".to_owned()],
                 ask,
                 begun_at: at,
-                issued_at: failed.is_none().then_some(at),
+                issued: failed.is_none().then_some((at, [number; 32])),
                 failed: failed.map(|cause| (at, cause.to_owned())),
             }
         };
-        let mut ordered =
-            vec![order(1, Ask::New, None), order(2, Ask::RenewalInWindow, None), order(3, Ask::New, Some("caa"))];
-        let told = tell(&ordered, rate, now);
+        let issued = |orders: &[Ordered]| {
+            orders.iter().filter_map(|one| one.issued).map(|(at, fingerprint)| (fingerprint, at)).collect::<Vec<_>>()
+        };
+        let mut ordered = vec![
+            order(1, 1, Ask::New, None),
+            order(2, 2, Ask::RenewalInWindow, None),
+            order(3, 3, Ask::New, Some("caa")),
+        ];
+        let told = tell(&ordered, &issued(&ordered), rate, now);
         assert_eq!((told.len(), told[0].status), (1, Status::Ok));
         assert!(told[0].detail.starts_with("2 of 3 "), "{}", told[0].detail);
-        ordered.extend([order(2, Ask::Renewal, None), order(3, Ask::New, None), order(0, Ask::New, Some("caa"))]);
-        let told = tell(&ordered, rate, now);
+        let pending = Ordered { issued: None, ..order(4, 2, Ask::Renewal, None) };
+        ordered.extend([pending, order(5, 3, Ask::New, None), order(6, 0, Ask::New, Some("caa"))]);
+        let told = tell(&ordered, &issued(&ordered), rate, now);
         assert_eq!(told.iter().map(|one| one.status).collect::<Vec<_>>(), [Status::Warn, Status::Warn]);
         assert!(told[0].detail.starts_with("0 of 3 "), "{}", told[0].detail);
         assert!(told[1].detail.ends_with("1 by caa"), "{}", told[1].detail);
