@@ -38,10 +38,7 @@ pub(super) async fn check(seen: Arc<Seen>) -> Vec<Finding> {
         if acme.caa == CaaPolicy::None {
             return vec![Finding::ok(NAME, "no record: every authority may issue, and any account there")];
         }
-        let remedy = match acme.dns_address() {
-            Some(_) => "the server says it as soon as it has an account: see its log, and check again",
-            None => "make the record where the zone's DNS is",
-        };
+        let remedy = "the server says it as soon as it has an account: see its log, and check again";
         return vec![Finding::warn(NAME, "no record, though acme_caa is set", remedy)];
     };
     let shown = format!("{name} says {}", list(&properties));

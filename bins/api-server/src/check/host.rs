@@ -32,13 +32,8 @@ pub(super) async fn settings(seen: Arc<Seen>) -> Vec<Finding> {
                       there is no certificate for all hosts";
         warn("issuer_fallback", detail, "--issuer-fallback refuse, unless your visitors trust ca/root.crt");
     }
-    if acme.caa != CaaPolicy::None {
-        if acme.issuer == Issuer::Private {
-            warn("acme_caa", "acme_caa is set and issuer is private: nothing is said", "--acme-caa none");
-        } else if acme.dns_address().is_none() {
-            let detail = "acme_caa is set, and the zone's DNS is not ours to say it";
-            warn("acme_caa", detail, "--dns-listen, or make the CAA record where the zone's DNS is");
-        }
+    if acme.issuer == Issuer::Private && acme.caa != CaaPolicy::None {
+        warn("acme_caa", "acme_caa is set and issuer is private: nothing is said", "--acme-caa none");
     }
     let is_wanted = |kind| acme.challenges().contains(&kind);
     if acme.issuer == Issuer::Acme && acme.dns_hook.is_some() && !is_wanted(ChallengeKind::Dns01) {
