@@ -221,7 +221,12 @@ pub(crate) fn client(settings: &Settings, passphrase: Option<Passphrase>) -> any
     let roots = match &acme.ca {
         Some(path) => {
             let text = std::fs::read(path).with_context(|| format!("acme_ca: cannot read {}", path.display()))?;
-            Roots::from_file(&text).with_context(|| format!("acme_ca: {}", path.display()))?
+            let named = Roots::from_file(&text).with_context(|| format!("acme_ca: {}", path.display()))?;
+            // An authority for trying has a root of its own, and a directory that the system trusts.
+            match Roots::of_system() {
+                Ok(of_system) => named.and(of_system),
+                Err(_) => named,
+            }
         }
         None => Roots::of_system()?,
     };

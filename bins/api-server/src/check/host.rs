@@ -49,7 +49,7 @@ pub(super) async fn settings(seen: Arc<Seen>) -> Vec<Finding> {
     {
         let detail = "what is issued for trying ends in roots that no system has, and a certificate that does not end in \
                       a trusted root is not used";
-        let remedy = "--acme-ca FILE with the authority's roots for trying, and those that its directory is trusted by";
+        let remedy = "--acme-ca FILE with the authority's roots for trying";
         warn("acme_ca", detail, remedy);
     }
     // An authority on this machine sees what is on this machine.

@@ -155,7 +155,7 @@ pub(crate) struct Options {
     #[allow(rustdoc::bare_urls, reason = "the words of --help")]
     acme_directory: Option<String>,
 
-    /// PEM file of the roots that the authority and its certificates are trusted by [default: the system's]
+    /// PEM file of roots that the authority and its certificates are trusted by, beside the system's
     #[arg(long, global = true, value_name = "FILE", env = "ADIT_ACME_CA")]
     acme_ca: Option<PathBuf>,
 
