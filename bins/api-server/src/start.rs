@@ -72,7 +72,8 @@ pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Started> {
         (Some(public), Fallback::Refuse) => Arc::new(public.issuance.clone()),
         (Some(public), Fallback::Private) => {
             let public = Arc::new(public.issuance.clone());
-            Arc::new(issuance::Fallback::new(public, private, Arc::new(SystemClock)))
+            let clock = Arc::new(SystemClock);
+            Arc::new(issuance::Fallback::new(public, private, Arc::clone(&store), Arc::clone(&rules), clock))
         }
     };
     let edge_settings = settings.edge.settings(settings.general.zone.0.clone(), &settings.connections);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pki_core::DnsName;
-use store::Clock;
+use store::{Clock, Store};
+use tunnel_model::{Caller, Command, Rules};
 
 use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
 
@@ -13,6 +14,8 @@ use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
 pub struct Fallback {
     first: Arc<dyn Issuance>,
     second: Arc<dyn Issuance>,
+    store: Arc<dyn Store>,
+    rules: Arc<Rules>,
     clock: Arc<dyn Clock>,
 }
 
@@ -21,8 +24,14 @@ const AGAIN: Duration = Duration::from_secs(10 * 60);
 
 impl Fallback {
     /// Asks `second` for what `first` does not issue, though nothing is wrong with the request.
-    pub fn new(first: Arc<dyn Issuance>, second: Arc<dyn Issuance>, clock: Arc<dyn Clock>) -> Self {
-        Self { first, second, clock }
+    pub fn new(
+        first: Arc<dyn Issuance>,
+        second: Arc<dyn Issuance>,
+        store: Arc<dyn Store>,
+        rules: Arc<Rules>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { first, second, store, rules, clock }
     }
 
     fn for_now(&self, mut issued: Issued) -> Issued {
@@ -50,7 +59,16 @@ fn is_of_the_issuer(error: &IssuanceError) -> bool {
 impl Issuance for Fallback {
     async fn for_tunnel(&self, request: TunnelRequest<'_>) -> Result<Issued, IssuanceError> {
         match self.first.for_tunnel(request).await {
-            Err(error) if is_of_the_issuer(&error) => Ok(self.for_now(self.second.for_tunnel(request).await?)),
+            Err(error) if is_of_the_issuer(&error) => {
+                let issued = self.for_now(self.second.for_tunnel(request).await?);
+                // Its agent asks again when it is told to.
+                let (id, fingerprint) = (request.tunnel.id, issued.certificate.fingerprint);
+                if let Some(renew_at) = issued.certificate.renew_at {
+                    let command = Command::SetRenewal { id, fingerprint, renew_at };
+                    self.store.execute(Caller::System, command, &self.rules, self.clock.now()).await?;
+                }
+                Ok(issued)
+            }
             answer => answer,
         }
     }

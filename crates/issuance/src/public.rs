@@ -176,7 +176,7 @@ impl Public {
     async fn issued_before(&self, wanted: &begin::Wanted) -> Result<Option<(Issued, Timestamp)>, IssuanceError> {
         let store = &self.0.store;
         let order = store.latest_issued_order(&wanted.holder, Some(wanted.key)).await?;
-        let order = order.filter(|order| order.names == begin::texts(&wanted.names));
+        let order = order.filter(|order| order.names == begin::texts(&wanted.names) && self.0.is_ours(order));
         let Some(OrderState::Issued { fingerprint, chain, renew_at, .. }) = order.map(|order| order.state) else {
             return Ok(None);
         };

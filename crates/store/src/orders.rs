@@ -11,6 +11,8 @@ pub struct Order {
     pub id: [u8; 16],
     /// For whom.
     pub holder: Holder,
+    /// The directory of the authority.
+    pub directory: String,
     /// The names of the certificate, a wildcard with its `*.`.
     pub names: Vec<String>,
     /// The certificate signing request, DER.
@@ -82,6 +84,8 @@ pub enum OrderState {
 /// An order as limits count it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ordered {
+    /// The directory of the authority.
+    pub directory: String,
     /// The names of the certificate.
     pub names: Vec<String>,
     /// What kind of order it was.
@@ -102,6 +106,13 @@ impl Order {
             OrderState::Issued { at, fingerprint, .. } => (Some((*at, *fingerprint)), None),
             OrderState::Failed { at, cause, .. } => (None, Some((*at, cause.clone()))),
         };
-        Ordered { names: self.names.clone(), ask: self.ask, begun_at: self.begun_at, issued, failed }
+        Ordered {
+            directory: self.directory.clone(),
+            names: self.names.clone(),
+            ask: self.ask,
+            begun_at: self.begun_at,
+            issued,
+            failed,
+        }
     }
 }

@@ -50,6 +50,7 @@ CREATE TABLE orders (
     name         TEXT,
     organization TEXT,
     host         TEXT,
+    directory    TEXT NOT NULL,
     names        TEXT NOT NULL,
     csr          BLOB NOT NULL,
     key          BLOB NOT NULL,

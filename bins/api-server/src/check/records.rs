@@ -34,10 +34,11 @@ pub(super) async fn budget(seen: Arc<Seen>) -> Vec<Finding> {
             let issued = issued.map(|one| (one.fingerprint, one.issued_at.unwrap_or(now))).collect();
             Ok((records.ordered_since(since)?, issued))
         });
+        let directory = seen.settings.acme.directory.as_deref().unwrap_or_default();
         match had {
             Ok(had) => {
                 let (ordered, issued): (_, Vec<_>) = had.unwrap_or_default();
-                tell(&ordered, &issued, rate, now)
+                tell(directory, &ordered, &issued, rate, now)
             }
             Err(finding) => vec![finding],
         }
@@ -46,9 +47,15 @@ pub(super) async fn budget(seen: Arc<Seen>) -> Vec<Finding> {
 }
 
 /// `issued` are fingerprints of the public authority's certificates, and when they came.
-fn tell(ordered: &[Ordered], issued: &[([u8; 32], Timestamp)], rate: Rate, now: Timestamp) -> Vec<Finding> {
+fn tell(
+    directory: &str,
+    ordered: &[Ordered],
+    issued: &[([u8; 32], Timestamp)],
+    rate: Rate,
+    now: Timestamp,
+) -> Vec<Finding> {
     // As the server counts them when it orders.
-    let is_free = |one: &&Ordered| one.ask == Ask::RenewalInWindow;
+    let is_free = |one: &&Ordered| one.ask == Ask::RenewalInWindow || one.directory != directory;
     let free: Vec<_> = ordered.iter().filter(is_free).filter_map(|one| Some(one.issued?.1)).collect();
     let issued = issued.iter().filter(|(fingerprint, _)| !free.contains(fingerprint)).map(|(_, at)| *at);
     let pending = ordered.iter().filter(|one| one.issued.is_none() && one.failed.is_none() && !is_free(one));
@@ -143,6 +150,8 @@ fn time(timestamp: Timestamp) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DIRECTORY: &str = "https://ca.test/directory";
     use crate::check::Status;
 
     #[test]
@@ -152,6 +161,7 @@ mod tests {
         let order = |number: u8, days: u32, ask, failed: Option<&str>| {
             let at = now.minus(DAY * days);
             Ordered {
+                directory: DIRECTORY.to_owned(),
                 names: vec!["a.example.org".to_owned()],
                 ask,
                 begun_at: at,
@@ -167,12 +177,12 @@ mod tests {
             order(2, 2, Ask::RenewalInWindow, None),
             order(3, 3, Ask::New, Some("caa")),
         ];
-        let told = tell(&ordered, &issued(&ordered), rate, now);
+        let told = tell(DIRECTORY, &ordered, &issued(&ordered), rate, now);
         assert_eq!((told.len(), told[0].status), (1, Status::Ok));
         assert!(told[0].detail.starts_with("2 of 3 "), "{}", told[0].detail);
         let pending = Ordered { issued: None, ..order(4, 2, Ask::Renewal, None) };
         ordered.extend([pending, order(5, 3, Ask::New, None), order(6, 0, Ask::New, Some("caa"))]);
-        let told = tell(&ordered, &issued(&ordered), rate, now);
+        let told = tell(DIRECTORY, &ordered, &issued(&ordered), rate, now);
         assert_eq!(told.iter().map(|one| one.status).collect::<Vec<_>>(), [Status::Warn, Status::Warn]);
         assert!(told[0].detail.starts_with("0 of 3 "), "{}", told[0].detail);
         assert!(told[1].detail.ends_with("1 by caa"), "{}", told[1].detail);

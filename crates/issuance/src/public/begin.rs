@@ -47,13 +47,13 @@ impl Shared {
         let (mut failures, mut failing_since) = (0, None);
         match latest {
             Some(order) if order.state == OrderState::Pending => {
-                if order.names == texts(&wanted.names) {
+                if order.names == texts(&wanted.names) && self.is_ours(&order) {
                     return self.join(order, wanted).await;
                 }
-                // Its tunnel has another name now: nobody waits for it.
+                // Its tunnel has another name now, or the authority is another one: nobody waits for it.
                 self.give_up(order, now).await?;
             }
-            Some(order) if order.names == texts(&wanted.names) => {
+            Some(order) if order.names == texts(&wanted.names) && self.is_ours(&order) => {
                 if let OrderState::Failed { at, cause, words, not_before } = order.state {
                     // Another key helps where the request was what the authority did not like. And who
                     // starts the server anew has looked at what was wrong.
@@ -88,6 +88,7 @@ impl Shared {
             key: wanted.key,
             requested_by: wanted.caller.key(),
             holder: wanted.holder,
+            directory: self.client.settings().directory.clone(),
             profile: self.client.settings().profile.clone(),
             ask,
             replaces,
@@ -104,7 +105,8 @@ impl Shared {
     /// What an order is for the authority's limits, and the certificate that it follows.
     async fn what_kind(&self, wanted: &Wanted, now: Timestamp) -> Result<(Ask, Option<String>), IssuanceError> {
         let before = self.store.latest_issued_order(&wanted.holder, None).await?;
-        let before = before.filter(|order| order.names == texts(&wanted.names)).map(|order| order.state);
+        let before = before.filter(|order| order.names == texts(&wanted.names) && self.is_ours(order));
+        let before = before.map(|order| order.state);
         let Some(OrderState::Issued { chain, renew_at, ask_again_at, .. }) = before else {
             return Ok((Ask::New, None));
         };
@@ -140,10 +142,15 @@ impl Shared {
         Ok(self.work_on(order, switches + 1, begun))
     }
 
-    async fn give_up(&self, mut order: Order, now: Timestamp) -> Result<(), IssuanceError> {
+    /// Was it begun at the authority that is asked now?
+    pub(super) fn is_ours(&self, order: &Order) -> bool {
+        order.directory == self.client.settings().directory
+    }
+
+    pub(super) async fn give_up(&self, mut order: Order, now: Timestamp) -> Result<(), IssuanceError> {
         self.stop(&order);
-        let words = "the tunnel was renamed".to_owned();
-        order.state = OrderState::Failed { at: now, cause: "renamed".to_owned(), words, not_before: None };
+        let words = "the tunnel was renamed, or the authority is another one".to_owned();
+        order.state = OrderState::Failed { at: now, cause: "given_up".to_owned(), words, not_before: None };
         Ok(self.store.record_order(order).await?)
     }
 
@@ -159,7 +166,8 @@ impl Shared {
         let ordered = self.store.ordered_since(since).await?;
         let texts = texts(&wanted.names);
         // What has been issued counts, whatever has become of it, but for renewals that the authority has asked for.
-        let is_free = |one: &&Ordered| one.ask == Ask::RenewalInWindow;
+        let directory = &self.client.settings().directory;
+        let is_free = |one: &&Ordered| one.ask == Ask::RenewalInWindow || one.directory != *directory;
         let free: Vec<_> = ordered.iter().filter(is_free).filter_map(|one| Some(one.issued?.1)).collect();
         let filter = CertificateFilter { issuer: Some(Issuer::Acme), ..CertificateFilter::default() };
         let page = Page { after: Some(Place { created_at: since, id: [0; 16] }), limit: None };
@@ -171,8 +179,9 @@ impl Shared {
         let had: Vec<_> = issued.chain(pending).map(|(is_same, at)| (is_same, time(at))).collect();
         let domain: Vec<Time> = had.iter().map(|(_, at)| *at).collect();
         let same_names: Vec<Time> = had.iter().filter(|(is_same, _)| *is_same).map(|(_, at)| *at).collect();
+        let ordered: Vec<_> = ordered.iter().filter(|one| one.directory == *directory).collect();
         let orders: Vec<Time> = ordered.iter().map(|one| time(one.begun_at)).collect();
-        let is_failure = |one: &&Ordered| one.names.iter().any(|name| texts.contains(name));
+        let is_failure = |one: &&&Ordered| one.names.iter().any(|name| texts.contains(name));
         let failures: Vec<Time> = ordered
             .iter()
             .filter(is_failure)

@@ -2,16 +2,17 @@
 //! nobody may use any more are revoked, those of the edge are renewed, and the authority is asked when it
 //! wants to be asked for the next one.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use acme::{Account, CertId, Error, RevocationReason};
 use pki_core::Csr;
-use store::{Ask, ExecuteError, Holder, Order, OrderState, StoreError};
+use store::{Ask, CertificateFilter, ExecuteError, Holder, Order, OrderState, Page, Placed as _, StoreError};
 use tunnel_model::{Caller, Command, Timestamp, TlsMode};
 
 use super::begin::Wanted;
 use super::{Key, Progress, Public, Shared};
-use crate::private::timestamp;
+use crate::private::{renewal, timestamp};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(60);
@@ -22,6 +23,10 @@ const KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 impl Public {
     /// Tends the orders until it is dropped.
     pub async fn tend(&self) {
+        if let Err(error) = self.0.replace_others().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "cannot tell agents to ask for certificates of this authority");
+        }
         loop {
             if let Err(error) = self.look().await {
                 tracing::error!(
@@ -37,13 +42,19 @@ impl Public {
         let shared = &self.0;
         for order in shared.store.pending_orders().await? {
             let _one = shared.begins.lock().await;
-            if !shared.running().contains_key(&Key::of(&order.holder)) {
+            if !shared.is_ours(&order) {
+                shared.give_up(order, shared.now()).await.unwrap_or_else(|error| {
+                    tracing::error!(%error, "an order of another authority stays");
+                });
+            } else if !shared.running().contains_key(&Key::of(&order.holder)) {
                 shared.work_on(order, 0, Progress::Asking);
             }
         }
         let now = shared.now();
         let mut edge_ends_at: Option<Timestamp> = None;
-        for order in shared.store.issued_orders(now).await? {
+        // What another authority has issued is its own to look after.
+        let issued = shared.store.issued_orders(now).await?;
+        for order in issued.into_iter().filter(|order| shared.is_ours(order)) {
             let fate = shared.fate(&order).await?;
             match fate {
                 Fate::Gone => shared.revoke(&order).await?,
@@ -92,6 +103,43 @@ enum Fate {
 }
 
 impl Shared {
+    /// Agents whose certificate is another issuer's are to ask for one of this authority: those of the
+    /// deployment's own, and those of an authority that was only for trying.
+    async fn replace_others(&self) -> Result<(), StoreError> {
+        const MANY: u32 = 1000;
+
+        let now = self.now();
+        let ours: HashSet<_> = self
+            .store
+            .issued_orders(now)
+            .await?
+            .iter()
+            .filter(|order| self.is_ours(order))
+            .filter_map(|order| match &order.state {
+                OrderState::Issued { fingerprint, .. } => Some(*fingerprint),
+                OrderState::Pending | OrderState::Failed { .. } => None,
+            })
+            .collect();
+        let filter = CertificateFilter { ends_from: Some(now), ..CertificateFilter::default() };
+        let mut page = Page { after: None, limit: Some(MANY) };
+        loop {
+            let certificates = self.store.certificates(&filter, page).await?;
+            for certificate in certificates.iter().filter(|one| !ours.contains(&one.fingerprint)) {
+                let Holder::Tunnel { id, .. } = &certificate.holder else { continue };
+                let command = Command::SetRenewal { id: *id, fingerprint: certificate.fingerprint, renew_at: now };
+                match self.store.execute(Caller::System, command, &self.rules, now).await {
+                    // Most are not what their tunnel has now.
+                    Ok(_) | Err(ExecuteError::Refused(_)) => {}
+                    Err(ExecuteError::Store(error)) => return Err(error),
+                }
+            }
+            match certificates.last() {
+                Some(last) if certificates.len() == MANY as usize => page.after = Some(last.place()),
+                _ => return Ok(()),
+            }
+        }
+    }
+
     async fn fate(&self, order: &Order) -> Result<Fate, StoreError> {
         let is_there = match &order.holder {
             Holder::Tunnel { id, name, .. } => self.store.tunnel(*id).await?.is_some_and(|tunnel| tunnel.name == *name),
@@ -145,10 +193,8 @@ impl Shared {
         if ask_again_at.is_some_and(|at| now < at) {
             return Ok(order);
         }
-        let leaf = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default().into_iter().next();
-        let (Some(account), Some(id)) = (self.account().await, leaf.and_then(|leaf| CertId::of(&leaf))) else {
-            return Ok(order);
-        };
+        let Some(issued) = super::issued(chain, *renew_at) else { return Ok(order) };
+        let (Some(account), Some(id)) = (self.account().await, CertId::of(&issued.der)) else { return Ok(order) };
         if !account.directory().has_renewal_info() {
             return Ok(order);
         }
@@ -156,7 +202,19 @@ impl Shared {
             Ok(told) => {
                 // The same moment of the window each time, another one for each certificate.
                 let random = u64::from_be_bytes(std::array::from_fn(|at| fingerprint[at]));
+                // A window that lies where it would help nobody is none.
+                let (begin, end) = (issued.not_before, issued.certificate.expires_at);
+                let latest = begin.plus(end.since(begin) / 10 * 9);
                 let chosen = timestamp(told.window.choose(random));
+                let chosen = if chosen > latest {
+                    tracing::warn!(
+                        names,
+                        "the authority would have a certificate renewed too late: it is renewed as others are"
+                    );
+                    renewal(begin, end)
+                } else {
+                    chosen.max(begin)
+                };
                 // One that was brought forward is not brought forward again at once, whatever it says.
                 let soonest = if order.ask == Ask::RenewalInWindow { at.plus(DAY) } else { chosen };
                 if chosen < soonest {

@@ -626,6 +626,7 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
     let order = |number: u8, holder: &Holder, begun_at| Order {
         id: [number; 16],
         holder: holder.clone(),
+        directory: "https://ca.test/directory".to_owned(),
         names: vec!["example.test".to_owned(), "*.example.test".to_owned()],
         csr: vec![number, 2],
         key: [number; 32],

@@ -32,10 +32,10 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
     };
     connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO orders (id, tunnel, name, organization, host, names, csr, key, requested_by, profile,
+            "INSERT OR REPLACE INTO orders (id, tunnel, name, organization, host, directory, names, csr, key, requested_by, profile,
              ask, replaces, url, begun_at, failures, failing_since, state, ended_at, fingerprint, chain, renew_at, ask_again_at,
              cause, words, not_before)
-             VALUES (:id, :tunnel, :name, :organization, :host, :names, :csr, :key, :requested_by, :profile,
+             VALUES (:id, :tunnel, :name, :organization, :host, :directory, :names, :csr, :key, :requested_by, :profile,
              :ask, :replaces, :url, :begun_at, :failures, :failing_since, :state, :ended_at, :fingerprint, :chain,
              :renew_at, :ask_again_at, :cause, :words, :not_before)",
         )?
@@ -45,6 +45,7 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
             ":name": name,
             ":organization": organization,
             ":host": host,
+            ":directory": order.directory,
             ":names": order.names.join(" "),
             ":csr": order.csr,
             ":key": order.key,
@@ -154,6 +155,7 @@ pub(super) fn read_order(row: &Row<'_>) -> Result<Order> {
     Ok(Order {
         id: row.get("id")?,
         holder: read_holder(row)?,
+        directory: row.get("directory")?,
         names: row.get_ref("names")?.as_str()?.split(' ').map(str::to_owned).collect(),
         csr: row.get("csr")?,
         key: row.get("key")?,
