@@ -46,6 +46,8 @@ def main():
         ("many on port 80", crowd),
         ("agents that hang up", hung_up),
         ("two agents in turns", in_turns),
+        ("orders that wait keep nobody from theirs", waiting_orders),
+        ("revocations that fail", failing_revocations),
         ("renamed and deleted while an order is in flight", taken_away),
         ("stopped at any moment", stopped),
         ("hooks", hooks),
@@ -289,6 +291,43 @@ def in_turns(world):
         issued = len(liar.certificates) - known
         expect.that("by few certificates", issued <= 4, issued)
         expect.equal("all of them on record", len(records(server, tunnel_id=tunnel.id)), issued)
+
+
+def waiting_orders(world):
+    """More than are worked on at once, and the authority looks at none of them."""
+    with world(acme_wait="20s", acme_certificates_per_week=1000) as (server, liar):
+        zone_is_served(server)
+        validate = liar._validate
+
+        def unless_stuck(account, authorization, challenge):
+            if not authorization["document"]["identifier"]["value"].startswith("stuck-"):
+                validate(account, authorization, challenge)
+
+        liar._validate = unless_stuck
+        for number in range(100):
+            new_tunnel(server, f"stuck-{number}")
+        time.sleep(5)
+        begun = time.monotonic()
+        signed("another has its own", server, new_tunnel(server, "my-agent", "passthrough"), new_key())
+        expect.that("soon", time.monotonic() - begun < 15, time.monotonic() - begun)
+
+
+def failing_revocations(world):
+    """The authority knows nothing of what it has issued: that is asked a few times, not for ever."""
+    with world(sweep_interval="1s") as (server, liar):
+        zone_is_served(server)
+        for number in range(10):
+            signed("a certificate", server, new_tunnel(server, f"agent-{number}", "passthrough"), new_key())
+        liar.lies["revoke"] = acme_directory.status(500)
+        mark = len(log(server))
+        for number in range(10):
+            server.ask("DELETE", f"/api/v1/identities/agent-{number}")
+        time.sleep(20)
+        asked = sum(resource == "revoke" for resource, _ in list(liar.asked))
+        expect.that("each is asked for", 1 <= asked <= 25, asked)
+        lines = len(log(server)[mark:].splitlines())
+        expect.that("the log is not flooded", lines <= 25, lines)
+        expect.that("none is on record as revoked", not any(each["revoked_at"] for each in records(server, limit=100)))
 
 
 def taken_away(world):
