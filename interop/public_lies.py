@@ -11,6 +11,7 @@ import collections
 import contextlib
 import datetime
 import email.utils
+import json
 import pathlib
 import re
 import secrets
@@ -51,6 +52,9 @@ def main():
         ("tunnel-agent renews when it is told", renewed_by_tunnel_agent),
         ("tunnel-agent serves what it has", lambda world: renewed_by_tunnel_agent(world, fails=True)),
         ("a renewal that fails takes nothing away", renewal_fails),
+        ("windows that make no sense", senseless_windows),
+        ("another authority from one start to the next", another_authority),
+        ("from one's own authority to a public one", from_private),
         ("answers that make no sense", nonsense),
         ("an authority that says later", later),
         ("an authority that refuses", refusals),
@@ -361,6 +365,85 @@ def renewal_fails(world):
             expect.that(f"{name}: a failing order is repeated once a start at most", count <= 3, count)
         kept = signed("and again", server, tunnel, key)
         expect.equal("by no order", (kept.serial_number, len(orders(liar, tunnel.host))), (leaf.serial_number, count))
+
+
+def senseless_windows(world):
+    """None of them makes anybody renew too late, or again and again."""
+
+    def told(start, end):
+        body = json.dumps({"suggestedWindow": {"start": start, "end": end}}).encode()
+        return lambda *_: Answer(200, {"Content-Type": "application/json"}, body)
+
+    cases = [
+        ("backwards", told("2027-02-01T00:00:00Z", "2027-01-01T00:00:00Z")),
+        ("after the end", told("2199-01-01T00:00:00Z", "2199-01-02T00:00:00Z")),
+        ("at the end of time", told("9999-01-01T00:00:00Z", "9999-12-31T23:59:59Z")),
+        ("no window", acme_directory.rubbish(b"{}")),
+        ("a huge one", acme_directory.huge()),
+        ("unknown", status(404, "malformed")),
+    ]
+    for what, lie in cases:
+        # One for each: an answer is kept for hours.
+        with world(before=lambda liar, lie=lie: liar.lies.update(renewal=lie)) as (server, liar):
+            zone_is_served(server)
+            tunnel = new_tunnel(server, "my-agent", "passthrough")
+            leaf = signed("a certificate", server, tunnel, new_key())
+            server.kill9()
+            server.start()
+            asked = lambda liar=liar: any(resource == "renewal" for resource, _ in list(liar.asked))
+            expect.until(f"{what}: the directory is asked", ISSUED_WITHIN, asked)
+            time.sleep(1)
+            when = server.ask("GET", f"/api/v1/tunnels/{tunnel.id}").json["renew_after"]
+            when = datetime.datetime.fromisoformat(when)
+            early = leaf.not_valid_after_utc - datetime.timedelta(days=3)
+            expect.that(f"{what}: it is renewed while it is good", leaf.not_valid_before_utc < when < early, when)
+            expect.equal(f"{what}: not at once", (len(orders(liar, ZONE)), len(orders(liar, tunnel.host))), (1, 1))
+            expect.that(f"{what}: the zone is served", is_served(server, liar, ZONE))
+
+
+def another_authority(world):
+    """The staging directory first, then the real one: what the first has issued is worth nothing now."""
+    with world() as (server, staging):
+        zone_is_served(server)
+        tunnel, key = new_tunnel(server, "my-agent", "passthrough"), new_key()
+        host = new_tunnel(server, "at-the-edge").host
+        first = signed("by the first", server, tunnel, key)
+        expect.until("a host of the edge has one", ISSUED_WITHIN, lambda: is_served(server, staging, host))
+        with Directory(world.work / "production", tls_port=server.edge_port) as production:
+            server.kill9()
+            server.settings |= {"acme_directory": production.url, "acme_ca": production.ca_file}
+            server.start()
+            for name in (ZONE, host):
+                expect.until(
+                    f"{name} has one of the second",
+                    ISSUED_WITHIN,
+                    lambda name=name: is_served(server, production, name),
+                )
+            when = server.ask("GET", f"/api/v1/tunnels/{tunnel.id}").json["renew_after"]
+            now = datetime.datetime.now(datetime.UTC)
+            expect.that("the agent is told", datetime.datetime.fromisoformat(when) <= now, when)
+            second = signed("the same key has another", server, tunnel, key)
+            expect.that("by the second", second.serial_number != first.serial_number, second)
+            replaced = [each.get("replaces") for each in orders(production, tunnel.host)]
+            expect.equal("which replaces nothing that it knows", replaced, [None])
+
+
+def from_private(world):
+    """A deployment that has had an authority of its own: agents are told to come for another certificate."""
+    with world(issuer="private") as (server, liar):
+        tunnel, key = new_tunnel(server, "my-agent", "passthrough"), new_key()
+        signed("by the deployment's own authority", server, tunnel, key)
+        server.kill9()
+        server.settings["issuer"] = "acme"
+        server.start()
+        expect.until("the zone has a public one", ISSUED_WITHIN, lambda: is_served(server, liar, ZONE))
+        when = server.ask("GET", f"/api/v1/tunnels/{tunnel.id}").json["renew_after"]
+        now = datetime.datetime.now(datetime.UTC)
+        expect.that("the agent is told", datetime.datetime.fromisoformat(when) <= now, when)
+        signed("the same key has another", server, tunnel, key)
+        expect.equal(
+            "which is public", {each["issuer"] for each in records(server, tunnel_id=tunnel.id)}, {"private", "acme"}
+        )
 
 
 # --- lies ---------------------------------------------------------------------
