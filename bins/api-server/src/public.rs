@@ -149,22 +149,24 @@ impl Authority {
         const LOOK: Duration = Duration::from_secs(5);
 
         let Some(zone) = self.zone.as_ref().filter(|_| self.caa != CaaPolicy::None) else { return };
-        let (mut said, mut has_failed) = (Vec::new(), false);
+        const LONGEST: Duration = Duration::from_secs(10 * 60);
+
+        let (mut said, mut pause) = (Vec::new(), LOOK);
         loop {
             match self.caa().await {
                 Ok(caa) if caa.values() != said => {
+                    pause = LOOK;
                     tracing::info!(caa = ?caa.values(), "the zone says who may issue certificates");
                     zone.set_caa(&caa);
                     said = caa.values().to_vec();
                 }
-                Ok(_) => {}
-                Err(error) if !has_failed => {
-                    has_failed = true;
+                Ok(_) => pause = LOOK,
+                Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "the zone does not say yet who may issue");
+                    pause = (pause * 2).min(LONGEST);
                 }
-                Err(_) => {}
             }
-            sleep(LOOK).await;
+            sleep(pause).await;
         }
     }
 

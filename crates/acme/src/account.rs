@@ -356,7 +356,10 @@ impl Account {
                 Ok(order) => return Ok(order.url().to_owned()),
                 Err(failure) if failure.is_bad_nonce() && attempts < NONCES => attempts += 1,
                 // RFC 9773 section 5: an order has said so before, perhaps one that came to nothing.
-                Err(Failure::Refused { problem, .. }) if problem.kind == "alreadyReplaced" && replaces.is_some() => {
+                // And others do not know the certificate, or know it as another account's.
+                Err(Failure::Refused { status, problem, .. })
+                    if replaces.is_some() && (problem.kind == "alreadyReplaced" || matches!(status, 400..=428)) =>
+                {
                     replaces = None;
                 }
                 // RFC 9773 section 5 asks authorities to repeat it. One that does not has not understood.

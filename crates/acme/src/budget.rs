@@ -59,8 +59,6 @@ impl Rate {
 pub struct Budget {
     /// New certificates for a registered domain and all below it.
     pub domain: Rate,
-    /// Of those, how many are kept for renewals.
-    pub kept_for_renewals: u32,
     /// Certificates for exactly the same names.
     pub same_names: Rate,
     /// New orders.
@@ -74,7 +72,6 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             domain: Rate::new(50, 7 * DAY),
-            kept_for_renewals: 0,
             same_names: Rate::new(5, 7 * DAY),
             orders: Rate::new(300, 3 * HOUR),
             failures: Rate::new(5, HOUR),
@@ -147,15 +144,12 @@ impl Budget {
     ///
     /// [`Exhausted`]: of the limits that are reached, the one that is free last.
     pub fn check(&self, ask: Ask, spent: &Spent<'_>, now: Time) -> Result<(), Exhausted> {
-        let for_new = Rate { count: self.domain.count.saturating_sub(self.kept_for_renewals), ..self.domain };
-        let domain = match ask {
-            Ask::New => for_new.free_at(spent.domain, now),
-            Ask::Renewal => self.domain.free_at(spent.domain, now),
-            Ask::RenewalInWindow => None,
-        };
+        // Let's Encrypt counts the next certificate for exactly the same names for itself.
+        let is_new = ask == Ask::New;
+        let domain = self.domain.free_at(spent.domain, now).filter(|_| is_new);
         let is_exempt = ask == Ask::RenewalInWindow;
         let same_names = self.same_names.free_at(spent.same_names, now).filter(|_| !is_exempt);
-        let orders = self.orders.free_at(spent.orders, now).filter(|_| !is_exempt);
+        let orders = self.orders.free_at(spent.orders, now).filter(|_| is_new);
         let failures = self.failures.free_at(spent.failures, now);
         let reached = [
             (Limit::Domain, domain),
@@ -196,12 +190,16 @@ mod tests {
     }
 
     #[test]
-    fn some_are_kept_for_renewals() {
-        let budget = Budget { kept_for_renewals: 10, ..Budget::default() };
-        let domain = vec![ago(DAY); 40];
-        let spent = Spent { domain: &domain, ..Spent::default() };
+    fn renewals_come_before_new_names() {
+        let budget = Budget::default();
+        let (domain, orders) = (vec![ago(DAY); 50], vec![ago(MINUTE); 300]);
+        let spent = Spent { domain: &domain, orders: &orders, ..Spent::default() };
         assert!(budget.check(Ask::New, &spent, NOW).is_err());
         assert_eq!(budget.check(Ask::Renewal, &spent, NOW), Ok(()));
+        // But one set of names has its own limit.
+        let same = vec![ago(DAY); 5];
+        let reached = budget.check(Ask::Renewal, &Spent { same_names: &same, ..spent }, NOW);
+        assert_eq!(reached.map_err(|one| one.limit), Err(Limit::SameNames));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use issuance::Issuance;
+use issuance::{Issuance, IssuanceError};
 use pki_core::DnsName;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{Ticketer, sign};
@@ -43,11 +43,26 @@ struct Issued {
     expires_at: Timestamp,
 }
 
+/// Why there is no certificate.
+enum NotIssued {
+    /// There will be.
+    Pending(IssuanceError),
+    Failed(Error),
+}
+
+impl From<Error> for NotIssued {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Names whose certificate is kept; with one more, the one that came first is
 /// asked for again when it is needed.
 const MAX_CACHED: usize = 16 * 1024;
 /// Before a name that has no certificate is asked for again, and told of.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The same where one is on its way.
+const SHORT_PAUSE: Duration = Duration::from_secs(2);
 /// Before the next one is looked for again.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -119,13 +134,18 @@ impl Certificates {
                 self.issued.write().unwrap_or_else(PoisonError::into_inner).keep(&first, issued);
             }
             Err(error) => {
-                let is_slow = self.issuance.is_slow();
-                let was_told = is_slow && in_vain.insert(first, Instant::now() + PAUSE).is_some();
+                let is_pending = matches!(error, NotIssued::Pending(_));
+                let until = Instant::now() + if is_pending { SHORT_PAUSE } else { PAUSE };
+                let was_told = self.issuance.is_slow() && in_vain.insert(first, until).is_some();
                 drop(in_vain);
                 // Of all who have waited, one says so.
-                if !was_told {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, name, "no certificate for a name that ends here");
+                match error {
+                    _ if was_told => {}
+                    NotIssued::Pending(error) => tracing::info!(%error, name, "no certificate yet"),
+                    NotIssued::Failed(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(error, name, "no certificate for a name that ends here");
+                    }
                 }
             }
         }
@@ -157,7 +177,7 @@ impl Certificates {
         issued.map(|issued| Arc::clone(&issued.certified))
     }
 
-    async fn issue(&self, name: &str, now: Timestamp) -> Result<Issued, Error> {
+    async fn issue(&self, name: &str, now: Timestamp) -> Result<Issued, NotIssued> {
         let host: DnsName = name.parse().map_err(Error::certificate)?;
         let names = self.issuance.names(name);
         let mut params = rcgen::CertificateParams::new(names.clone()).map_err(Error::certificate)?;
@@ -168,7 +188,11 @@ impl Certificates {
         }
         let request = params.serialize_request(&self.key_pair).and_then(|request| request.pem());
         let request = request.map_err(Error::certificate)?;
-        let issued = self.issuance.for_edge(&host, request.as_bytes()).await.map_err(Error::certificate)?;
+        let issued = match self.issuance.for_edge(&host, request.as_bytes()).await {
+            Ok(issued) => issued,
+            Err(error @ IssuanceError::Pending { .. }) => return Err(NotIssued::Pending(error)),
+            Err(error) => return Err(Error::certificate(error).into()),
+        };
         tracing::info!(name, serial = %base16ct::lower::encode_string(&issued.certificate.serial), "a certificate for a name that ends here");
         let chain = pki_core::certificates_from_pem(issued.chain_pem.as_bytes()).map_err(Error::certificate)?;
         let chain = std::iter::once(issued.der).chain(chain).map(CertificateDer::from).collect();

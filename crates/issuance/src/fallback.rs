@@ -1,6 +1,7 @@
 //! A private certificate where there is no public one.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,8 +18,14 @@ pub struct Fallback {
     store: Arc<dyn Store>,
     rules: Arc<Rules>,
     clock: Arc<dyn Clock>,
+    /// What hosts of the edge have for now.
+    held: Mutex<HashMap<String, Issued>>,
 }
 
+/// Hosts whose certificate is held; others get another one each time.
+const MAX_HELD: usize = 16 * 1024;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// When the first one is to be asked again.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
 
@@ -31,28 +38,33 @@ impl Fallback {
         rules: Arc<Rules>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { first, second, store, rules, clock }
+        Self { first, second, store, rules, clock, held: Mutex::default() }
+    }
+
+    /// One that was made before, and is good for a while.
+    fn held(&self, host: &str) -> Option<Issued> {
+        let later = self.clock.now().plus(DAY);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|_, issued| issued.certificate.expires_at > later);
+        held.get(host).cloned().map(|issued| self.for_now(issued))
     }
 
     fn for_now(&self, mut issued: Issued) -> Issued {
+        tracing::debug!("a private certificate takes a public one's place");
         issued.certificate.renew_at = Some(self.clock.now().plus(AGAIN));
         issued
     }
 }
 
 fn is_of_the_issuer(error: &IssuanceError) -> bool {
-    let of_the_issuer = matches!(
+    matches!(
         error,
         IssuanceError::Exhausted { .. }
             | IssuanceError::Failed(_)
             | IssuanceError::Pending { .. }
             | IssuanceError::Unavailable(_)
             | IssuanceError::Upstream { .. }
-    );
-    if of_the_issuer {
-        tracing::warn!(error = error as &dyn std::error::Error, "a private certificate takes a public one's place");
-    }
-    of_the_issuer
+    )
 }
 
 #[async_trait]
@@ -75,7 +87,17 @@ impl Issuance for Fallback {
 
     async fn for_edge(&self, host: &DnsName, csr_pem: &[u8]) -> Result<Issued, IssuanceError> {
         match self.first.for_edge(host, csr_pem).await {
-            Err(error) if is_of_the_issuer(&error) => Ok(self.for_now(self.second.for_edge(host, csr_pem).await?)),
+            Err(error) if is_of_the_issuer(&error) => {
+                if let Some(issued) = self.held(host.as_str()) {
+                    return Ok(issued);
+                }
+                let issued = self.for_now(self.second.for_edge(host, csr_pem).await?);
+                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                if held.len() < MAX_HELD {
+                    held.insert(host.as_str().to_owned(), issued.clone());
+                }
+                Ok(issued)
+            }
             answer => answer,
         }
     }

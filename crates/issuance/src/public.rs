@@ -91,6 +91,8 @@ struct Shared {
     stop: watch::Sender<bool>,
     started_at: Timestamp,
     counted: Mutex<OrderStats>,
+    /// Certificates that could not be revoked: how often it was tried, and when it is again.
+    revocations: Mutex<HashMap<[u8; 32], (u32, Timestamp)>>,
     /// When the account was last made anew, because the authority had forgotten it.
     renewed_account_at: Mutex<Option<Timestamp>>,
 }
@@ -166,6 +168,7 @@ impl Public {
             stop: watch::Sender::new(false),
             started_at,
             counted: Mutex::default(),
+            revocations: Mutex::default(),
             renewed_account_at: Mutex::default(),
         }));
         this.0.store.observe(Arc::new(GivenUp(Arc::downgrade(&this.0))));
@@ -264,6 +267,10 @@ impl Observer for GivenUp {
 impl Shared {
     fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    fn revocations(&self) -> MutexGuard<'_, HashMap<[u8; 32], (u32, Timestamp)>> {
+        self.revocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn counted(&self) -> MutexGuard<'_, OrderStats> {

@@ -166,8 +166,14 @@ pub trait Orders: Send + Sync + 'static {
     /// Those that go on.
     async fn pending_orders(&self) -> Result<Vec<Order>, StoreError>;
 
-    /// Those whose certificate is good at `now`: on record, not ended, not revoked.
-    async fn issued_orders(&self, now: Timestamp) -> Result<Vec<Order>, StoreError>;
+    /// Those whose certificate is good at `now`: on record, not ended, not revoked. By their ids, after `after`,
+    /// at most `limit`.
+    async fn issued_orders(
+        &self,
+        now: Timestamp,
+        after: Option<[u8; 16]>,
+        limit: u32,
+    ) -> Result<Vec<Order>, StoreError>;
 
     /// Those that were decided at `since` or later, in no order, as limits count them.
     async fn ordered_since(&self, since: Timestamp) -> Result<Vec<Ordered>, StoreError>;

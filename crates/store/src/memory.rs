@@ -223,7 +223,12 @@ impl Orders for MemoryStore {
         Ok(state.orders.values().filter(|order| order.state == OrderState::Pending).cloned().collect())
     }
 
-    async fn issued_orders(&self, now: Timestamp) -> Result<Vec<Order>, StoreError> {
+    async fn issued_orders(
+        &self,
+        now: Timestamp,
+        after: Option<[u8; 16]>,
+        limit: u32,
+    ) -> Result<Vec<Order>, StoreError> {
         let state = self.state();
         let is_good = |order: &&Order| match &order.state {
             OrderState::Issued { fingerprint, .. } => {
@@ -232,7 +237,8 @@ impl Orders for MemoryStore {
             }
             OrderState::Pending | OrderState::Failed { .. } => false,
         };
-        Ok(state.orders.values().filter(is_good).cloned().collect())
+        let orders = state.orders.values().filter(|order| after.is_none_or(|after| order.id > after));
+        Ok(orders.filter(is_good).take(limit as usize).cloned().collect())
     }
 
     async fn ordered_since(&self, since: Timestamp) -> Result<Vec<Ordered>, StoreError> {

@@ -65,6 +65,8 @@ pub enum OrderState {
         chain: String,
         /// When the next one is to be ordered.
         renew_at: Timestamp,
+        /// Has the authority said so itself?
+        is_told: bool,
         /// When the authority is to be asked again when it wants the certificate renewed.
         ask_again_at: Option<Timestamp>,
     },

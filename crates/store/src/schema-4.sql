@@ -67,6 +67,7 @@ CREATE TABLE orders (
     fingerprint  BLOB,
     chain        TEXT,
     renew_at     INTEGER,
+    is_told      INTEGER NOT NULL,
     ask_again_at INTEGER,
     cause        TEXT,
     words        TEXT,

@@ -341,8 +341,13 @@ impl Orders for SqliteStore {
         self.read_many(rows::pending_orders).await
     }
 
-    async fn issued_orders(&self, now: Timestamp) -> Result<Vec<Order>, StoreError> {
-        self.read_many(move |connection| rows::issued_orders(connection, now)).await
+    async fn issued_orders(
+        &self,
+        now: Timestamp,
+        after: Option<[u8; 16]>,
+        limit: u32,
+    ) -> Result<Vec<Order>, StoreError> {
+        self.read_many(move |connection| rows::issued_orders(connection, now, after, limit)).await
     }
 
     async fn ordered_since(&self, since: Timestamp) -> Result<Vec<Ordered>, StoreError> {

@@ -46,13 +46,13 @@ impl Shared {
         let latest = self.store.latest_order(&wanted.holder).await?;
         let (mut failures, mut failing_since) = (0, None);
         match latest {
-            Some(order) if order.state == OrderState::Pending => {
-                if order.names == texts(&wanted.names) && self.is_ours(&order) {
+            Some(order) if order.state == OrderState::Pending && order.names == texts(&wanted.names) => {
+                if self.is_ours(&order) {
                     return self.join(order, wanted).await;
                 }
-                // Its tunnel has another name now, or the authority is another one: nobody waits for it.
                 self.give_up(order, now).await?;
             }
+            // One for the name that its tunnel had before goes on by itself: what comes of it is recorded and revoked.
             Some(order) if order.names == texts(&wanted.names) && self.is_ours(&order) => {
                 if let OrderState::Failed { at, cause, words, not_before } = order.state {
                     // Another key helps where the request was what the authority did not like. And who
@@ -107,11 +107,11 @@ impl Shared {
         let before = self.store.latest_issued_order(&wanted.holder, None).await?;
         let before = before.filter(|order| order.names == texts(&wanted.names) && self.is_ours(order));
         let before = before.map(|order| order.state);
-        let Some(OrderState::Issued { chain, renew_at, ask_again_at, .. }) = before else {
+        let Some(OrderState::Issued { chain, renew_at, is_told, .. }) = before else {
             return Ok((Ask::New, None));
         };
         // Where the authority says when, it is told which one is replaced, and asks nothing for it.
-        let is_within = ask_again_at.is_some() && now >= renew_at;
+        let is_within = is_told && now >= renew_at;
         let certificates = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default();
         let replaces = certificates.first().and_then(|leaf| CertId::of(leaf)).map(|id| id.to_string());
         Ok((if is_within { Ask::RenewalInWindow } else { Ask::Renewal }, replaces))
@@ -149,7 +149,7 @@ impl Shared {
 
     pub(super) async fn give_up(&self, mut order: Order, now: Timestamp) -> Result<(), IssuanceError> {
         self.stop(&order);
-        let words = "the tunnel was renamed, or the authority is another one".to_owned();
+        let words = "the authority is another one now".to_owned();
         order.state = OrderState::Failed { at: now, cause: "given_up".to_owned(), words, not_before: None };
         Ok(self.store.record_order(order).await?)
     }

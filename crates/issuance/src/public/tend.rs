@@ -14,6 +14,10 @@ use super::begin::Wanted;
 use super::{Key, Progress, Public, Shared};
 use crate::private::{renewal, timestamp};
 
+/// Records that are looked at together.
+const MANY: u32 = 500;
+/// Between two looks, though something has happened.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,14 +38,15 @@ impl Public {
                     "cannot look after the orders of certificates"
                 );
             }
+            tokio::time::sleep(PAUSE).await;
             let _ = tokio::time::timeout(LOOK, self.0.changed.notified()).await;
         }
     }
 
     async fn look(&self) -> Result<(), StoreError> {
         let shared = &self.0;
+        let one = shared.begins.lock().await;
         for order in shared.store.pending_orders().await? {
-            let _one = shared.begins.lock().await;
             if !shared.is_ours(&order) {
                 shared.give_up(order, shared.now()).await.unwrap_or_else(|error| {
                     tracing::error!(%error, "an order of another authority stays");
@@ -50,21 +55,30 @@ impl Public {
                 shared.work_on(order, 0, Progress::Asking);
             }
         }
+        drop(one);
         let now = shared.now();
+        let account = shared.account().await;
         let mut edge_ends_at: Option<Timestamp> = None;
-        // What another authority has issued is its own to look after.
-        let issued = shared.store.issued_orders(now).await?;
-        for order in issued.into_iter().filter(|order| shared.is_ours(order)) {
-            let fate = shared.fate(&order).await?;
-            match fate {
-                Fate::Gone => shared.revoke(&order).await?,
-                Fate::Past => {}
-                Fate::Current => {
-                    if let (Holder::Edge(_), Some(end)) = (&order.holder, end_of(&order)) {
-                        edge_ends_at = Some(edge_ends_at.map_or(end, |first| first.min(end)));
+        let mut after = None;
+        loop {
+            let issued = shared.store.issued_orders(now, after, MANY).await?;
+            after = issued.last().map(|order| order.id);
+            if after.is_none() {
+                break;
+            }
+            // What another authority has issued is its own to look after.
+            for order in issued.into_iter().filter(|order| shared.is_ours(order)) {
+                let fate = shared.fate(&order).await?;
+                match fate {
+                    Fate::Gone => shared.revoke(&order, account.as_ref()).await?,
+                    Fate::Past => {}
+                    Fate::Current => {
+                        if let (Holder::Edge(_), Some(end)) = (&order.holder, end_of(&order)) {
+                            edge_ends_at = Some(edge_ends_at.map_or(end, |first| first.min(end)));
+                        }
+                        let order = shared.ask_when(order, account.as_ref(), now).await?;
+                        self.renew(order, now).await;
                     }
-                    let order = shared.ask_when(order, now).await?;
-                    self.renew(order, now).await;
                 }
             }
         }
@@ -106,20 +120,20 @@ impl Shared {
     /// Agents whose certificate is another issuer's are to ask for one of this authority: those of the
     /// deployment's own, and those of an authority that was only for trying.
     async fn replace_others(&self) -> Result<(), StoreError> {
-        const MANY: u32 = 1000;
-
         let now = self.now();
-        let ours: HashSet<_> = self
-            .store
-            .issued_orders(now)
-            .await?
-            .iter()
-            .filter(|order| self.is_ours(order))
-            .filter_map(|order| match &order.state {
-                OrderState::Issued { fingerprint, .. } => Some(*fingerprint),
-                OrderState::Pending | OrderState::Failed { .. } => None,
-            })
-            .collect();
+        let (mut ours, mut after) = (HashSet::new(), None);
+        loop {
+            let issued = self.store.issued_orders(now, after, MANY).await?;
+            after = issued.last().map(|order| order.id);
+            if after.is_none() {
+                break;
+            }
+            for order in issued.into_iter().filter(|order| self.is_ours(order)) {
+                if let OrderState::Issued { fingerprint, .. } = order.state {
+                    ours.insert(fingerprint);
+                }
+            }
+        }
         let filter = CertificateFilter { ends_from: Some(now), ..CertificateFilter::default() };
         let mut page = Page { after: None, limit: Some(MANY) };
         loop {
@@ -144,6 +158,8 @@ impl Shared {
         let is_there = match &order.holder {
             Holder::Tunnel { id, name, .. } => self.store.tunnel(*id).await?.is_some_and(|tunnel| tunnel.name == *name),
             Holder::Edge(host) if *host == self.settings.zone.as_str() => true,
+            // One for all has taken its place.
+            Holder::Edge(_) if self.settings.wildcard => return Ok(Fate::Past),
             Holder::Edge(host) => {
                 let label = host.strip_suffix(self.settings.zone.as_str()).and_then(|rest| rest.strip_suffix('.'));
                 match label.and_then(|label| label.parse().ok()) {
@@ -158,26 +174,38 @@ impl Shared {
         if !is_there {
             return Ok(Fate::Gone);
         }
-        let latest = self.store.latest_issued_order(&order.holder, Some(order.key)).await?;
+        // Agents may be several, with keys of their own.
+        let key = matches!(order.holder, Holder::Tunnel { .. }).then_some(order.key);
+        let latest = self.store.latest_issued_order(&order.holder, key).await?;
         let is_last = latest.is_none_or(|latest| latest.id == order.id);
         Ok(if is_last { Fate::Current } else { Fate::Past })
     }
 
     /// A name that is given up is nobody's to prove: its certificate is revoked, though browsers hardly look.
-    async fn revoke(&self, order: &Order) -> Result<(), StoreError> {
+    async fn revoke(&self, order: &Order, account: Option<&Account>) -> Result<(), StoreError> {
         let OrderState::Issued { fingerprint, chain, .. } = &order.state else { return Ok(()) };
+        let now = self.now();
+        let tried = self.revocations().get(fingerprint).copied();
+        if tried.is_some_and(|(_, again_at)| now < again_at) {
+            return Ok(());
+        }
         let names = order.names.join(" ");
         let leaf = pki_core::certificates_from_pem(chain.as_bytes()).unwrap_or_default().into_iter().next();
-        let revoked = match (self.account().await, leaf) {
+        let revoked = match (account, leaf) {
             (Some(account), Some(leaf)) => account.revoke(&leaf, RevocationReason::CessationOfOperation).await,
             _ => return Ok(()),
         };
         match revoked {
             Ok(()) => {
                 tracing::info!(names, "revoked a certificate of a name that was given up");
-                self.store.note_revocation(*fingerprint, self.now()).await
+                self.revocations().remove(fingerprint);
+                self.store.note_revocation(*fingerprint, now).await
             }
             Err(error) => {
+                // Some are never revoked: by an account that has not ordered them, for one.
+                let attempts = tried.map_or(0, |(attempts, _)| attempts).saturating_add(1);
+                let wait = LOOK.saturating_mul(1 << attempts.min(10)).min(DAY);
+                self.revocations().insert(*fingerprint, (attempts, now.plus(wait)));
                 tracing::warn!(error = &error as &dyn std::error::Error, names, "a certificate is not revoked yet");
                 Ok(())
             }
@@ -185,16 +213,16 @@ impl Shared {
     }
 
     /// Asks the authority when it wants the certificate renewed (RFC 9773), if it is time to ask.
-    async fn ask_when(&self, mut order: Order, now: Timestamp) -> Result<Order, StoreError> {
+    async fn ask_when(&self, mut order: Order, account: Option<&Account>, now: Timestamp) -> Result<Order, StoreError> {
         let names = order.names.join(" ");
-        let OrderState::Issued { at, fingerprint, chain, renew_at, ask_again_at } = &mut order.state else {
+        let OrderState::Issued { at, fingerprint, chain, renew_at, is_told, ask_again_at } = &mut order.state else {
             return Ok(order);
         };
         if ask_again_at.is_some_and(|at| now < at) {
             return Ok(order);
         }
         let Some(issued) = super::issued(chain, *renew_at) else { return Ok(order) };
-        let (Some(account), Some(id)) = (self.account().await, CertId::of(&issued.der)) else { return Ok(order) };
+        let (Some(account), Some(id)) = (account, CertId::of(&issued.der)) else { return Ok(order) };
         if !account.directory().has_renewal_info() {
             return Ok(order);
         }
@@ -213,6 +241,7 @@ impl Shared {
                     );
                     renewal(begin, end)
                 } else {
+                    *is_told = true;
                     chosen.max(begin)
                 };
                 // One that was brought forward is not brought forward again at once, whatever it says.

@@ -35,21 +35,26 @@ impl Shared {
         let mut running = self.running();
         let task = tokio::spawn(async move {
             let outcome = shared.work(order, &tell).await;
-            let mut running = shared.running();
-            if running.get(&of).is_some_and(|running| running.order == id) {
-                running.remove(&of);
-            }
-            drop(running);
+            shared.forget_running(&of, id);
             tell.send_replace(Progress::Ended(outcome));
         });
         running.insert(key, Running { order: id, done: done.clone(), task: task.abort_handle(), switches });
         done
     }
 
+    /// Of an order that has ended. Whoever begins one sees it here as long as it is pending on record.
+    fn forget_running(&self, key: &Key, id: [u8; 16]) {
+        let mut running = self.running();
+        if running.get(key).is_some_and(|running| running.order == id) {
+            running.remove(key);
+        }
+    }
+
     async fn work(&self, mut order: Order, tell: &watch::Sender<Progress>) -> Result<Issued, Failed> {
         let names = order.names.join(" ");
         let (mut pause, mut is_forgiven) = (FIRST_PAUSE, false);
         let was_interrupted = order.url.is_some();
+        let started_at = self.now();
         // What the authority has said counts for whoever takes the order over.
         let before = tell.borrow().clone();
         if let Progress::Waiting { until, .. } = before {
@@ -61,7 +66,7 @@ impl Shared {
                 Ok(chain) => return self.finish(order, chain).await,
                 Err(error) => error,
             };
-            let is_young = self.now().since(order.begun_at) < LONGEST;
+            let is_young = self.now().since(started_at) < LONGEST;
             match &error {
                 // An authority that has forgotten us, or the order, is asked anew, once; and so it is where it
                 // has looked while this server was not there, or has issued for the key of another agent.
@@ -111,8 +116,11 @@ impl Shared {
         let now = self.now();
         {
             let mut renewed_at = self.renewed_account_at.lock().unwrap_or_else(PoisonError::into_inner);
-            if renewed_at.is_some_and(|at| now.since(at) < HOUR) {
-                return false;
+            match renewed_at.map(|at| now.since(at)) {
+                // Another order was quicker.
+                Some(since) if since < MINUTE => return true,
+                Some(since) if since < HOUR => return false,
+                _ => {}
             }
             *renewed_at = Some(now);
         }
@@ -147,7 +155,7 @@ impl Shared {
                 self.store
                     .record_order(order.clone())
                     .await
-                    .map_err(|error| Error::AccountStore(std::io::Error::other(error)))?;
+                    .map_err(|error| Error::Unreachable(format!("this server cannot store the order: {error}")))?;
                 url
             }
         };
@@ -160,7 +168,14 @@ impl Shared {
     async fn finish(&self, mut order: Order, chain: Chain) -> Result<Issued, Failed> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.record(&mut order, &chain).await {
+            // Whoever begins an order sees it pending and worked on, or ended and not.
+            let one = self.begins.lock().await;
+            let recorded = self.record(&mut order, &chain).await;
+            if !matches!(recorded, Err(ExecuteError::Store(_))) {
+                self.forget_running(&Key::of(&order.holder), order.id);
+            }
+            drop(one);
+            match recorded {
                 Ok(issued) => {
                     let names = order.names.join(" ");
                     self.counted().issued += 1;
@@ -216,6 +231,7 @@ impl Shared {
             fingerprint: issued.certificate.fingerprint,
             chain: chain.pem(),
             renew_at,
+            is_told: false,
             ask_again_at: None,
         };
         self.store.record_order(order.clone()).await?;
@@ -240,7 +256,11 @@ impl Shared {
         let words = in_words(&error);
         let (cause, told) = (error.label().to_owned(), words.clone());
         order.state = OrderState::Failed { at: now, cause, words: told, not_before: Some(not_before) };
-        if let Err(error) = self.store.record_order(order).await {
+        let one = self.begins.lock().await;
+        self.forget_running(&Key::of(&order.holder), order.id);
+        let recorded = self.store.record_order(order).await;
+        drop(one);
+        if let Err(error) = recorded {
             // It is still on record as one that goes on, and will, at the next start.
             tracing::error!(error = &error as &dyn std::error::Error, names, "cannot record that an order has failed");
         }
@@ -298,8 +318,12 @@ fn hex(octets: &[u8]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
-/// An error with its causes, in one line that is not too long.
+/// An error with its causes, in one line that is not too long, for whoever asks for a certificate: what
+/// is the operator's alone is in the log.
 fn in_words(error: &Error) -> String {
+    if let Error::AccountStore(_) | Error::Roots(_) | Error::Solver { .. } = error {
+        return format!("the operator of this server has to mend something ({}): its log says what", error.label());
+    }
     let mut words = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

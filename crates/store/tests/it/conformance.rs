@@ -667,7 +667,8 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
         let chain = "PEM".to_owned();
         let fingerprint = [order.id[0]; 32];
         let (at, renew_at) = (NOW.plus(2 * DAY), NOW.plus(DAY));
-        order.state = OrderState::Issued { at, fingerprint, chain, renew_at, ask_again_at };
+        order.state =
+            OrderState::Issued { at, fingerprint, chain, renew_at, is_told: ask_again_at.is_some(), ask_again_at };
     }
     for order in [&first, &second, &third] {
         store.record_order(order.clone()).await.expect("recorded");
@@ -700,7 +701,7 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
     store.record_order(Order { state: failed, ..again }).await.expect("recorded");
 
     // Good are those whose certificate is on record, lives and was not revoked.
-    let issued = async |now| sorted(store.issued_orders(now).await.expect("an answer"));
+    let issued = async |now| store.issued_orders(now, None, 10).await.expect("an answer");
     assert_eq!(issued(NOW).await, []);
     for octet in [2, 3] {
         let certificate = IssuedCertificate {
@@ -719,6 +720,9 @@ async fn orders_are_kept_until_they_are_forgotten(store: &dyn Store) {
         store.record_certificate(certificate).await.expect("recorded");
     }
     assert_eq!(issued(NOW.plus(DAY)).await, [second.clone(), third.clone()]);
+    let page = async |after| store.issued_orders(NOW, after, 1).await.expect("an answer");
+    assert_eq!((page(None).await, page(Some(second.id)).await), (vec![second.clone()], vec![third.clone()]));
+    assert_eq!(page(Some(third.id)).await, []);
     assert_eq!(issued(NOW.plus(2 * DAY)).await, []);
     store.note_revocation([2; 32], NOW).await.expect("noted");
     assert_eq!(issued(NOW).await, [third.clone()]);

@@ -17,10 +17,12 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
         Holder::Edge(host) => (None, None, None, Some(host)),
     };
     let (mut ended_at, mut fingerprint, mut chain, mut renew_at, mut again) = (None, None, None, None, None);
+    let mut told = false;
     let (mut cause, mut words, mut not_before) = (None, None, None);
     let state = match &order.state {
         OrderState::Pending => "pending",
-        OrderState::Issued { at, fingerprint: issued, chain: pem, renew_at: renewal, ask_again_at } => {
+        OrderState::Issued { at, fingerprint: issued, chain: pem, renew_at: renewal, is_told, ask_again_at } => {
+            told = *is_told;
             (ended_at, fingerprint, chain) = (Some(at), Some(issued), Some(pem));
             (renew_at, again) = (Some(renewal), ask_again_at.as_ref());
             "issued"
@@ -33,11 +35,11 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO orders (id, tunnel, name, organization, host, directory, names, csr, key, requested_by, profile,
-             ask, replaces, url, begun_at, failures, failing_since, state, ended_at, fingerprint, chain, renew_at, ask_again_at,
+             ask, replaces, url, begun_at, failures, failing_since, state, ended_at, fingerprint, chain, renew_at, is_told, ask_again_at,
              cause, words, not_before)
              VALUES (:id, :tunnel, :name, :organization, :host, :directory, :names, :csr, :key, :requested_by, :profile,
              :ask, :replaces, :url, :begun_at, :failures, :failing_since, :state, :ended_at, :fingerprint, :chain,
-             :renew_at, :ask_again_at, :cause, :words, :not_before)",
+             :renew_at, :is_told, :ask_again_at, :cause, :words, :not_before)",
         )?
         .execute(named_params! {
             ":id": order.id,
@@ -62,6 +64,7 @@ pub(in crate::sqlite) fn record_order(connection: &Connection, order: &Order) ->
             ":fingerprint": fingerprint,
             ":chain": chain,
             ":renew_at": renew_at.map(|at| at.micros()),
+            ":is_told": told,
             ":ask_again_at": again.map(|at| at.micros()),
             ":cause": cause,
             ":words": words,
@@ -104,13 +107,19 @@ pub(in crate::sqlite) fn pending_orders(connection: &Connection) -> Result<Vec<O
     connection.prepare_cached("SELECT * FROM orders WHERE state = 'pending'")?.query_map([], read_order)?.collect()
 }
 
-pub(in crate::sqlite) fn issued_orders(connection: &Connection, now: Timestamp) -> Result<Vec<Order>> {
+pub(in crate::sqlite) fn issued_orders(
+    connection: &Connection,
+    now: Timestamp,
+    after: Option<[u8; 16]>,
+    limit: u32,
+) -> Result<Vec<Order>> {
     connection
         .prepare_cached(
             "SELECT orders.* FROM orders JOIN certificates ON certificates.fingerprint = orders.fingerprint
-             WHERE orders.state = 'issued' AND certificates.not_after >= ?1 AND certificates.revoked_at IS NULL",
+             WHERE orders.id > ?2 AND orders.state = 'issued' AND certificates.not_after >= ?1
+             AND certificates.revoked_at IS NULL ORDER BY orders.id LIMIT ?3",
         )?
-        .query_map([now.micros()], read_order)?
+        .query_map(params![now.micros(), after.map_or(Vec::new(), Vec::from), limit], read_order)?
         .collect()
 }
 
@@ -136,6 +145,7 @@ pub(super) fn read_order(row: &Row<'_>) -> Result<Order> {
             fingerprint: row.get("fingerprint")?,
             chain: row.get("chain")?,
             renew_at: timestamp(row, "renew_at")?,
+            is_told: row.get("is_told")?,
             ask_again_at: optional_timestamp(row, "ask_again_at")?,
         },
         "failed" => OrderState::Failed {
