@@ -59,7 +59,7 @@ def main():
             (name, lambda number=number, call=call: call(World(options, pathlib.Path(place) / str(number))))
             for number, (name, call) in enumerate(chosen)
         ]
-        expect.each(named)
+        expect.each(named, at_once=4)
 
 
 def hello(server, name, protocols=()):
