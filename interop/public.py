@@ -30,7 +30,7 @@ from pebble import Pebble
 from scripted_agent import new_tunnel
 from server import ZONE, Server, arguments, free_ports
 
-ISSUED_WITHIN = 30.0
+ISSUED_WITHIN = 90.0
 
 
 def main():

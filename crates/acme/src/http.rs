@@ -26,6 +26,7 @@ use pki_core::Time;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -99,8 +100,12 @@ struct Inner {
     clock: Clock,
     /// Seconds by which the authority's clock is ahead of ours, or [`UNKNOWN`].
     ahead: AtomicI64,
+    /// Requests at once.
+    places: Semaphore,
 }
 
+/// Requests that an authority has to answer at once; further ones wait.
+const AT_ONCE: usize = 64;
 const UNKNOWN: i64 = i64::MIN;
 
 impl Http {
@@ -124,6 +129,7 @@ impl Http {
             limits,
             clock,
             ahead: AtomicI64::new(UNKNOWN),
+            places: Semaphore::new(AT_ONCE),
         })))
     }
 
@@ -141,6 +147,8 @@ impl Http {
 
     async fn ask(&self, mut request: Request<BodyWrapper<Bytes>>) -> Result<(http::response::Parts, Bytes), Failure> {
         let inner = &self.0;
+        // The authority is asked by many orders; each waits its turn, and none while another one waits for its own.
+        let _place = inner.places.acquire().await.map_err(|_| Failure::Unreachable("stopped".to_owned()))?;
         let url = cleaned(&request.uri().to_string(), 200);
         if request.uri().scheme_str() != Some("https") {
             return Err(Failure::Nonsense(format!("\"{url}\" is no https URL")));

@@ -43,6 +43,8 @@ const KEY: &str = "key.pem";
 const CHAIN: &str = "cert.pem";
 /// Between two questions when the certificate is to be renewed.
 const ASK: Duration = Duration::from_secs(6 * 60 * 60);
+/// A certificate is not that old when it is asked to be renewed.
+const SOON: Duration = Duration::from_secs(5 * 60);
 /// Between two attempts at a renewal that fails.
 pub(crate) const RETRY: Duration = Duration::from_secs(60);
 
@@ -102,6 +104,10 @@ impl Certificate {
                 continue;
             }
             if self.current.is_just_signed() {
+                if self.current.was_told() {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
                 if !has_told {
                     tell(crate::Event::RenewalFailed {
                         error: clock_error(SystemTime::now(), self.current.not_after()),
@@ -201,7 +207,7 @@ impl Held {
     fn is_just_signed(&self, now: Instant) -> bool {
         // Unless its issuer wants it back: it has said so after it was signed.
         if self.told.is_some_and(|told| told <= SystemTime::now()) {
-            return self.signed.is_some_and(|signed| now.duration_since(signed) < ASK);
+            return self.signed.is_some_and(|signed| now.duration_since(signed) < SOON);
         }
         let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
         self.signed.is_some_and(|signed| now.duration_since(signed) < lifetime / 3)
@@ -311,6 +317,14 @@ mod tests {
         let held = Held { signed: Some(signed), ..stored };
         assert!(held.is_just_signed(signed) && held.is_just_signed(signed + 29 * DAY));
         assert!(!held.is_just_signed(signed + 31 * DAY));
+        // Whoever has issued it may want it renewed soon: not at once, but no clock is wrong then.
+        let held = Held { told: Some(now - Duration::from_secs(1)), ..held };
+        assert!(held.renew_at() < now && held.is_just_signed(signed + Duration::from_secs(60)));
+        assert!(!held.is_just_signed(signed + Duration::from_secs(600)));
+        // And never after its end.
+        let never = Held { told: Some(now + 1000 * DAY), ..held };
+        assert!(never.renew_at() < never.not_after);
+        let held = Held { told: None, ..never };
         let told = clock_error(now, held.not_after);
         assert!(told.contains("clock is wrong") && !told.contains("passed"), "{told}");
         assert!(clock_error(now + 23 * DAY, held.not_after).contains("passed its end 3 days ago"));

@@ -50,7 +50,6 @@ impl Fallback {
     }
 
     fn for_now(&self, mut issued: Issued) -> Issued {
-        tracing::debug!("a private certificate takes a public one's place");
         issued.certificate.renew_at = Some(self.clock.now().plus(AGAIN));
         issued
     }
@@ -67,12 +66,18 @@ fn is_of_the_issuer(error: &IssuanceError) -> bool {
     )
 }
 
+fn tell(error: &IssuanceError, host: &DnsName) {
+    let error = error as &dyn std::error::Error;
+    tracing::warn!(error, %host, "a private certificate takes a public one's place");
+}
+
 #[async_trait]
 impl Issuance for Fallback {
     async fn for_tunnel(&self, request: TunnelRequest<'_>) -> Result<Issued, IssuanceError> {
         match self.first.for_tunnel(request).await {
             Err(error) if is_of_the_issuer(&error) => {
                 let issued = self.for_now(self.second.for_tunnel(request).await?);
+                tell(&error, request.host);
                 // Its agent asks again when it is told to.
                 let (id, fingerprint) = (request.tunnel.id, issued.certificate.fingerprint);
                 if let Some(renew_at) = issued.certificate.renew_at {
@@ -92,6 +97,7 @@ impl Issuance for Fallback {
                     return Ok(issued);
                 }
                 let issued = self.for_now(self.second.for_edge(host, csr_pem).await?);
+                tell(&error, host);
                 let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
                 if held.len() < MAX_HELD {
                     held.insert(host.as_str().to_owned(), issued.clone());

@@ -19,10 +19,12 @@ use pki_core::crypto::aws_lc::AwsLc;
 use pki_core::{Csr, DnsName, KeyPolicy, Time};
 use sha2::{Digest as _, Sha256};
 use store::{CertificateFilter, Clock, Holder, Observer, OrderState, Page, Store};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tunnel_model::{Caller, Certificate, Command, Event, Issuer, Origin, Refusal, Rules, Timestamp, Tunnel, TunnelId};
+use tunnel_model::{
+    Caller, Certificate, Command, Event, Issuer, Origin, Refusal, Rules, Timestamp, Tunnel, TunnelId, TunnelName,
+};
 
 use crate::{Issuance, IssuanceError, Issued, TunnelRequest};
 
@@ -84,8 +86,6 @@ struct Shared {
     /// One order begins at a time: what the limits leave is counted and taken in one act.
     begins: tokio::sync::Mutex<()>,
     running: Mutex<HashMap<Key, Running>>,
-    /// Orders that talk to the authority at once.
-    places: Semaphore,
     /// Something has changed that is to be looked at.
     changed: Notify,
     stop: watch::Sender<bool>,
@@ -100,7 +100,7 @@ struct Shared {
 /// For whom an order is; one at a time.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 enum Key {
-    Tunnel(TunnelId),
+    Tunnel(TunnelId, TunnelName),
     Edge(String),
 }
 
@@ -138,8 +138,6 @@ enum Failed {
     Authority { words: String, retry_after: Duration },
 }
 
-/// Orders that talk to the authority at once; the others wait.
-const AT_ONCE: usize = 64;
 /// When whoever asked for an order that goes on is to ask again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -163,7 +161,6 @@ impl Public {
             settings,
             begins: tokio::sync::Mutex::new(()),
             running: Mutex::default(),
-            places: Semaphore::new(AT_ONCE),
             changed: Notify::new(),
             stop: watch::Sender::new(false),
             started_at,
@@ -381,7 +378,7 @@ impl IssuanceError {
 impl Key {
     fn of(holder: &Holder) -> Self {
         match holder {
-            Holder::Tunnel { id, .. } => Self::Tunnel(*id),
+            Holder::Tunnel { id, name, .. } => Self::Tunnel(*id, name.clone()),
             Holder::Edge(host) => Self::Edge(host.clone()),
         }
     }

@@ -4,13 +4,13 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use acme::{CertId, Chain, Error, Failures, Fault, Name, Remedy, RevocationReason, Wrong};
+use acme::{CertId, Chain, Error, Failures, Fault, Name, Remedy, RevocationReason, Solvers, Wrong};
 use pki_core::{Certificate, Csr, Time};
 use sha2::{Digest as _, Sha256};
 use store::{ExecuteError, Holder, IssuedCertificate, Order, OrderState, StoreError};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tunnel_model::{Caller, Command, Issuer, Origin, Timestamp};
+use tunnel_model::{Caller, Command, Issuer, Origin, Timestamp, check_signable};
 
 use super::{ASK_AGAIN, Done, Failed, Key, Progress, Running, Shared, time};
 use crate::Issued;
@@ -66,7 +66,7 @@ impl Shared {
                 Ok(chain) => return self.finish(order, chain).await,
                 Err(error) => error,
             };
-            let is_young = self.now().since(started_at) < LONGEST;
+            let is_young = self.now().since(started_at) < LONGEST && self.is_wanted(&order).await;
             match &error {
                 // An authority that has forgotten us, or the order, is asked anew, once; and so it is where it
                 // has looked while this server was not there, or has issued for the key of another agent.
@@ -142,7 +142,10 @@ impl Shared {
     /// As far as it goes at once.
     async fn step(&self, order: &mut Order) -> Result<Chain, Error> {
         let broken = |words: &str| Error::Nonsense(words.to_owned());
-        let _place = self.places.acquire().await.map_err(|_| broken("the server stops"))?;
+        let is_wanted = self.is_wanted(order).await;
+        if !is_wanted && order.url.is_none() {
+            return Err(Error::Nonsense("nobody wants this certificate any more".to_owned()));
+        }
         let account = self.client.account().await?;
         let names: Vec<Name> = order.names.iter().filter_map(|name| name.parse().ok()).collect();
         let url = match &order.url {
@@ -161,7 +164,24 @@ impl Shared {
         };
         let csr = Csr::from_der(&order.csr).map_err(|_| broken("the stored request cannot be read"))?;
         let ordered = acme::Order { url: &url, names: &names, csr: &csr, failures: order.failures };
-        account.proceed(&ordered, &self.solvers).await
+        if is_wanted {
+            account.proceed(&ordered, &self.solvers).await
+        } else {
+            // What is issued already has to be known; nothing is proved for a name that may be another's now.
+            account.proceed(&ordered, &Solvers::new()).await
+        }
+    }
+
+    /// Has its tunnel still the name that it was ordered for?
+    async fn is_wanted(&self, order: &Order) -> bool {
+        let Holder::Tunnel { id, name, .. } = &order.holder else { return true };
+        match self.store.tunnel(*id).await {
+            Ok(tunnel) => {
+                tunnel.is_some_and(|tunnel| tunnel.name == *name && check_signable(&tunnel, self.now()).is_ok())
+            }
+            // What cannot be read is looked at again when it ends.
+            Err(_) => true,
+        }
     }
 
     /// There is a certificate: it is recorded, whatever has become of its tunnel.

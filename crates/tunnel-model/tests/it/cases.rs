@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tunnel_model::{
     Caller, Certificate, Command, Event, Facts, Identity, IdentityId, Issuer, KeyId, Metadata, OrganizationId, Origin,
-    Quota, Refusal, Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Usage,
-    check_signable, decide,
+    Quota, Refusal, Rules, Scope, SecretHash, Status, Timestamp, TlsMode, Tunnel, TunnelId, TunnelName, Unavailable,
+    Usage, check_signable, decide,
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_750_000_000_000_000);
@@ -235,6 +235,21 @@ fn create_identity(of: &str) -> Command {
         display_name: None,
         description: None,
         tls_mode: TlsMode::Edge,
+    }
+}
+
+#[test]
+fn a_name_is_not_given_to_somebody_while_anothers_certificate_for_it_is_good() {
+    for (until, expected) in [
+        (Some(NOW), Err(Refusal::NameUnavailable(Unavailable::Quarantined))),
+        (Some(NOW.minus(MICRO)), Ok(1)),
+        (None, Ok(1)),
+    ] {
+        for command in [create_tunnel("my-agent"), create_identity("my-agent")] {
+            let facts = Facts { others_certificate_until: until, ..Facts::default() };
+            let decided = decide(&admin(), command, facts, &Rules::new(), NOW);
+            assert_eq!(decided.map(|events| events.len().min(1)), expected, "{until:?}");
+        }
     }
 }
 
