@@ -381,9 +381,9 @@ def stopped(world):
         expect.that("each time soon", slowest < 5, slowest)
         for tunnel, key in agents:
             signed(f"{tunnel.host}: the order went on", server, tunnel, key)
-            expect.that(
-                f"{tunnel.host}: it is the only one", len(orders(liar, tunnel.host)) == 1, orders(liar, tunnel.host)
-            )
+            # One whose answer was on its way is lost, and begun again.
+            begun = orders(liar, tunnel.host)
+            expect.that(f"{tunnel.host}: two at most, for one stop", 1 <= len(begun) <= 2, begun)
 
 
 def hooks(world):
@@ -404,7 +404,9 @@ def hooks(world):
         with world(acme_challenge="dns-01", acme_dns_hook=hook, acme_wait="10s") as (server, _):
             answer = sign(server, new_tunnel(server, "my-agent", "passthrough"), new_key())
             expect.problem(f"one that {what}", answer, 503)
-            expect.that(f"{what}: the answer says it", words in answer.json["detail"], answer)
+            expect.that(f"{what}: the log says it", words in log(server), log(server)[-2000:])
+            told = answer.json["detail"]
+            expect.that(f"{what}: the answer says whose it is", "operator" in told and words not in told, told)
             expect.that(f"{what}: in a few words", len(answer.body) < 2000 and len(log(server)) < 20_000)
     hook.write_text(f"#!/bin/sh\necho $$ >> {left}\nexec sleep 1000\n")
     hook.chmod(0o755)
