@@ -26,7 +26,7 @@ from pebble import Pebble
 from server import ZONE, Server, arguments, free_ports
 
 PUBLIC_ZONE = "tunnels.example.org"
-WITHIN = 8.0
+WITHIN = 20.0
 STATUSES = ("ok", "warn", "fail")
 
 
