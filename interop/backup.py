@@ -222,8 +222,11 @@ class Scene:
         data, pki, config = self.new_directory(), self.new_directory(), self.new("panel.json")
         settings = {"pki_dir": pki, "panel_config": config}
         (data / ".restoring").write_text(
-            json.dumps([str(data / "adit.db"), str(data / "ca"), str(data / "admin-api-key"), str(pki), str(config),
-                        str(data / "adit.db-wal"), str(data / "adit.db-shm")], separators=(",", ":"))
+            json.dumps(
+                [str(data / name) for name in ("adit.db", "ca", "admin-api-key", "acme-account.json", "edge.key")]
+                + [str(pki), str(config), str(data / "adit.db-wal"), str(data / "adit.db-shm")],
+                separators=(",", ":"),
+            )
         )
         (pki / "ca.key").write_text("half")
         (pki / "agents").mkdir()
@@ -242,7 +245,7 @@ class Scene:
             ("pki/ca.key", lambda octets: octets[:40] + b"A" + octets[41:]),
             ("ca/issuing.crt", lambda octets: octets + b"\n"),
             ("backup.json", lambda octets: octets.replace(b'"format": 1', b'"format": 2')),
-            ("backup.json", lambda octets: octets.replace(b'"schema": 3', b'"schema": 99')),
+            ("backup.json", lambda octets: octets.replace(b'"schema": 4', b'"schema": 99')),
             ("backup.json", lambda octets: octets.replace(b'"pki/ca.crt"', b'"../ca.crt"')),
             ("backup.json", lambda octets: octets[:100]),
         ]:
