@@ -182,7 +182,7 @@ class Directory:
         self._stranger = _authority("Liar's intermediate", _authority("A stranger's root"))
         key = ec.generate_private_key(ec.SECP256R1())
         own = _signed(
-            key.public_key(), "localhost", [x509.DNSName("localhost")], self._root, datetime.timedelta(days=2)
+            key.public_key(), "localhost", [x509.DNSName("localhost")], self._root, datetime.timedelta(days=7)
         )
         (self.work / "directory.crt").write_bytes(_pem(own))
         (self.work / "directory.key").write_bytes(_key_pem(key))

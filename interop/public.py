@@ -207,10 +207,12 @@ def plain_http(options, work):
             connection.close()
             return answer.status, answer.getheader("location")
 
-        way = f"https://{tunnel.host}:{server.edge_port}/a%20path?b=c"
+        way = f"https://{tunnel.host}/a%20path?b=c"
         expect.equal("the way to https", plain(tunnel.host, "/a%20path?b=c"), (308, way))
         expect.equal("with a port", plain(f"{tunnel.host}:80", "/a%20path?b=c", "POST"), (308, way))
-        expect.equal("of the zone", plain(ZONE), (308, f"https://{ZONE}:{server.edge_port}/"))
+        expect.equal("of the zone", plain(ZONE), (308, f"https://{ZONE}/"))
+        here = f"https://{tunnel.host}:{server.edge_port}/"
+        expect.equal("by the listener's own port", plain(f"{tunnel.host}:{port}"), (308, here))
         for host in (f"nobody.{ZONE}", "elsewhere.example", "127.0.0.1", f"a.b.{ZONE}"):
             expect.equal(f"nothing of {host!r}", plain(host)[0], 404)
         expect.equal("no proof is left", plain(tunnel.host, "/.well-known/acme-challenge/x")[0], 308)

@@ -167,7 +167,7 @@ def proving_by_http(world, **settings):
 def plain_http(world):
     with proving_by_http(world) as (server, port, host, path):
         close = "Connection: close\r\n\r\n"
-        way = f"location: https://{host}:{server.edge_port}".encode()
+        way = f"location: https://{host}".encode()
         proof = path.rsplit("/", 1)[1].encode() + b"."
         proofs = [
             f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{close}",

@@ -712,6 +712,25 @@ def wrong_clock(world):
         expect.that("the log asks for the clock", "is the clock right" in log(server), log(server)[-2000:])
         found = records(server, tunnel_id=tunnel.id)
         expect.that("what is issued is on record", len(found) == 1 and not found[0]["revoked_at"], found)
+    with world(acme_wait="4s") as (server, liar):
+        # What a clock that was ahead has written down is not the latest for three days.
+        zone_is_served(server)
+        server.kill9()
+        server.clock, liar.validates = "+3d", "fails"
+        server.start()
+        tunnel, key = new_tunnel(server, "my-agent", "passthrough"), new_key()
+        expect.problem("three days ahead, it fails", sign(server, tunnel, key), 503)
+        server.kill9()
+        server.clock, liar.validates = None, "never"
+        server.start()
+        for each in (key, key, new_key(), key):
+            answer = sign(server, tunnel, each)
+            expect.problem("with the right clock, it goes on", answer, 503)
+            expect.equal("as one that is not done", answer.json["type"].rpartition("/")[2], "certificate-pending")
+        expect.equal("and is ordered once", len(orders(liar, tunnel.host)), 2)
+        liar.validates = "truly"
+        expect.until("until it is done", 60, lambda: sign(server, tunnel, key).status == 200)
+        expect.equal("by one certificate", len(records(server, tunnel_id=tunnel.id)), 1)
 
 
 # --- settings -----------------------------------------------------------------

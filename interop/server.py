@@ -220,6 +220,9 @@ class Server:
         """SIGKILL: no last words."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        if self._is_group:
+            # faketime(1) has gone; the server is its child, for which nobody waits.
+            time.sleep(0.5)
 
     def stop(self):
         """SIGTERM. Returns the exit status, or None when the server had to be killed."""

@@ -346,7 +346,11 @@ async fn answer_plain(request: &Parts, app: &App, http: &Http01, https_port: u16
     if !is_known {
         return StatusCode::NOT_FOUND.into_response();
     }
-    let port = if https_port == 443 { String::new() } else { format!(":{https_port}") };
+    // Whoever came by HTTP's own port finds HTTPS at its own, whatever stands between them and these listeners.
+    let port = match authority.port_u16() {
+        None | Some(80) => String::new(),
+        Some(_) => format!(":{https_port}"),
+    };
     let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
     match HeaderValue::try_from(format!("https://{host}{port}{path}")) {
         Ok(location) => (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response(),

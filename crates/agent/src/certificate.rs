@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use sha2::{Digest as _, Sha256};
 use x509_cert::der::Decode as _;
 
 use crate::Error;
@@ -30,6 +31,8 @@ struct Current(RwLock<Option<Held>>);
 #[derive(Debug)]
 struct Held {
     certified: Arc<CertifiedKey>,
+    /// SHA-256 of the leaf, as the API writes it.
+    fingerprint: String,
     not_before: SystemTime,
     not_after: SystemTime,
     /// When it was signed by the clock that nobody sets, if this process asked for it.
@@ -70,7 +73,7 @@ impl Certificate {
         let certificate = Self { directory, current, config: Arc::new(config) };
         // A certificate that cannot be used is replaced, whatever is wrong with it.
         let stored = certificate.load(&tunnel.public_host).ok().flatten();
-        let stored = stored.map(|held| Held { told: tunnel.renew_at(), ..held });
+        let stored = stored.map(|held| Held { told: tunnel.renew_at(&held.fingerprint), ..held });
         // One that is due is as good as before until the next one is there, see `keep_fresh`.
         match stored.filter(|held| held.not_after > SystemTime::now() && tunnel.status == "active") {
             Some(held) => certificate.current.set(held),
@@ -94,7 +97,7 @@ impl Certificate {
             if asked.is_none_or(|asked| asked.elapsed() >= ASK) {
                 asked = Some(Instant::now());
                 if let Ok(found) = rest.tunnel_of(tunnel().id).await {
-                    self.current.told(found.renew_at());
+                    self.current.told(&found);
                 }
             }
             let wait = self.current.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
@@ -225,9 +228,9 @@ impl Current {
         current.as_ref().is_some_and(|held| held.told.is_some())
     }
 
-    fn told(&self, renew_at: Option<SystemTime>) {
+    fn told(&self, tunnel: &Tunnel) {
         if let Some(held) = &mut *self.0.write().unwrap_or_else(PoisonError::into_inner) {
-            held.told = renew_at;
+            held.told = tunnel.renew_at(&held.fingerprint);
         }
     }
 
@@ -277,10 +280,12 @@ fn held(chain: &str, key: &str, host: &str) -> Result<Held, Error> {
     parsed.verify_is_valid_for_subject_name(&name).map_err(|error| wrong(error.into()))?;
     let validity = x509_cert::Certificate::from_der(leaf).map_err(|error| wrong(error.into()))?;
     let validity = *validity.tbs_certificate().validity();
+    let fingerprint = base16ct::lower::encode_string(&Sha256::digest(leaf));
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| wrong(error.into()))?;
     Ok(Held {
         certified: Arc::new(certified),
+        fingerprint,
         not_before: validity.not_before.to_system_time(),
         not_after: validity.not_after.to_system_time(),
         signed: None,

@@ -47,14 +47,20 @@ pub struct Tunnel {
     /// Is an agent connected now?
     #[serde(default)]
     pub currently_connected: bool,
-    /// When its certificate is to be renewed, RFC 3339, if it has one.
+    /// SHA-256 of the certificate that the server has signed last, in lowercase hexadecimal, if there is one.
+    #[serde(default)]
+    pub cert_fingerprint_sha256: Option<String>,
+    /// When that certificate is to be renewed, RFC 3339.
     #[serde(default)]
     pub renew_after: Option<String>,
 }
 
 impl Tunnel {
-    /// When its certificate is to be renewed, if the server says so.
-    pub(crate) fn renew_at(&self) -> Option<SystemTime> {
+    /// When the certificate with this fingerprint is to be renewed, if the server says so.
+    pub(crate) fn renew_at(&self, fingerprint: &str) -> Option<SystemTime> {
+        if self.cert_fingerprint_sha256.as_deref() != Some(fingerprint) {
+            return None;
+        }
         let time: jiff::Timestamp = self.renew_after.as_ref()?.parse().ok()?;
         Some(SystemTime::from(time))
     }

@@ -82,7 +82,14 @@ impl Issuance for Fallback {
                 let (id, fingerprint) = (request.tunnel.id, issued.certificate.fingerprint);
                 if let Some(renew_at) = issued.certificate.renew_at {
                     let command = Command::SetRenewal { id, fingerprint, renew_at };
-                    self.store.execute(Caller::System, command, &self.rules, self.clock.now()).await?;
+                    let noted = self.store.execute(Caller::System, command, &self.rules, self.clock.now()).await;
+                    if let Err(error) = noted {
+                        // The certificate is on record, and as good as if it were.
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot record when a certificate is to be renewed"
+                        );
+                    }
                 }
                 Ok(issued)
             }

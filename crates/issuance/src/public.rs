@@ -365,13 +365,17 @@ impl fmt::Debug for Public {
 }
 
 impl IssuanceError {
-    /// What there is still good where the authority has not issued the next one.
+    /// What there is still good where the next one cannot be had now.
     fn instead(self, issued: Issued) -> Result<Issued, Self> {
-        let is_the_authoritys = matches!(
-            self,
-            Self::Exhausted { .. } | Self::Pending { .. } | Self::Unavailable(_) | Self::Upstream { .. }
-        );
-        if is_the_authoritys { Ok(issued) } else { Err(self) }
+        match self {
+            Self::Exhausted { .. }
+            | Self::Pending { .. }
+            | Self::Refused(Refusal::SignQuota { .. })
+            | Self::Unacceptable(_)
+            | Self::Unavailable(_)
+            | Self::Upstream { .. } => Ok(issued),
+            _ => Err(self),
+        }
     }
 }
 

@@ -44,6 +44,8 @@ impl Shared {
         let _one = self.begins.lock().await;
         let now = self.now();
         let latest = self.store.latest_order(&wanted.holder).await?;
+        // Orders follow one another, whatever a clock that was ahead has left on record.
+        let begun_at = latest.as_ref().map_or(now, |order| now.max(order.begun_at.plus(Duration::from_micros(1))));
         let (mut failures, mut failing_since) = (0, None);
         match latest {
             Some(order) if order.state == OrderState::Pending && order.names == texts(&wanted.names) => {
@@ -56,9 +58,9 @@ impl Shared {
             Some(order) if order.names == texts(&wanted.names) && self.is_ours(&order) => {
                 if let OrderState::Failed { at, cause, words, not_before } = order.state {
                     // Another key helps where the request was what the authority did not like. And who
-                    // starts the server anew has looked at what was wrong.
+                    // starts the server anew has looked at what was wrong, or has put the clock right.
                     let is_of_request = cause == REFUSED_REQUEST;
-                    let may_be_mended = is_of_request && order.key != wanted.key || at < self.started_at;
+                    let may_be_mended = is_of_request && order.key != wanted.key || at < self.started_at || now < at;
                     if let Some(until) = not_before.filter(|until| now < *until && !may_be_mended) {
                         let retry_after = until.since(now).max(Duration::from_secs(1));
                         let failed = match is_of_request {
@@ -93,7 +95,7 @@ impl Shared {
             ask,
             replaces,
             url: None,
-            begun_at: now,
+            begun_at,
             failures,
             failing_since,
             state: OrderState::Pending,
