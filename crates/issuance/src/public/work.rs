@@ -341,8 +341,12 @@ fn hex(octets: &[u8]) -> String {
 /// An error with its causes, in one line that is not too long, for whoever asks for a certificate: what
 /// is the operator's alone is in the log.
 fn in_words(error: &Error) -> String {
-    if let Error::AccountStore(_) | Error::Roots(_) | Error::Solver { .. } = error {
-        return format!("the operator of this server has to mend something ({}): its log says what", error.label());
+    match error {
+        Error::AccountStore(_) | Error::Roots(_) | Error::Solver { .. } => {
+            return format!("the operator of this server has to mend something ({}): its log says what", error.label());
+        }
+        Error::Unreachable(_) => return "the authority cannot be reached now".to_owned(),
+        _ => {}
     }
     let mut words = error.to_string();
     let mut cause = std::error::Error::source(error);
