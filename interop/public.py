@@ -418,6 +418,8 @@ def away(options, work):
         expect.problem("while it is away, it is ordered", pending, 503)
         expect.that("and the answer says when to ask", int(pending.headers["retry-after"]) <= 30, pending.headers)
         expect.equal("by the word", pending.json["type"], "urn:adit:problem:certificate-pending")
+        told = pending.json["detail"]
+        expect.that("where it is stays untold", "cannot be reached" in told and "localhost" not in told, told)
         ready = server.ready()
         expect.equal("what runs goes on", ready.status, 200)
         authority.start()
