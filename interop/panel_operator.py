@@ -199,13 +199,24 @@ class Host:
 
 
 def units(host):
-    files = sorted((ROOT / "docs" / "samples" / "systemd").iterdir())
-    expect.equal("all are known", len(files), 4)
-    for path in (pathlib.Path("/etc/systemd/system", path.name) for path in files):
-        # An instance, for a template alone cannot be started.
-        name = str(path).replace("@.", f"@{NAME}.")
+    samples, installed = ROOT / "docs" / "samples" / "systemd", pathlib.Path("/etc/systemd/system")
+    names = sorted(path.name for path in samples.iterdir() if path.suffix != ".conf")
+    expect.equal("all are known", len(names), 4)
+
+    def verified(what, name):
         done = subprocess.run(["systemd-analyze", "verify", name], capture_output=True, text=True, timeout=30)
-        expect.equal(f"systemd-analyze verify {name}", (done.returncode, done.stdout, done.stderr), (0, "", ""))
+        expect.equal(f"systemd-analyze verify {name}{what}", (done.returncode, done.stdout, done.stderr), (0, "", ""))
+
+    for name in names:
+        # An instance, for a template alone cannot be started.
+        verified("", str(installed / name.replace("@.", f"@{NAME}.")))
+    drop_in = installed / "adit.service.d" / "ports.conf"
+    drop_in.parent.mkdir()
+    try:
+        shutil.copy(samples / "ports.conf", drop_in)
+        verified(" with its ports", str(installed / "adit.service"))
+    finally:
+        shutil.rmtree(drop_in.parent)
 
 
 def rules(host):
