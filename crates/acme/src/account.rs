@@ -32,7 +32,7 @@ struct ClientInner {
     settings: Settings,
     http: Http,
     store: Arc<dyn AccountStore>,
-    account: Mutex<Option<Account>>,
+    account: Arc<Mutex<Option<Account>>>,
 }
 
 impl Client {
@@ -43,7 +43,7 @@ impl Client {
     /// [`Error::Roots`] when there is nobody to trust.
     pub fn new(settings: Settings, store: Arc<dyn AccountStore>) -> Result<Self, Error> {
         let http = Http::new(&settings.roots, &settings.user_agent, settings.limits, Arc::clone(&settings.clock))?;
-        Ok(Self(Arc::new(ClientInner { settings, http, store, account: Mutex::new(None) })))
+        Ok(Self(Arc::new(ClientInner { settings, http, store, account: Arc::default() })))
     }
 
     /// The settings.
@@ -78,13 +78,17 @@ impl Client {
     /// [`Error::TermsNotAgreed`], [`Error::ExternalAccount`], [`Error::UnknownProfile`],
     /// [`Error::AccountStore`], and those of a request.
     pub async fn account(&self) -> Result<Account, Error> {
-        let mut known = self.0.account.lock().await;
+        let mut known = Arc::clone(&self.0.account).lock_owned().await;
         if let Some(account) = &*known {
             return Ok(account.clone());
         }
-        let account = self.open().await?;
-        *known = Some(account.clone());
-        Ok(account)
+        let client = self.clone();
+        to_the_end(async move {
+            let account = client.open().await?;
+            *known = Some(account.clone());
+            Ok(account)
+        })
+        .await
     }
 
     /// Forgets the account, after [`Error::AccountGone`]: the next one is new.
@@ -93,13 +97,17 @@ impl Client {
     ///
     /// [`Error::AccountStore`].
     pub async fn forget(&self) -> Result<(), Error> {
-        let mut known = self.0.account.lock().await;
-        let mut stored = self.load().await?;
-        if stored.accounts.remove(&self.0.settings.directory).is_some() {
-            self.save(&stored).await?;
-        }
-        *known = None;
-        Ok(())
+        let mut known = Arc::clone(&self.0.account).lock_owned().await;
+        let client = self.clone();
+        to_the_end(async move {
+            let mut stored = client.load().await?;
+            if stored.accounts.remove(&client.0.settings.directory).is_some() {
+                client.save(&stored).await?;
+            }
+            *known = None;
+            Ok(())
+        })
+        .await
     }
 
     /// The URI of the account that is stored for this authority, if there is one. Asks nobody, and makes none.
@@ -205,6 +213,16 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("directory", &self.0.settings.directory).finish_non_exhaustive()
+    }
+}
+
+/// Whoever asks may leave: an account that the authority has made is stored all the same, by one at a time.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::AccountStore(std::io::Error::other(error))),
     }
 }
 
