@@ -18,9 +18,8 @@ CREATE TABLE issued (
     not_before   INTEGER,
     not_after    INTEGER NOT NULL,
     revoked_at   INTEGER,
-    PRIMARY KEY (issued_at, fingerprint),
     CHECK ((tunnel IS NULL) = (name IS NULL) AND (tunnel IS NULL) <> (host IS NULL))
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- So far all tunnels of a database were of one organization.
 INSERT INTO issued (fingerprint, serial, tunnel, name, organization, issuer, not_after, issued_at)
@@ -33,6 +32,8 @@ DROP TABLE certificates;
 DROP TABLE edge_certificates;
 ALTER TABLE issued RENAME TO certificates;
 
+-- With short entries, since each signing writes to all of them.
+CREATE INDEX certificates_in_order ON certificates (issued_at, fingerprint);
 CREATE UNIQUE INDEX certificates_by_fingerprint ON certificates (fingerprint);
 CREATE INDEX certificates_by_tunnel ON certificates (tunnel) WHERE tunnel IS NOT NULL;
 CREATE INDEX certificates_by_name ON certificates (name) WHERE name IS NOT NULL;

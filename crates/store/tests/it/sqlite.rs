@@ -158,7 +158,7 @@ fn lists_of_certificates_use_their_indexes() {
         ("(name = ? OR host = ?)", "certificates_by_name"),
         ("serial = ?", "certificates_by_serial"),
         ("fingerprint = ?", "certificates_by_fingerprint"),
-        ("(tunnel IS NULL OR organization = ?)", "PRIMARY KEY"),
+        ("(tunnel IS NULL OR organization = ?)", "certificates_in_order"),
     ] {
         assert!(source.contains(condition), "the source has no condition {condition}: change it here as well");
         let statement = format!(
